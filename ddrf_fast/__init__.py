@@ -1,0 +1,69 @@
+"""Custom kernels for dynamic convolution and dynamic degradation, and DDRF-Net built on them.
+
+    ddrf_fast.dynamic_conv(x, weight, attention)       a kernel for each sample, mixed from a bank
+    ddrf_fast.degrade(image, kernels, weights, ...)    spatially-varying blur, down-sampling and noise
+    ddrf_fast.fuse(visible, infrared)                  an infrared and a visible image, fused
+
+Names are loaded when they are first used, so `import ddrf_fast` itself costs nothing: no torch, no triton, no
+GPU.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ddrf_fast._version import __version__
+
+if TYPE_CHECKING:
+    from ddrf_fast.inference import Fuser, fuse
+    from ddrf_fast.models import DDRFNet
+    from ddrf_fast.ops import (
+        BackendUnavailableError,
+        Explanation,
+        degrade,
+        dynamic_conv,
+        explain,
+        sample_conv2d,
+        use_backend,
+    )
+
+_HOME = {
+    "BackendUnavailableError": "ddrf_fast.ops",
+    "DDRFNet": "ddrf_fast.models",
+    "Explanation": "ddrf_fast.ops",
+    "Fuser": "ddrf_fast.inference",
+    "degrade": "ddrf_fast.ops",
+    "dynamic_conv": "ddrf_fast.ops",
+    "explain": "ddrf_fast.ops",
+    "fuse": "ddrf_fast.inference",
+    "sample_conv2d": "ddrf_fast.ops",
+    "use_backend": "ddrf_fast.ops",
+}
+
+__all__ = [
+    "BackendUnavailableError",
+    "DDRFNet",
+    "Explanation",
+    "Fuser",
+    "__version__",
+    "degrade",
+    "dynamic_conv",
+    "explain",
+    "fuse",
+    "sample_conv2d",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        return importlib.import_module(f"ddrf_fast.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"ddrf_fast.{name}":
+            raise
+        raise AttributeError(f"module 'ddrf_fast' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

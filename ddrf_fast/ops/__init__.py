@@ -1,0 +1,17 @@
+"""The operations. Importing this registers them with torch, e.g. before an exported program is loaded."""
+
+from ddrf_fast.ops._backend import BackendUnavailableError, Explanation, use_backend
+from ddrf_fast.ops.degrade import degrade
+from ddrf_fast.ops.dynamic_conv import dynamic_conv
+from ddrf_fast.ops.explain import explain
+from ddrf_fast.ops.sample_conv2d import sample_conv2d
+
+__all__ = [
+    "BackendUnavailableError",
+    "Explanation",
+    "degrade",
+    "dynamic_conv",
+    "explain",
+    "sample_conv2d",
+    "use_backend",
+]

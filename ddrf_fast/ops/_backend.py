@@ -1,0 +1,191 @@
+"""Which implementation of an operation runs, why, and how to force one.
+
+    native      C++ on the CPU
+    cuda        CUDA C++ (degrade)
+    triton      Triton on CUDA devices; on the CPU in Triton's interpreter only, when asked for
+    reference   plain torch, anywhere
+
+Without a wish the dispatcher calls the compiled CPU kernels for CPU tensors, and `run_on_cuda` below, for
+CUDA tensors, takes the first of cuda, triton and reference that can run. A backend asked for by name runs or
+raises.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ddrf_fast.ops import _native
+
+BACKENDS = ("native", "cuda", "triton", "reference")
+_ORDER = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
+# The module of an operation's implementations; its gradient is `<name>_backward` beside it.
+_MODULE = {
+    "dynamic_conv": "dynamic_conv",
+    "dynamic_conv_backward": "dynamic_conv",
+    "degrade": "degrade",
+    "degrade_backward": "degrade",
+}
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend that was asked for by name cannot run; the message says why."""
+
+
+def _checked(name: str, source: str) -> str | None:
+    if name == "auto":
+        return None
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(('auto', *BACKENDS))}, got {name!r}")
+    return name
+
+
+# One for the process, not for the thread: autograd runs a backward in threads of its own.
+_forced: str | None = _checked(os.environ.get("DDRF_FAST_BACKEND", "auto"), "DDRF_FAST_BACKEND")
+
+
+class use_backend:
+    """Makes every operation run on one backend: for good when called, for a block as a context manager.
+
+    Args:
+        name: "auto", "reference", "native", "triton" or "cuda". A backend that cannot run an operation then
+            raises `BackendUnavailableError` with the reason instead of giving way to another.
+
+    Raises:
+        ValueError: `name` is none of these.
+
+    Example:
+        >>> import torch, ddrf_fast
+        >>> x, weight, attention = torch.rand(1, 2, 5, 5), torch.rand(4, 3, 2, 3, 3), torch.full((1, 4), 0.25)
+        >>> with ddrf_fast.use_backend("reference"):
+        ...     tuple(ddrf_fast.dynamic_conv(x, weight, attention, padding=1).shape)
+        (1, 3, 5, 5)
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        self._previous = _forced
+        _forced = _checked(name, "name")
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    return args[0].device.type
+
+
+def _triton_reason(op: str, args: tuple[Any, ...]) -> str | None:
+    try:
+        module = importlib.import_module(f"ddrf_fast.kernels.{_MODULE[op]}")
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    if _device(args) == "cpu":
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            return (
+                "Triton runs on CPU tensors in its interpreter only (TRITON_INTERPRET=1 before Python starts)"
+            )
+    elif _device(args) != "cuda":
+        return f"Triton kernels are for CUDA tensors, not for {_device(args)!r}"
+    return module.unsupported(op, *args)
+
+
+def unavailable(name: str, op: str, args: tuple[Any, ...]) -> str | None:
+    """Why backend `name` cannot run the raw operator `op` on these arguments; None where it can."""
+    device = _device(args)
+    if name == "reference":
+        return None
+    if name == "native":
+        if device != "cpu":
+            return f"the C++ kernels are for CPU tensors, not for {device!r}"
+        loaded, detail = _native.status()["_C"]
+        return None if loaded else detail
+    if name == "cuda":
+        if _MODULE[op] != "degrade":
+            return f"{op} has no CUDA C++ kernel; Triton runs it"
+        if device != "cuda":
+            return f"the CUDA C++ kernels are for CUDA tensors, not for {device!r}"
+        loaded, detail = _native.status()["_C_cuda"]
+        return None if loaded else detail
+    return _triton_reason(op, args)
+
+
+def _implementation(name: str, op: str) -> Callable[..., Any]:
+    """The function of a backend that is called from Python; the native one is behind the dispatcher."""
+    if name == "cuda":
+        return getattr(torch.ops.ddrf_fast_native, op).default
+    package = "reference" if name == "reference" else "kernels"
+    return getattr(importlib.import_module(f"ddrf_fast.{package}.{_MODULE[op]}"), op)
+
+
+def _choose(op: str, args: tuple[Any, ...]) -> tuple[str, dict[str, str]]:
+    """The backend for these arguments, and why those before it were passed over."""
+    if _forced is not None:
+        reason = unavailable(_forced, op, args)
+        if reason:
+            raise BackendUnavailableError(f"{op}: backend {_forced!r} was asked for, but {reason}")
+        return _forced, {}
+    refused: dict[str, str] = {}
+    for name in _ORDER.get(_device(args), ("reference",)):
+        reason = unavailable(name, op, args)
+        if reason is None:
+            return name, refused
+        refused[name] = reason
+    raise AssertionError("the reference runs everywhere")
+
+
+def run(op: str, *args: Any) -> Any:
+    """Calls the raw operator `op`, on the backend asked for if there is one."""
+    if _forced is not None:
+        name, _ = _choose(op, args)
+        # The others are reached through the dispatcher, so that tracing sees one operator.
+        if name == "reference" or (name == "triton" and _device(args) == "cpu"):
+            return _implementation(name, op)(*args)
+    return getattr(torch.ops.ddrf_fast, op).default(*args)
+
+
+def run_on_cuda(op: str, *args: Any) -> Any:
+    """The CUDA implementation of a raw operator: the best backend that can run it."""
+    name, _ = _choose(op, args)
+    return _implementation(name, op)(*args)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs an operation, and why.
+
+    Attributes:
+        op: The operation.
+        backend: What runs it.
+        asked_for: Whether that backend was asked for by name.
+        refused: The backends that come before it and cannot run, with the reason.
+    """
+
+    op: str
+    backend: str
+    asked_for: bool
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        why = "asked for by name" if self.asked_for else "the first that can run"
+        lines = [f"{self.op}: {self.backend} ({why})"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.refused.items()]
+        return "\n".join(lines)
+
+
+def explain_raw(op: str, args: tuple[Any, ...]) -> Explanation:
+    """What would run the raw operator `op` on these arguments."""
+    name, refused = _choose(op, args)
+    return Explanation(op, name, _forced is not None, refused)

@@ -1,0 +1,61 @@
+"""Checks of arguments, with messages for people: the argument, what came, what was expected."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """An int of at least `minimum`."""
+    if not _is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """An int, or two of them, as two."""
+    values = (value, value) if _is_int(value) else value
+    if not isinstance(values, Sequence) or len(values) != 2 or not all(_is_int(v) for v in values):
+        raise TypeError(f"{name} must be an int or two ints, got {value!r}")
+    if min(values) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return values[0], values[1]
+
+
+def tensor(name: str, value: Any, dimensions: Sequence[str]) -> Tensor:
+    """A tensor of a floating dtype, with as many dimensions as one of `dimensions`, e.g. "[B, N]"."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor{' or '.join(dimensions)}, got {type(value).__name__}")
+    if value.dim() not in [text.count(",") + 1 for text in dimensions]:
+        raise ValueError(f"{name} must be {' or '.join(dimensions)}, got shape {tuple(value.shape)}")
+    if value.dtype not in FLOATING:
+        names = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
+        raise TypeError(f"{name} must be one of {names}, got {str(value.dtype).removeprefix('torch.')}")
+    return value
+
+
+def like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """The same dtype and device as another argument."""
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype} "
+            "(cast it, or use torch.autocast)"
+        )
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """Exactly this shape; `meaning` spells it in symbols."""
+    if len(value.shape) != len(expected) or any(a != b for a, b in zip(value.shape, expected, strict=True)):
+        raise ValueError(f"{name} must be {meaning} = {tuple(expected)}, got shape {tuple(value.shape)}")

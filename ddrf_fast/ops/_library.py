@@ -1,0 +1,264 @@
+"""The one torch Library, and what every operation does with it.
+
+An operation is two raw operators, `x` and `x_backward`, and two autograd Functions around them. The raw
+operators have a schema, a fake, an autocast rule and a vmap rule; plain torch is registered for every device,
+and compiled kernels take precedence where they are loaded. Autograd stays outside of the operators, in
+`setup_context`-style Functions: with torch.library.register_autograd neither torch.func nor double backward
+would work.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from ddrf_fast.ops import _backend, _native
+
+_LIBRARY = torch.library.Library("ddrf_fast", "DEF")
+# Where the CUDA C++ kernels register, so that Python can choose between them and Triton.
+_NATIVE_LIBRARY = torch.library.Library("ddrf_fast_native", "DEF")
+_native.status()
+
+# The positions, among an operator's tensors, of those that have the batch as their first dimension; it is
+# told the number of dimensions of each (None for a missing one), because some may come shared or per sample.
+PerSample = Callable[[Sequence[int | None]], set[int]]
+
+
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    autocast: Callable[[Sequence[Any]], list[Any]],
+    num_tensors: int,
+    per_sample: PerSample,
+    *,
+    native_cuda: bool = False,
+) -> None:
+    """Registers one raw operator.
+
+    Args:
+        schema: As in torch.library, without the namespace.
+        reference: The plain torch implementation, for every device.
+        fake: Shapes, dtypes and strides of the outputs.
+        autocast: Casts the arguments, under autocast.
+        num_tensors: How many of its arguments are tensors, a `grad` before them not counted.
+        per_sample: Which of them have the batch as their first dimension; for torch.vmap.
+        native_cuda: Whether there is a CUDA C++ kernel.
+    """
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, functools.partial(_backend.run_on_cuda, name), "CUDA")
+    if native_cuda:
+        _NATIVE_LIBRARY.define(schema)
+    torch.library.register_fake(f"ddrf_fast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"ddrf_fast::{name}", _vmap_rule(name, num_tensors, per_sample), lib=_LIBRARY)
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        _LIBRARY.impl(name, _autocast_rule(name, key, autocast), key)
+
+
+def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def rule(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return getattr(torch.ops.ddrf_fast, name).default(*cast(args))
+
+    return rule
+
+
+def autocast_to_lower(args: Sequence[Any]) -> list[Any]:
+    """Under autocast: floating tensors but float64 in autocast's dtype, as for torch's convolutions."""
+    device = next(a for a in args if isinstance(a, Tensor)).device.type
+    if not torch.is_autocast_enabled(device):
+        return list(args)
+    return _cast(args, torch.get_autocast_dtype(device))
+
+
+def autocast_to_float32(args: Sequence[Any]) -> list[Any]:
+    """Under autocast: floating tensors but float64 in float32, as for torch's losses."""
+    device = next(a for a in args if isinstance(a, Tensor)).device.type
+    return _cast(args, torch.float32) if torch.is_autocast_enabled(device) else list(args)
+
+
+def _cast(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    def cast(a: Any) -> Any:
+        castable = isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64
+        return a.to(dtype) if castable else a
+
+    return [cast(a) for a in args]
+
+
+def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[..., Any]:
+    """The rule of a raw operator: the mapped dimension is folded into the batch.
+
+    Where that cannot be (a tensor that all samples share is itself mapped, or its gradient is asked for,
+    which then is wanted for each slice) the slices run one by one.
+    """
+    operator = getattr(torch.ops.ddrf_fast, name).default
+    backward = name.endswith("_backward")
+    first = int(backward)  # a gradient comes before the tensors, and is per sample
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        size, tensors = info.batch_size, range(first + num_tensors)
+        in_dims = [
+            d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)
+        ]  # lists have lists
+        ndims = [
+            None if args[i] is None else args[i].dim() - (in_dims[i] is not None)
+            for i in range(first, first + num_tensors)
+        ]
+        samples = per_sample(ndims)
+        folded = {i + first for i in samples} | set(range(first))
+        wanted = [bool(args[-1] >> i & 1) for i in range(num_tensors)] if backward else []
+        shared = [i for i in tensors if i not in folded]
+        if any(in_dims[i] is not None for i in shared) or any(
+            w and i not in samples for i, w in enumerate(wanted)
+        ):
+            slices = [
+                operator(*(a if d is None else a.select(d, v) for a, d in zip(args, in_dims, strict=True)))
+                for v in range(size)
+            ]
+            if backward:
+                stacked = tuple(torch.stack(s) for s in zip(*slices, strict=True))
+                return stacked, (0,) * len(stacked)
+            return torch.stack(slices), 0
+
+        def fold(a: Tensor, dim: int | None) -> Tensor:
+            a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
+            return a.flatten(0, 1)
+
+        def unfold(out: Tensor) -> Tensor:
+            return out.unflatten(0, (size, out.shape[0] // size))
+
+        out = operator(
+            *(fold(a, in_dims[i]) if i in folded and a is not None else a for i, a in enumerate(args))
+        )
+        if not backward:
+            return unfold(out), 0
+        return tuple(unfold(o) if wanted[i] else o for i, o in enumerate(out)), tuple(
+            0 if wanted[i] else None for i in range(len(out))
+        )
+
+    return rule
+
+
+def layout_of(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor [B, C, H, W] in the layout of an operation's answer to `x`; for fakes."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        batch, channels, height, width = shape
+        return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    return x.new_empty(shape)
+
+
+def fake_gradients(tensors: Sequence[Tensor | None], output_mask: int) -> tuple[Tensor, ...]:
+    """The fake of a `_backward` operator: the first gradient in its tensor's layout, others contiguous."""
+    x = tensors[0]
+    assert x is not None
+
+    def gradient(i: int, t: Tensor | None) -> Tensor:
+        if not output_mask >> i & 1:
+            return x.new_empty((0,))
+        assert t is not None
+        return layout_of(x, x.shape) if i == 0 else t.new_empty(t.shape)
+
+    return tuple(gradient(i, t) for i, t in enumerate(tensors))
+
+
+def differentiable(
+    name: str,
+    num_tensors: int,
+    reference_backward: Callable[..., tuple[Tensor, ...]],
+    backward_arguments: Callable[[Sequence[Any]], tuple[Any, ...]],
+    negative_slope: Callable[[Sequence[Any]], float | None] = lambda rest: None,
+) -> Callable[..., Tensor]:
+    """The raw operator `name` as a function that autograd and torch.func see through, to any order.
+
+    Saved for the backward are the tensors as they came, and the output where a rectifier needs its sign.
+
+    Args:
+        name: The raw operator; its gradient is `<name>_backward`.
+        num_tensors: How many of its first arguments are tensors; the rest is called `rest` here.
+        reference_backward: The gradient in plain torch, which is differentiated for double backward.
+        backward_arguments: From `rest`, what the backward operator takes between its tensors and the output
+            mask.
+        negative_slope: From `rest`, that of the (leaky) rectifier at the operator's end; None without one.
+    """
+
+    class Backward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> tuple[Tensor, ...]:
+            return _backend.run(f"{name}_backward", *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.save_for_backward(*inputs[: num_tensors + 1])
+            ctx.rest = inputs[num_tensors + 1 :]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            tensors, rest = ctx.saved_tensors, ctx.rest
+            asked = [i for i in range(num_tensors) if rest[-1] >> i & 1]
+            floating = [i for i, t in enumerate(tensors) if t is not None and t.is_floating_point()]
+
+            def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+                full = list(tensors)
+                for i, value in zip(floating, values, strict=True):
+                    full[i] = value
+                out = reference_backward(*full, *rest)
+                return tuple(out[i] for i in asked)
+
+            pullback = torch.func.vjp(gradients, *(tensors[i] for i in floating))[1]
+            found = dict(zip(floating, pullback(tuple(grads[i] for i in asked)), strict=True))
+            return *(found.get(i) for i in range(num_tensors + 1)), *(None for _ in rest)
+
+    def call_backward(*args: Any) -> tuple[Tensor, ...]:
+        # torch.compile differentiates once only, and cannot trace a Function within a Function's backward.
+        second_order = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        if second_order and not torch.compiler.is_compiling():
+            return Backward.apply(*args)
+        return _backend.run(f"{name}_backward", *args)
+
+    class Forward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Tensor:
+            return _backend.run(name, *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.rest = inputs[num_tensors:]
+            ctx.save_for_backward(*inputs[:num_tensors], None if negative_slope(ctx.rest) is None else output)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            tensors, output = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
+            slope = negative_slope(ctx.rest)
+            if slope is not None:
+                grad = torch.where(output > 0, grad, grad * slope)
+            wanted = ctx.needs_input_grad[:num_tensors]
+            mask = sum(1 << i for i, want in enumerate(wanted) if want)
+            grads = call_backward(grad, *tensors, *backward_arguments(ctx.rest), mask)
+            return *(grads[i] if want else None for i, want in enumerate(wanted)), *(None for _ in ctx.rest)
+
+    def call(*args: Any) -> Tensor:
+        if _needs_function(args[:num_tensors]):
+            return Forward.apply(*args)
+        return _backend.run(name, *args)  # a third of the Function's overhead
+
+    return call
+
+
+def _needs_function(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something may differentiate; transforms and forward mode don't show in `requires_grad`."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

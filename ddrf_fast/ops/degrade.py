@@ -1,0 +1,316 @@
+"""degrade: spatially-varying blur, down-sampling and noise in one pass.
+
+    out[b, c, y, x] = sum_{u,v} (sum_m weights[b, m, y', x'] kernels[m, u, v]) image[b, c, y' - u, x' - v] +
+    noise_std n (y', x') = (scale y + offset, scale x + offset)
+
+Eq. 1-3 of the DDRF-Net paper in the gather model: the mixed kernel belongs to the output pixel, as in Nagy
+and O'Leary (1998) and DMBSR (Laroche et al. 2023). The blur is computed at the strided sites only. The noise
+is counter-based (reference/philox.py), so it does not depend on how a batch is split, on threads or on the
+backend.
+
+Saved for the backward: the tensors as they came.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddrf_fast.ops import _checks, _library
+from ddrf_fast.reference import degrade as reference
+from ddrf_fast.reference._common import accumulation_dtype
+
+SCHEMAS = (
+    "degrade(Tensor image, Tensor kernels, Tensor weights, Tensor? noise_std, Tensor? seed, "
+    "Tensor? sample_ids, int scale, SymInt offset, SymInt[2] out_size, str padding, bool correlation, "
+    "str weights_at) -> Tensor",
+    "degrade_backward(Tensor grad, Tensor image, Tensor kernels, Tensor weights, Tensor? noise_std, "
+    "Tensor? seed, Tensor? sample_ids, int scale, SymInt offset, str padding, bool correlation, "
+    "str weights_at, int output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
+_PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
+_NUM_TENSORS = 6
+_NUM_DIFFERENTIABLE = 4
+
+
+def _fake(image: Tensor, *args: Any) -> Tensor:
+    return _library.layout_of(image, (*image.shape[:2], *args[7]))
+
+
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _library.fake_gradients(args[:_NUM_DIFFERENTIABLE], args[-1])
+
+
+def _per_sample(dims: Sequence[int | None]) -> set[int]:
+    return {0, 2, 3, 5} | ({1} if dims[1] == 4 else set())
+
+
+def _backward_arguments(rest: Sequence[Any]) -> tuple[Any, ...]:
+    scale, offset, _, padding, correlation, weights_at = rest
+    return scale, offset, padding, correlation, weights_at
+
+
+for _schema, _reference, _fake_of in (
+    (SCHEMAS[0], reference.degrade, _fake),
+    (SCHEMAS[1], reference.degrade_backward, _fake_backward),
+):
+    _library.define(
+        _schema,
+        _reference,
+        _fake_of,
+        autocast=_library.autocast_to_float32,
+        num_tensors=_NUM_TENSORS,
+        per_sample=_per_sample,
+        native_cuda=True,
+    )
+
+call = _library.differentiable("degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments)
+
+
+def _weights_at(
+    weights: Tensor, image: Tensor, num_kernels: int, out_size: tuple[int, int], grid: bool
+) -> str:
+    """Which of the four forms `weights` has."""
+    sizes, (height, width) = tuple(weights.shape[2:]), image.shape[2:]
+    if weights.shape[0] != image.shape[0] or weights.shape[1] != num_kernels:
+        raise ValueError(
+            f"weights must start with [B, M] = ({image.shape[0]}, {num_kernels}), "
+            f"got shape {tuple(weights.shape)}"
+        )
+    if grid:
+        if weights.dim() != 4 or min(sizes) < 1:
+            raise ValueError(
+                f"weights must be [B, M, gh, gw] with grid=True, got shape {tuple(weights.shape)}"
+            )
+        return "grid"
+    if weights.dim() == 2:
+        return "sample"
+    # The output's size first: it is the cheaper one to read where both are the same.
+    if sizes == out_size:
+        return "output"
+    if sizes == (height, width):
+        return "image"
+    raise ValueError(
+        f"weights must be [B, M], [B, M, {height}, {width}] (the image's size), "
+        f"[B, M, {out_size[0]}, {out_size[1]}] (the output's), or a coarse grid with "
+        f"grid=True, got shape {tuple(weights.shape)}"
+    )
+
+
+def _noise(
+    image: Tensor,
+    noise_std: float | Tensor,
+    seed: int | Tensor | None,
+    sample_ids: Tensor | None,
+    out_size: tuple[int, int],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """noise_std as [B, 1, 1, 1] or [B, 1, H', W'], the seed and the sample ids [B] as int64 tensors."""
+    batch = image.shape[0]
+    if isinstance(noise_std, Tensor):
+        _checks.like("noise_std", noise_std, "image", image)
+        if noise_std.dim() == 0:
+            noise_std = noise_std.expand(batch)
+        if noise_std.dim() == 1:
+            _checks.shape("noise_std", noise_std, (batch,), "[B]")
+            std = noise_std[:, None, None, None]
+        else:
+            _checks.shape("noise_std", noise_std, (batch, 1, *out_size), "[B] or [B, 1, H', W']")
+            std = noise_std
+        if _is_readable(std) and bool(((std < 0) | ~torch.isfinite(std)).any()):
+            raise ValueError(
+                f"noise_std must be finite and not negative, got {std.min().item():g} to {std.max().item():g}"
+            )
+    elif isinstance(noise_std, (int, float)) and not isinstance(noise_std, bool):
+        if not (math.isfinite(noise_std) and noise_std >= 0):
+            raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+        if noise_std == 0:
+            return None, None, None
+        std = image.new_full((batch, 1, 1, 1), noise_std)
+    else:
+        raise TypeError(f"noise_std must be a number or a Tensor, got {type(noise_std).__name__}")
+
+    if seed is None:
+        seed = torch.randint(2**63 - 1, (), device=image.device)
+    elif isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise TypeError(
+                f"seed must be an int or an int64 scalar tensor, got {seed.dtype} of {tuple(seed.shape)}"
+            )
+        seed = seed.to(image.device)
+    else:
+        if _checks.integer("seed", seed, 0) >= 2**63:
+            raise ValueError(f"seed must be below 2^63, got {seed}")
+        seed = torch.full((), seed, dtype=torch.int64, device=image.device)
+
+    if sample_ids is None:
+        sample_ids = torch.arange(batch, device=image.device)
+    elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
+        got = sample_ids.dtype if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+        raise TypeError(f"sample_ids must be an int64 Tensor[B], got {got}")
+    else:
+        _checks.shape("sample_ids", sample_ids, (batch,), "[B]")
+        sample_ids = sample_ids.to(image.device)
+    return std, seed, sample_ids
+
+
+def _is_readable(t: Tensor) -> bool:
+    """Whether values can be looked at for a check: on the CPU, not while tracing or under a transform."""
+    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return t.device.type == "cpu" and not tracing and type(t) in (Tensor, torch.nn.Parameter)
+
+
+def arguments(
+    image: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    *,
+    scale: int = 1,
+    offset: int = 0,
+    noise_std: float | Tensor = 0,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    padding: Padding = "reflect",
+    correlation: bool = False,
+    grid: bool = False,
+) -> tuple[Any, ...]:
+    """Checks the arguments of `degrade` and returns those of the raw operator."""
+    _checks.tensor("image", image, ["[B, C, H, W]"])
+    _checks.tensor("kernels", kernels, ["[M, k, k]", "[B, M, k, k]"])
+    _checks.tensor("weights", weights, ["[B, M]", "[B, M, H, W]"])
+    image, kernels, weights, noise_std = _library.autocast_to_float32((image, kernels, weights, noise_std))
+    scale, offset = _checks.integer("scale", scale, 1), _checks.integer("offset", offset, 0)
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+
+    batch, _, *size = image.shape
+    num_kernels, *kernel_size = kernels.shape[-3:]
+    if kernel_size[0] != kernel_size[1] or kernel_size[0] % 2 == 0 or num_kernels < 1:
+        raise ValueError(
+            f"kernels must be square, of an odd size, and at least one, got shape {tuple(kernels.shape)}"
+        )
+    if kernels.dim() == 4 and kernels.shape[0] != batch:
+        raise ValueError(
+            f"kernels [B, M, k, k] must hold a bank for each of the {batch} samples, got {kernels.shape[0]}"
+        )
+    for name, value in (("kernels", kernels), ("weights", weights)):
+        _checks.like(name, value, "image", image)
+        # NaN kernels are a common fault of generators: look where looking is cheap.
+        total_dtype = accumulation_dtype(value.dtype)
+        if _is_readable(value) and not bool(torch.isfinite(value.detach().sum(dtype=total_dtype))):
+            raise ValueError(
+                f"{name} must be finite, got {int((~torch.isfinite(value)).sum())} values that are not"
+            )
+
+    radius = kernel_size[0] // 2
+    limit = {"reflect": radius + 1, "circular": radius, "valid": kernel_size[0]}.get(padding, 1)
+    if min(size) < limit:
+        raise ValueError(
+            f"image of {size[0]}x{size[1]} is too small for padding={padding!r} with a kernel of "
+            f"{kernel_size[0]}x{kernel_size[0]}: each side must be at least {limit}"
+        )
+    if padding == "valid":
+        # The kernel fits at the sites r .. H-1-r only, and reads nothing outside.
+        size, offset, padding = [s - radius for s in size], offset + radius, "zeros"
+    if min(size) <= offset:
+        raise ValueError(f"offset must lie inside the image, got {offset} for sites up to {min(size) - 1}")
+    out_size = ((size[0] - offset + scale - 1) // scale, (size[1] - offset + scale - 1) // scale)
+
+    std, seed_tensor, ids = _noise(image, noise_std, seed, sample_ids, out_size)
+    at = _weights_at(weights, image, num_kernels, out_size, grid)
+    return (
+        image,
+        kernels,
+        weights,
+        std,
+        seed_tensor,
+        ids,
+        scale,
+        offset,
+        out_size,
+        padding,
+        bool(correlation),
+        at,
+    )
+
+
+def degrade(
+    image: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    *,
+    scale: int = 1,
+    offset: int = 0,
+    noise_std: float | Tensor = 0,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    padding: Padding = "reflect",
+    correlation: bool = False,
+    grid: bool = False,
+) -> Tensor:
+    r"""Blurs each pixel with its own mix of kernels, down-samples and adds noise, in one pass.
+
+    .. math::
+        out_{bc}(y, x) = \sum_{u,v} \Big(\sum_m w_{bm}(y', x')\, k_m(u, v)\Big)\, image_{bc}(y' - u, x' - v)
+        + \sigma\, n_{bc}(y, x), \quad (y', x') = (s y + o, s x + o)
+
+    Eq. 1-3 of the DDRF-Net paper in the gather model (Nagy and O'Leary 1998; DMBSR, Laroche et al. 2023). A
+    true convolution. Differentiable in image, kernels, weights and noise_std, to any order.
+
+    Args:
+        image (Tensor[B, C, H, W]): NCHW or channels_last; the output keeps that layout. Any range.
+        kernels (Tensor[M, k, k] or Tensor[B, M, k, k]): Basis kernels, k odd. They are not normalised.
+        weights (Tensor): How much of each kernel: [B, M] for the whole image, [B, M, H, W] per pixel of the
+            image (read at the strided sites), [B, M, H', W'] per pixel of the output, or with `grid=True` a
+            coarse [B, M, gh, gw], interpolated bilinearly over the image, corner on corner. They are not
+            normalised.
+        scale: Down-sampling factor s, at least 1.
+        offset: First site o, from 0; 0 samples the upper left pixel of each block, (s - 1) // 2 its centre.
+        noise_std (float, Tensor[B] or Tensor[B, 1, H', W']): Standard deviation of white Gaussian noise in
+            image units, so 5 / 255 for images in [0, 1]. 0 is no noise.
+        seed: From 0 to 2^63 - 1, or an int64 scalar tensor. The noise depends on the seed, the sample id, the
+            channel and the pixel only. None draws one from torch's default generator.
+        sample_ids (Tensor[B], optional): int64 identity of each sample, by default 0 .. B-1; give the
+            sample's place in the data set and its noise stays its own in any batch and on any rank.
+        padding: "reflect" (without repeating the edge), "replicate", "circular", "zeros", or "valid" (sites
+            where the kernel fits only; the first one is `offset` + k // 2).
+        correlation: Flips the kernels: cross-correlation, as in OpenCV and kornia.
+        grid: Whether `weights` is a coarse grid.
+
+    Returns:
+        Tensor[B, C, H', W'] with the image's dtype and layout; H' = ceil((H - offset) / scale).
+
+    All floating tensors are float32, float64, bfloat16 or float16 with the image's dtype; sums run in float32
+    (float64 for float64). Under torch.autocast the operation runs in float32.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, a device or a value does not fit; the message names it. NaN kernels and weights
+            are refused where they can be seen without waiting for a device: on the CPU, outside of compiled
+            code.
+
+    Example:
+        >>> import torch, ddrf_fast
+        >>> image, kernels = torch.rand(2, 3, 64, 64), torch.full((4, 5, 5), 1 / 25)
+        >>> weights = torch.softmax(torch.rand(2, 4, 3, 3), dim=1)
+        >>> ddrf_fast.degrade(image, kernels, weights, grid=True, scale=2, noise_std=5 / 255, seed=1).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    return call(
+        *arguments(
+            image,
+            kernels,
+            weights,
+            scale=scale,
+            offset=offset,
+            noise_std=noise_std,
+            seed=seed,
+            sample_ids=sample_ids,
+            padding=padding,
+            correlation=correlation,
+            grid=grid,
+        )
+    )

@@ -1,0 +1,285 @@
+"""dynamic_conv: a convolution whose kernel is mixed for each sample from a bank, by attention.
+
+    W_b = out_scale_b . in_scale_b . tap_scale_b . sum_k attention[b, k] weight[k]
+    y_b = act(conv2d(cat(x_b, code_b), W_b) + sum_k attention[b, k] bias[k])
+
+Eq. 6 of the DDRF-Net paper (without its 1/N, which belongs into the attention); CondConv (Yang et al. 2019),
+Dynamic Convolution (Chen et al. 2020), DyNet (Zhang et al. 2020), ODConv (Li et al. 2022) and StyleGAN's
+modulated convolution are special cases. The same raw operator, with attention=None, takes kernels that are
+per sample already: sample_conv2d.
+
+Saved for the backward: the tensors as they came, and y where an activation needs its sign. Mixed kernels are
+never saved.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddrf_fast.ops import _checks, _library
+from ddrf_fast.reference import dynamic_conv as reference
+
+SCHEMAS = (
+    "dynamic_conv(Tensor x, Tensor weight, Tensor? attention, Tensor? bias, Tensor? code, Tensor? in_scale, "
+    "Tensor? out_scale, Tensor? tap_scale, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+    "SymInt groups, str activation) -> Tensor",
+    "dynamic_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? attention, Tensor? bias, "
+    "Tensor? code, Tensor? in_scale, Tensor? out_scale, Tensor? tap_scale, SymInt[2] stride, "
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, int output_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+Activation = Literal["relu", "leaky_relu"]
+Size = int | Sequence[int]
+_TENSORS = ("x", "weight", "attention", "bias", "code", "in_scale", "out_scale", "tap_scale")
+_ACTIVATIONS = ("relu", "leaky_relu")
+
+
+def _fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    stride, padding, dilation = args[6:9]
+    height, width = reference.output_size(x, weight.shape[3:], stride, padding, dilation)
+    return _library.layout_of(x, (x.shape[0], weight.shape[1], height, width))
+
+
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _library.fake_gradients(args[: len(_TENSORS)], args[-1])
+
+
+def _per_sample(dims: Sequence[int | None]) -> set[int]:
+    shared = (
+        set() if dims[2] is None else {1, 3}
+    )  # the bank and its biases; without attention each sample has its own
+    return set(range(len(_TENSORS))) - shared
+
+
+def _negative_slope(rest: Sequence[Any]) -> float | None:
+    return {"none": None, "relu": 0.0, "leaky_relu": reference.LEAKY_SLOPE}[rest[-1]]
+
+
+for _schema, _reference, _fake_of in (
+    (SCHEMAS[0], reference.dynamic_conv, _fake),
+    (SCHEMAS[1], reference.dynamic_conv_backward, _fake_backward),
+):
+    _library.define(
+        _schema,
+        _reference,
+        _fake_of,
+        autocast=_library.autocast_to_lower,
+        num_tensors=len(_TENSORS),
+        per_sample=_per_sample,
+    )
+
+call = _library.differentiable(
+    "dynamic_conv",
+    len(_TENSORS),
+    reference.dynamic_conv_backward,
+    backward_arguments=lambda rest: tuple(rest[:-1]),
+    negative_slope=_negative_slope,
+)
+
+
+def convolution_geometry(
+    weight: Tensor, stride: Size, padding: Size | str, dilation: Size
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """(stride, padding, dilation) as pairs; the strings "same" and "valid" are resolved as torch does.
+
+    Raises:
+        TypeError: One of them is neither an int nor two ints.
+        ValueError: A value is out of range, or "same" cannot be: it needs stride 1 and dilation * (size - 1)
+            even.
+    """
+    strides, dilations = _checks.pair("stride", stride, 1), _checks.pair("dilation", dilation, 1)
+    if padding == "valid":
+        return strides, (0, 0), dilations
+    if padding == "same":
+        reach = [d * (k - 1) for d, k in zip(dilations, weight.shape[-2:], strict=True)]
+        if strides != (1, 1) or any(r % 2 for r in reach):
+            raise ValueError(
+                f'padding="same" needs stride 1 and an odd kernel size, got stride {strides} and '
+                f"a kernel of {tuple(weight.shape[-2:])} with dilation {dilations}"
+            )
+        return strides, (reach[0] // 2, reach[1] // 2), dilations
+    if isinstance(padding, str):
+        raise ValueError(f'padding must be an int, two ints, "same" or "valid", got {padding!r}')
+    return strides, _checks.pair("padding", padding, 0), dilations
+
+
+def check_convolution(
+    x: Tensor,
+    weight: Tensor,
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    groups: int,
+    code_channels: int,
+    activation: str | None,
+) -> None:
+    """What x, weight [*, O, I/g, kh, kw] and the options must fulfil together."""
+    _checks.integer("groups", groups, 1)
+    in_channels, (_, out_channels, per_group, *kernel) = x.shape[1], weight.shape
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"groups must divide the {in_channels} input and the {out_channels} output channels, got {groups}"
+        )
+    if code_channels and groups != 1:
+        raise ValueError(f"code needs groups=1, got groups={groups}")
+    if per_group * groups != in_channels + code_channels:
+        extra = f" and code {code_channels}" if code_channels else ""
+        raise ValueError(
+            f"weight expects {per_group * groups} input channels (shape {tuple(weight.shape)}, "
+            f"groups={groups}), but x has {in_channels}{extra}"
+        )
+    if min(out_channels, per_group, *kernel) < 1:
+        raise ValueError(
+            f"weight must have no empty dimension but the batch's, got shape {tuple(weight.shape)}"
+        )
+    if activation is not None and activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"activation must be None, {' or '.join(map(repr, _ACTIVATIONS))}, got {activation!r}"
+        )
+    height, width = reference.output_size(x, kernel, *geometry)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"the kernel {tuple(kernel)} with dilation {geometry[2]} does not fit into x of "
+            f"{tuple(x.shape[2:])} with padding {geometry[1]}"
+        )
+
+
+def arguments(
+    x: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    code: Tensor | None = None,
+    in_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    tap_scale: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Any, ...]:
+    """Checks the arguments of `dynamic_conv` and returns those of the raw operator."""
+    _checks.tensor("x", x, ["[B, I, H, W]"])
+    _checks.tensor("weight", weight, ["[N, O, I/g, kh, kw]"])
+    _checks.tensor("attention", attention, ["[B, N]", "[B, N, O]"])
+    tensors = dict(
+        zip(
+            _TENSORS,
+            _library.autocast_to_lower((x, weight, attention, bias, code, in_scale, out_scale, tap_scale)),
+            strict=True,
+        )
+    )
+    x, weight, attention = tensors["x"], tensors["weight"], tensors["attention"]
+
+    batch, in_channels = x.shape[:2]
+    num_kernels, out_channels, _, *kernel = weight.shape
+    expected: dict[str, tuple[Sequence[int], str]] = {
+        "attention": (
+            (batch, num_kernels, out_channels)[: attention.dim()],
+            ("[B, N]", "[B, N, O]")[attention.dim() - 2],
+        ),
+        "bias": ((num_kernels, out_channels), "[N, O]"),
+        "in_scale": ((batch, in_channels), "[B, I]"),
+        "out_scale": ((batch, out_channels), "[B, O]"),
+        "tap_scale": ((batch, *kernel), "[B, kh, kw]"),
+    }
+    if code is not None:
+        _checks.tensor("code", code, ["[B, D]"])
+        expected["code"] = ((batch, code.shape[1]), "[B, D]")
+    for name, (sizes, meaning) in expected.items():
+        if tensors[name] is not None:
+            _checks.shape(name, _checks.tensor(name, tensors[name], [meaning]), sizes, meaning)
+    for name in _TENSORS[1:]:
+        if tensors[name] is not None:
+            _checks.like(name, tensors[name], "x", x)
+    if num_kernels < 1:
+        raise ValueError("weight must hold at least one kernel, got N = 0")
+
+    geometry = convolution_geometry(weight, stride, padding, dilation)
+    check_convolution(x, weight, geometry, groups, 0 if code is None else code.shape[1], activation)
+    return *tensors.values(), *geometry, groups, activation or "none"
+
+
+def dynamic_conv(
+    x: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    code: Tensor | None = None,
+    in_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    tap_scale: Tensor | None = None,
+    activation: Activation | None = None,
+) -> Tensor:
+    r"""Convolves each sample with its own kernel, mixed from a bank by attention.
+
+    .. math::
+        W_b = \sum_k \pi_{bk} W_k, \quad \beta_b = \sum_k \pi_{bk} \beta_k, \quad y_b = \mathrm{act}(W_b * x_b
+        + \beta_b)
+
+    Eq. 6 of the DDRF-Net paper; CondConv (arXiv:1904.04971) and Dynamic Convolution (arXiv:1912.03458)
+    compute the same. Like torch.nn.functional.conv2d it is a correlation. Differentiable in every tensor, to
+    any order.
+
+    Args:
+        x (Tensor[B, I, H, W]): Input, in NCHW or channels_last; the output keeps that layout.
+        weight (Tensor[N, O, I/g, kh, kw]): The bank of N kernels; with `code`, of I + D input channels.
+        attention (Tensor[B, N] or Tensor[B, N, O]): Mixing weights, for each sample or for each of its output
+            channels (DyNet). Nothing is assumed of their sign or their sum.
+        bias (Tensor[N, O], optional): Biases of the bank, mixed by the same attention.
+        stride: One int or two, at least 1.
+        padding: One int or two (zeros), "same" or "valid".
+        dilation: One int or two, at least 1.
+        groups: Divides I and O.
+        code (Tensor[B, D], optional): D more input channels after x's, constant over the image and
+            zero-padded like the others (the paper's stretched degradation kernel). They are never
+            materialised. Needs groups=1.
+        in_scale (Tensor[B, I], optional): Multiplies the mixed kernel per input channel of x (ODConv,
+            StyleGAN).
+        out_scale (Tensor[B, O], optional): Multiplies the mixed kernel, not the bias, per output channel.
+        tap_scale (Tensor[B, kh, kw], optional): Multiplies the mixed kernel per tap (ODConv).
+        activation: None, "relu" or "leaky_relu" (slope 0.01), applied last.
+
+    Returns:
+        Tensor[B, O, H', W'] with x's dtype and layout; H' = floor((H + 2 padding - dilation (kh - 1) - 1) /
+        stride) + 1.
+
+    All tensors are float32, float64, bfloat16 or float16 with x's dtype; sums run in float32 (float64 for
+    float64). Under torch.autocast they are cast to its dtype.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, a device or an option does not fit; the message names it.
+
+    Example:
+        >>> import torch, ddrf_fast
+        >>> x, weight = torch.rand(2, 8, 32, 32), torch.rand(4, 16, 8, 3, 3)
+        >>> attention = torch.softmax(torch.rand(2, 4), dim=1)
+        >>> ddrf_fast.dynamic_conv(x, weight, attention, padding=1, activation="relu").shape
+        torch.Size([2, 16, 32, 32])
+    """
+    return call(
+        *arguments(
+            x,
+            weight,
+            attention,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            code=code,
+            in_scale=in_scale,
+            out_scale=out_scale,
+            tap_scale=tap_scale,
+            activation=activation,
+        )
+    )

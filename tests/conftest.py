@@ -1,0 +1,40 @@
+"""What every test shares: the real images, poisoned memory, and what is skipped where."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine; `make gpu` runs it where there is one")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real image pairs, `DDRF_FAST_DATA`."""
+    value = os.environ.get("DDRF_FAST_DATA")
+    if not value:
+        pytest.skip("DDRF_FAST_DATA is not set: no real image pairs on this machine")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.skip(f"DDRF_FAST_DATA={value} is not a folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _poison_uninitialised_memory():
+    """Fills uninitialised tensors with NaN (or the largest integer), so that reading one shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
