@@ -64,8 +64,9 @@ def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], list[Any
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def rule(*args: Any) -> Any:
+        args = tuple(cast(args))  # outside of the guard, which makes autocast look disabled
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return getattr(torch.ops.ddrf_fast, name).default(*cast(args))
+            return getattr(torch.ops.ddrf_fast, name).default(*args)
 
     return rule
 

@@ -15,7 +15,6 @@ never saved.
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ddrf_fast.ops import _checks, _library

@@ -1,0 +1,90 @@
+"""Choosing an implementation: by itself, by name, by environment."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ddrf_fast
+from ddrf_fast.ops import _native
+
+ARGUMENTS = (torch.rand(1, 2, 5, 5), torch.rand(3, 4, 2, 3, 3), torch.rand(1, 3))
+
+
+def test_the_compiled_library_is_loaded():
+    assert _native.status()["_C"] == (True, _native.find("_C").name)
+
+
+def test_the_choice_is_explained():
+    explained = ddrf_fast.explain(ddrf_fast.dynamic_conv, *ARGUMENTS)
+    assert (explained.backend, explained.asked_for, explained.refused) == ("native", False, {})
+    assert str(explained) == "dynamic_conv: native (the first that can run)"
+    with pytest.raises(
+        ValueError, match="op must be one of dynamic_conv, sample_conv2d, degrade, got 'conv'"
+    ):
+        ddrf_fast.explain("conv", *ARGUMENTS)
+
+
+def test_a_backend_is_forced_for_a_block_and_for_good():
+    with ddrf_fast.use_backend("reference"):
+        assert ddrf_fast.explain("dynamic_conv", *ARGUMENTS).backend == "reference"
+        with ddrf_fast.use_backend("auto"):
+            assert ddrf_fast.explain("dynamic_conv", *ARGUMENTS).backend == "native"
+        assert ddrf_fast.explain("dynamic_conv", *ARGUMENTS).asked_for
+    ddrf_fast.use_backend("reference")
+    assert ddrf_fast.explain("dynamic_conv", *ARGUMENTS).backend == "reference"
+    ddrf_fast.use_backend("auto")
+    assert not ddrf_fast.explain("dynamic_conv", *ARGUMENTS).asked_for
+
+
+def test_a_forced_backend_runs_the_backward_too():
+    calls = []
+    x, weight, attention = (t.clone().requires_grad_() for t in ARGUMENTS)
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    for backend, seen in (("native", True), ("reference", False)):
+        calls.clear()
+        with ddrf_fast.use_backend(backend), Record():
+            ddrf_fast.dynamic_conv(x, weight, attention).sum().backward()
+        assert ("ddrf_fast.dynamic_conv_backward.default" in calls) == seen
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_backend_that_cannot_run_says_why(backend):
+    with (
+        ddrf_fast.use_backend(backend),
+        pytest.raises(ddrf_fast.BackendUnavailableError, match=f"backend '{backend}' was asked for, but"),
+    ):
+        ddrf_fast.dynamic_conv(*ARGUMENTS)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(
+        ValueError, match="name must be one of auto, native, cuda, triton, reference, got 'fast'"
+    ):
+        ddrf_fast.use_backend("fast")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("reference", "reference (asked for by name)"), ("quick", "DDRF_FAST_BACKEND must be one of")],
+)
+def test_environment_variable(value, expected):
+    program = (
+        "import torch, ddrf_fast; "
+        "print(ddrf_fast.explain('sample_conv2d', torch.rand(1, 1, 3, 3), torch.rand(1, 1, 1, 1, 1)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DDRF_FAST_BACKEND": value},
+    )
+    assert expected in ran.stdout + ran.stderr

@@ -1,0 +1,272 @@
+"""dynamic_conv and sample_conv2d against their definition, sample by sample with F.conv2d in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_accurate
+from torch import Tensor
+
+import ddrf_fast
+from ddrf_fast.ops import _native
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def backend(request):
+    if request.param == "native" and not _native.status()["_C"][0]:
+        pytest.skip(_native.status()["_C"][1])
+    with ddrf_fast.use_backend(request.param):
+        yield request.param
+
+
+def definition(
+    x, weight, attention, bias=None, *, code=None, in_scale=None, out_scale=None, tap_scale=None, **conv
+):
+    """Eq. 6, one sample after the other."""
+    activation = conv.pop("activation", None)
+    results = []
+    for b in range(x.shape[0]):
+        mixed, beta = 0, None if bias is None else 0
+        for k in range(weight.shape[0]):
+            share = attention[b, k]  # a number, or one for each output channel
+            mixed = mixed + (share[:, None, None, None] if share.dim() else share) * weight[k]
+            beta = beta if bias is None else beta + share * bias[k]
+        sample = x[b]
+        if in_scale is not None:
+            channels = torch.ones(mixed.shape[1] * conv.get("groups", 1), dtype=x.dtype)
+            channels[: x.shape[1]] = in_scale[b]
+            per_group = channels.view(conv.get("groups", 1), -1)
+            per_output = mixed.shape[0] // conv.get("groups", 1)
+            mixed = mixed * per_group.repeat_interleave(per_output, 0)[:, :, None, None]
+        if out_scale is not None:
+            mixed = mixed * out_scale[b][:, None, None, None]
+        if tap_scale is not None:
+            mixed = mixed * tap_scale[b]
+        if code is not None:
+            sample = torch.cat((sample, code[b][:, None, None].expand(-1, *sample.shape[1:])))
+        results.append(F.conv2d(sample[None], mixed, beta, **conv))
+    y = torch.cat(results)
+    return {None: y, "relu": F.relu(y), "leaky_relu": F.leaky_relu(y, 0.01)}[activation]
+
+
+def inputs(
+    batch=2, channels=6, out=4, bank=3, kernel=(3, 3), size=(7, 8), groups=1, code=0, per_channel=False
+):
+    """Fresh random tensors of the operation, float64, by name; those that are optional are all there."""
+
+    def normal(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    named = {
+        "x": normal(batch, channels, *size),
+        "weight": normal(bank, out, (channels + code) // groups, *kernel),
+        "attention": normal(batch, bank, out) if per_channel else normal(batch, bank),
+        "bias": normal(bank, out),
+        "in_scale": normal(batch, channels),
+        "out_scale": normal(batch, out),
+        "tap_scale": normal(batch, *kernel),
+    }
+    if code:
+        named["code"] = normal(batch, code)
+    return named
+
+
+CASES = {
+    "plain": ({}, {}),
+    "padded": ({}, {"padding": 1}),
+    "per output channel": ({"per_channel": True}, {"padding": 1}),
+    "strided": ({"size": (9, 10)}, {"stride": (2, 3), "padding": (0, 2)}),
+    "dilated": ({"size": (9, 10)}, {"dilation": (2, 1), "padding": 2}),
+    "grouped": ({"groups": 2}, {"groups": 2, "padding": 1}),
+    "depthwise": ({"channels": 4, "groups": 4}, {"groups": 4, "padding": 1}),
+    "1x1": ({"kernel": (1, 1)}, {}),
+    "rectangular": ({"kernel": (3, 5)}, {"padding": (1, 2)}),
+    "even": ({"kernel": (2, 4)}, {"padding": 1}),
+    "coded": ({"code": 3}, {"padding": 1}),
+    "coded, strided": ({"code": 3, "size": (8, 7)}, {"padding": 2, "stride": 2}),
+    "one of each": ({"batch": 1, "channels": 1, "out": 1, "bank": 1, "size": (1, 1)}, {"padding": 1}),
+    "relu": ({}, {"activation": "relu"}),
+    "leaky_relu": ({}, {"activation": "leaky_relu", "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_is_its_definition(case):
+    shapes, options = CASES[case]
+    named = inputs(**shapes)
+    assert_accurate(ddrf_fast.dynamic_conv(**named, **options), definition(**named, **options))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_precision_errs_as_little_as_torch(dtype, channels_last):
+    named = {k: v.to(dtype) for k, v in inputs(channels=32, out=24, size=(12, 11), code=5).items()}
+    if channels_last:
+        named["x"] = named["x"].contiguous(memory_format=torch.channels_last)
+    y = ddrf_fast.dynamic_conv(**named, padding=1)
+    exact = definition(**{k: v.double() for k, v in named.items()}, padding=1)
+    assert_accurate(y, exact, lowprec=definition(**named, padding=1))
+    assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize(
+    "case", ["coded, strided", "per output channel", "grouped", "depthwise", "leaky_relu", "dilated"]
+)
+def test_gradients_to_second_order(case):
+    shapes, options = CASES[case]
+    named = {k: v.requires_grad_() for k, v in inputs(**shapes).items()}
+
+    def run(*tensors):
+        return ddrf_fast.dynamic_conv(**dict(zip(named, tensors, strict=True)), **options)
+
+    assert torch.autograd.gradcheck(run, tuple(named.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, tuple(named.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    "wanted", ["x", "weight", "attention", "bias", "code", "in_scale", "out_scale", "tap_scale"]
+)
+def test_each_gradient_alone(wanted):
+    named = inputs(code=2)
+    named[wanted].requires_grad_()
+    ours = torch.autograd.grad(ddrf_fast.dynamic_conv(**named, padding=1).square().sum(), named[wanted])
+    theirs = torch.autograd.grad(definition(**named, padding=1).square().sum(), named[wanted])
+    assert_accurate(ours[0], theirs[0], floor=1e-12)
+
+
+def test_sample_conv2d_is_a_convolution_for_each_sample():
+    x, weight, bias = torch.randn(3, 4, 6, 5), torch.randn(3, 6, 2, 3, 3), torch.randn(3, 6)
+    y = ddrf_fast.sample_conv2d(x, weight, bias, groups=2, padding="same", activation="relu")
+    each = [F.relu(F.conv2d(x[b : b + 1], weight[b], bias[b], groups=2, padding="same")) for b in range(3)]
+    torch.testing.assert_close(y, torch.cat(each))
+    tensors = tuple(t.double().requires_grad_() for t in (x, weight, bias))
+    run = lambda *t: ddrf_fast.sample_conv2d(*t, groups=2, padding=1)  # noqa: E731
+    assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+def test_code_is_constant_channels_that_are_never_made():
+    named = inputs(code=4)
+    del named["in_scale"]
+    code = named.pop("code")
+    stretched = torch.cat((named["x"], code[:, :, None, None].expand(-1, -1, 7, 8)), dim=1)
+    plain = ddrf_fast.dynamic_conv(**{**named, "x": stretched}, padding=2)
+    assert_accurate(ddrf_fast.dynamic_conv(**named, code=code, padding=2), plain)
+
+
+def test_padding_strings_are_those_of_torch():
+    named = inputs(kernel=(3, 5))
+    for padding in ("same", "valid"):
+        ours = ddrf_fast.dynamic_conv(**named, padding=padding, dilation=(2, 1))
+        assert_accurate(ours, definition(**named, padding=padding, dilation=(2, 1)))
+
+
+def test_empty_batch_gives_empty_output_and_zero_gradients():
+    named = {k: v.requires_grad_() for k, v in inputs(batch=0).items()}
+    y = ddrf_fast.dynamic_conv(**named, padding=1)
+    assert y.shape == (0, 4, 7, 8)
+    y.sum().backward()
+    assert not named["weight"].grad.any()
+    assert named["x"].grad.shape == (0, 6, 7, 8)
+
+
+def test_any_strides_are_taken():
+    named = inputs(batch=3)
+    expected = definition(**named, padding=1)
+    views = dict(named)
+    views["x"] = named["x"].permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
+    views["weight"] = named["weight"].flip(0).flip(0).transpose(1, 2).contiguous().transpose(1, 2)
+    views["attention"] = named["attention"].t().contiguous().t()
+    assert_accurate(ddrf_fast.dynamic_conv(**views, padding=1), expected)
+    sliced = {**named, "x": torch.cat((named["x"], named["x"]), dim=1)[:, :6]}
+    assert_accurate(ddrf_fast.dynamic_conv(**sliced, padding=1), expected)
+    shared = {**named, "attention": named["attention"][:1].expand(3, -1)}
+    assert_accurate(ddrf_fast.dynamic_conv(**shared), definition(**shared))
+
+
+def test_two_runs_give_the_same_bits():
+    named = {k: v.float().requires_grad_() for k, v in inputs(batch=3, channels=16, out=16).items()}
+
+    def run() -> list[Tensor]:
+        y = ddrf_fast.dynamic_conv(**named, padding=1)
+        return [y, *torch.autograd.grad(y.sin().sum(), list(named.values()))]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_only_the_inputs_are_saved_for_the_backward():
+    named = {k: v.requires_grad_() for k, v in inputs().items()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        ddrf_fast.dynamic_conv(**named, padding=1)
+        assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in named.values()}
+        saved.clear()
+        y = ddrf_fast.dynamic_conv(**named, padding=1, activation="relu")
+        assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in (*named.values(), y)}
+
+
+WRONG = {
+    "x must be a Tensor": ({"x": [1, 2]}, TypeError),
+    r"x must be \[B, I, H, W\], got shape \(6, 7, 8\)": ({"x": torch.rand(6, 7, 8)}, ValueError),
+    "x must be one of float32, float64, bfloat16, float16, got int64": (
+        {"x": torch.ones(2, 6, 7, 8, dtype=torch.int64)},
+        TypeError,
+    ),
+    r"weight must be \[N, O, I/g, kh, kw\], got shape": ({"weight": torch.rand(4, 6, 3, 3)}, ValueError),
+    "weight expects 5 input channels .* but x has 6": ({"weight": torch.rand(3, 4, 5, 3, 3)}, ValueError),
+    "weight must hold at least one kernel": (
+        {"weight": torch.rand(0, 4, 6, 3, 3), "attention": torch.rand(2, 0), "bias": None},
+        ValueError,
+    ),
+    "weight must have no empty dimension": (
+        {"weight": torch.rand(3, 0, 6, 3, 3), "bias": torch.rand(3, 0), "out_scale": None},
+        ValueError,
+    ),
+    r"attention must be \[B, N\] = \(2, 3\), got shape \(2, 5\)": (
+        {"attention": torch.rand(2, 5)},
+        ValueError,
+    ),
+    r"attention must be \[B, N, O\] = \(2, 3, 4\)": ({"attention": torch.rand(2, 3, 5)}, ValueError),
+    "attention must have the dtype of x": ({"attention": torch.rand(2, 3).double()}, TypeError),
+    "attention must be on the device of x, cpu, got meta": (
+        {"attention": torch.rand(2, 3, device="meta")},
+        ValueError,
+    ),
+    r"bias must be \[N, O\] = \(3, 4\), got shape \(4, 3\)": ({"bias": torch.rand(4, 3)}, ValueError),
+    r"code must be \[B, D\]": ({"code": torch.rand(2, 3, 1)}, ValueError),
+    "but x has 6 and code 3": ({"code": torch.rand(2, 3)}, ValueError),
+    r"in_scale must be \[B, I\]": ({"in_scale": torch.rand(2, 7)}, ValueError),
+    r"out_scale must be \[B, O\]": ({"out_scale": torch.rand(1, 4)}, ValueError),
+    r"tap_scale must be \[B, kh, kw\]": ({"tap_scale": torch.rand(2, 9)}, ValueError),
+    "stride must be at least 1, got 0": ({"stride": 0}, ValueError),
+    "stride must be an int or two ints, got 1.5": ({"stride": 1.5}, TypeError),
+    "dilation must be an int or two ints, got True": ({"dilation": True}, TypeError),
+    "padding must be at least 0": ({"padding": (-1, 0)}, ValueError),
+    'padding must be an int, two ints, "same" or "valid", got \'full\'': ({"padding": "full"}, ValueError),
+    'padding="same" needs stride 1': ({"padding": "same", "stride": 2}, ValueError),
+    "groups must divide the 6 input and the 4 output channels, got 4": ({"groups": 4}, ValueError),
+    "groups must be at least 1": ({"groups": 0}, ValueError),
+    "groups must be an int": ({"groups": 2.0}, TypeError),
+    "code needs groups=1": ({"code": torch.rand(2, 3), "groups": 2}, ValueError),
+    "activation must be None, 'relu' or 'leaky_relu', got 'gelu'": ({"activation": "gelu"}, ValueError),
+    "does not fit into x of": ({"x": torch.rand(2, 6, 2, 8)}, ValueError),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(message):
+    change, error = WRONG[message]
+    named = {k: v.float() for k, v in inputs().items()} | change
+    with pytest.raises(error, match=message):
+        ddrf_fast.dynamic_conv(**named)
+
+
+def test_sample_conv2d_names_wrong_arguments():
+    x = torch.rand(2, 3, 5, 5)
+    with pytest.raises(ValueError, match="weight must hold one kernel for each of the 2 samples, got 3"):
+        ddrf_fast.sample_conv2d(x, torch.rand(3, 4, 3, 3, 3))
+    with pytest.raises(ValueError, match=r"bias must be \[B, O\] = \(2, 4\)"):
+        ddrf_fast.sample_conv2d(x, torch.rand(2, 4, 3, 3, 3), torch.rand(4, 2))
+    with pytest.raises(TypeError, match="weight must be a Tensor"):
+        ddrf_fast.sample_conv2d(x, None)
