@@ -1,0 +1,363 @@
+"""Image files, colour, pairing by name, and the data sets of pairs."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ddrf_fast.data import (
+    IMAGE_SUFFIXES,
+    PairedFolder,
+    PairedImages,
+    from_float,
+    pair_folders,
+    read_image,
+    rgb_to_ycbcr,
+    to_float,
+    write_image,
+    ycbcr_to_rgb,
+)
+
+
+def ramp(shape, dtype):
+    """An image in which every value differs from its neighbours', over the type's whole range."""
+    values = np.linspace(0, np.iinfo(dtype).max, int(np.prod(shape)))
+    return values.reshape(shape).round().astype(dtype)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint8), (".tiff", np.uint16), (".bmp", np.uint8)],
+)
+def test_lossless_formats_give_back_what_was_written(tmp_path, suffix, dtype, channels):
+    image = ramp((5, 7, *channels), dtype)
+    path = (
+        tmp_path / f"ümlaut image{suffix.upper()}"
+    )  # OpenCV's own imread has trouble with such names somewhere
+    write_image(path, image)
+    actual = read_image(path)
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, image)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats_keep_the_colours(tmp_path, suffix):
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, :24] = (250, 100, 20)
+    image[:, 24:] = (10, 60, 200)
+    write_image(tmp_path / f"image{suffix}", image)
+    actual = read_image(tmp_path / f"image{suffix}").astype(int)
+    assert abs(actual - image)[:, [4, 40]].max() < 8
+
+
+def test_channels_are_rgb_and_alpha_is_dropped(tmp_path):
+    bgra = np.zeros((2, 3, 4), np.uint8)
+    bgra[..., 0], bgra[..., 1], bgra[..., 2], bgra[..., 3] = 10, 20, 30, 40
+    cv2.imwrite(str(tmp_path / "image.png"), bgra)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image.png"), np.broadcast_to([30, 20, 10], (2, 3, 3))
+    )
+
+
+def test_real_images_are_read_as_opencv_reads_them(data_dir):
+    visible = next((data_dir / "roadscene/test/vis").glob("*.jpg"))
+    np.testing.assert_array_equal(read_image(visible)[..., ::-1], cv2.imread(str(visible)))
+    infrared = next((data_dir / "msrs/test/ir").glob("*.png"))
+    assert read_image(infrared).ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "the file is empty"),
+        (b"GIF? no, plain text", "not an image, damaged"),
+        ("truncated", "not an image, damaged"),
+        ("floats", "values of type float32 are not supported"),
+        ("folder", "cannot be read"),
+    ],
+)
+def test_files_that_are_no_images_are_named_with_the_reason(tmp_path, content, message):
+    path = tmp_path / "image.tif"
+    if content == "truncated":
+        encoded = cv2.imencode(".png", ramp((40, 40), np.uint8))[1].tobytes()
+        path.write_bytes(encoded[: len(encoded) // 2])
+    elif content == "floats":
+        cv2.imwrite(str(path), np.ones((4, 4), np.float32))
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"image\.tif: {message}"):
+        read_image(path)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    (tmp_path / "occupied.png").mkdir()
+    with pytest.raises(OSError, match=r"occupied\.png: cannot be written"):
+        write_image(tmp_path / "occupied.png", ramp((4, 4), np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"nowhere/image\.png: cannot be written"):
+        write_image(tmp_path / "nowhere" / "image.png", ramp((4, 4), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["occupied.png"]
+
+
+def test_a_written_file_replaces_another_and_has_its_usual_mode(tmp_path):
+    path = tmp_path / "image.png"
+    write_image(path, ramp((4, 4), np.uint8))
+    write_image(path, ramp((5, 6), np.uint8))
+    (tmp_path / "plain").write_bytes(b"")
+    assert read_image(path).shape == (5, 6)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "error", "message"),
+    [
+        (
+            "a.png",
+            ramp((4, 4), np.uint8).astype(np.float32),
+            TypeError,
+            "uint8 or uint16, got an array of float32",
+        ),
+        ("a.png", [[1, 2]], TypeError, "got list"),
+        ("a.png", np.zeros((4, 4, 4), np.uint8), ValueError, r"got \[4, 4, 4\]"),
+        ("a.png", np.zeros((0, 4), np.uint8), ValueError, "not empty"),
+        ("a.xyz", ramp((4, 4), np.uint8), ValueError, r"a\.xyz: unknown image format"),
+        ("a.jpg", ramp((4, 4), np.uint16), ValueError, r"a\.jpg: \.jpg has no 16 bit"),
+    ],
+)
+def test_images_that_cannot_be_written_are_refused(tmp_path, name, image, error, message):
+    with pytest.raises(error, match=message):
+        write_image(tmp_path / name, image)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("floating", [np.float32, np.float64])
+def test_whole_numbers_survive_being_floats(dtype, floating):
+    values = np.arange(np.iinfo(dtype).max + 1).astype(dtype)
+    floats = to_float(values)
+    assert floats.dtype == np.float32
+    assert (floats.min(), floats.max()) == (0, 1)
+    np.testing.assert_array_equal(from_float(floats.astype(floating), dtype), values)
+
+
+def test_from_float_clips_rounds_and_refuses_nan():
+    values = np.array([-1e9, -0.4 / 255, 0.6 / 255, 254.6 / 255, 7.0, np.inf])
+    np.testing.assert_array_equal(from_float(values), [0, 0, 1, 255, 255, 255])
+    np.testing.assert_array_equal(from_float(np.ones(1, np.float16), np.uint16), [65535])
+    with pytest.raises(ValueError, match="1 values that are not a number"):
+        from_float(np.array([0.5, np.nan]))
+    with pytest.raises(TypeError, match="image must be floating, got uint8"):
+        from_float(np.zeros(3, np.uint8))
+    with pytest.raises(TypeError, match="dtype must be uint8 or uint16, got int8"):
+        from_float(np.zeros(3), np.int8)
+    with pytest.raises(TypeError, match="image must be uint8 or uint16, got int64"):
+        to_float(np.zeros(3, np.int64))
+
+
+# --- colour ------------------------------------------------------------------------------------------------
+
+
+def test_colours_come_back_exactly():
+    levels = np.append(np.arange(0, 255, 7), 255).astype(np.uint8)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, len(levels), 3)
+    ycbcr = rgb_to_ycbcr(to_float(rgb))
+    assert ycbcr.dtype == np.float32
+    assert ycbcr.min() > -1e-6
+    assert ycbcr.max() < 1 + 1e-6
+    np.testing.assert_array_equal(from_float(ycbcr_to_rgb(ycbcr)), rgb)
+
+
+def test_luminance_is_that_of_opencv():
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    luminance = rgb_to_ycbcr(to_float(rgb))[..., 0] * 255
+    assert abs(luminance - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)).max() < 0.51
+    ycrcb = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb).astype(int)
+    ours = from_float(rgb_to_ycbcr(to_float(rgb))).astype(int)
+    assert abs(ours - ycrcb[..., [0, 2, 1]]).max() <= 1
+
+
+def test_tensors_have_channels_first():
+    array = np.random.default_rng(0).random((6, 5, 3))
+    tensor = torch.from_numpy(array).permute(2, 0, 1)[None]
+    actual = rgb_to_ycbcr(tensor)
+    np.testing.assert_allclose(actual[0].permute(1, 2, 0).numpy(), rgb_to_ycbcr(array), atol=1e-15)
+    torch.testing.assert_close(ycbcr_to_rgb(actual), tensor)
+
+
+def test_colour_needs_floats_of_three_channels():
+    with pytest.raises(TypeError, match=r"image must be floating.*got uint8"):
+        rgb_to_ycbcr(np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"\[..., 3\], got \[4, 4\]"):
+        rgb_to_ycbcr(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match=r"\[..., 3, H, W\], got \[4, 4, 3\]"):
+        ycbcr_to_rgb(torch.zeros(4, 4, 3))
+
+
+# --- pairs -------------------------------------------------------------------------------------------------
+
+
+def make_folder(root, names, size=(16, 16)):
+    """Pairs in which each pixel of the visible image is unique and the infrared image is its negative."""
+    for folder in ("vis", "ir"):
+        (root / folder).mkdir(parents=True)
+    for name in names:
+        visible = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
+        write_image(root / "vis" / f"{name}.png", visible)
+        write_image(root / "ir" / f"{name}.png", 255 - visible)
+    return root
+
+
+def test_folders_are_paired_by_stem(tmp_path):
+    make_folder(tmp_path, ["b", "a"])
+    (tmp_path / "vis/a.png").rename(tmp_path / "vis/a.PNG")
+    write_image(tmp_path / "ir/lonely.png", ramp((4, 4), np.uint8))
+    write_image(tmp_path / "vis/single.jpg", ramp((4, 4), np.uint8))
+    for folder in ("vis", "ir"):
+        (tmp_path / folder / "recipe.json").write_text("{}")
+        (tmp_path / folder / "._a.png").write_bytes(b"left by an operating system")
+        (tmp_path / folder / "deeper.png").mkdir()
+    pairs, unpaired = pair_folders(tmp_path / "vis", str(tmp_path / "ir"))
+    assert [(pair.name, pair.visible.name, pair.infrared.name) for pair in pairs] == [
+        ("a", "a.PNG", "a.png"),
+        ("b", "b.png", "b.png"),
+    ]
+    assert unpaired == [tmp_path / "vis/single.jpg", tmp_path / "ir/lonely.png"]
+
+
+def test_ambiguous_and_missing_folders_are_named(tmp_path):
+    make_folder(tmp_path, ["a"])
+    write_image(tmp_path / "vis/a.bmp", ramp((4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"vis: a\.bmp and a\.png"):
+        pair_folders(tmp_path / "vis", tmp_path / "ir")
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        pair_folders(tmp_path / "nowhere", tmp_path / "ir")
+
+
+def test_every_real_pair_is_found(data_dir):
+    for folder, count in (
+        ("tno/test", 21),
+        ("tno_degraded/test", 21),
+        ("roadscene/train", 177),
+        ("gun/test", 1),
+    ):
+        pairs, unpaired = pair_folders(data_dir / folder / "vis", data_dir / folder / "ir")
+        assert len(pairs) == count
+        assert not unpaired
+
+
+def test_a_folder_is_read_as_grey_bytes(tmp_path):
+    make_folder(tmp_path, ["grey"])
+    colour = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+    write_image(tmp_path / "vis/colour.png", colour)
+    write_image(tmp_path / "ir/colour.tif", np.full((6, 7), 257 * 200, np.uint16))
+    write_image(tmp_path / "ir/lonely.png", ramp((4, 4), np.uint8))
+    with pytest.warns(UserWarning, match=r"without a partner are left out: ir/lonely\.png"):
+        folder = PairedFolder(tmp_path)
+    assert [pair.name for pair in folder] == ["colour", "grey"]
+    pair = folder[0]
+    assert pair.visible.dtype == pair.infrared.dtype == torch.uint8
+    luminance = rgb_to_ycbcr(to_float(colour))[..., 0] * 255
+    assert abs(pair.visible.numpy() - luminance).max() < 0.51
+    assert (pair.infrared == 200).all()
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path):
+    make_folder(tmp_path, [])
+    with pytest.raises(ValueError, match="no image in vis/ has the name of one in ir/"):
+        PairedFolder(tmp_path)
+    write_image(tmp_path / "vis/a.png", ramp((4, 5), np.uint8))
+    write_image(tmp_path / "ir/a.png", ramp((4, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"vis/a\.png is \[4, 5\], but .*ir/a\.png is \[4, 6\]"):
+        PairedFolder(tmp_path)
+    with pytest.raises(ValueError, match="crop_size must be positive, got 0"):
+        PairedImages(tmp_path, 0)
+    with pytest.raises(ValueError, match="at least one folder"):
+        PairedImages([], 8)
+
+
+def test_crops_are_pieces_of_both_images_at_one_place(tmp_path):
+    images = PairedImages(make_folder(tmp_path, ["a"]), 5, generator=torch.Generator().manual_seed(0))
+    whole = torch.arange(256, dtype=torch.float32).view(16, 16)
+    seen = set()
+    for _ in range(600):
+        visible, infrared = images[0]
+        assert visible.shape == infrared.shape == (1, 5, 5)
+        assert visible.dtype == torch.float32
+        torch.testing.assert_close(visible + infrared, torch.ones(1, 5, 5))
+        values = (visible[0] * 255).round()
+        flips = [dim for dim in (0, 1) if values.select(dim, 0).sum() > values.select(dim, -1).sum()]
+        values = values.flip(flips)
+        top, left = divmod(int(values[0, 0]), 16)
+        assert torch.equal(values, whole[top : top + 5, left : left + 5])
+        seen.add((top, left, tuple(flips)))
+    assert {place[0] for place in seen} == {place[1] for place in seen} == set(range(12))
+    assert {place[2] for place in seen} == {(), (0,), (1,), (0, 1)}
+
+
+def test_sides_shorter_than_the_crop_are_reflected(tmp_path):
+    images = PairedImages(
+        make_folder(tmp_path, ["a"], size=(3, 16)), 8, generator=torch.Generator().manual_seed(0)
+    )
+    for _ in range(20):
+        visible, infrared = images[0]
+        assert visible.shape == (1, 8, 8)
+        torch.testing.assert_close(visible + infrared, torch.ones(1, 8, 8))
+        rows = (visible[0] * 255).round() // 16
+        rows = rows.flip(0) if rows[0, 0] != 0 or rows[1, 0] != 1 else rows
+        assert rows[:, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+
+
+def test_whole_images_are_left_as_they_are(tmp_path):
+    images = PairedImages(
+        [make_folder(tmp_path / "one", ["a"]), make_folder(tmp_path / "two", ["a", "b"], (5, 9))]
+    )
+    assert len(images) == 3
+    assert images[0].visible.shape == (1, 16, 16)
+    assert torch.equal((images[2].visible * 255).round().long().flatten(), torch.arange(45))
+
+
+def test_crops_can_be_drawn_again(tmp_path):
+    root = make_folder(tmp_path, "abcdefgh")
+
+    def draw(workers, seed):
+        torch.manual_seed(seed)
+        loader = DataLoader(PairedImages(root, 4), batch_size=4, num_workers=workers)
+        return [torch.stack([batch.visible for batch in loader]) for _ in range(2)]
+
+    for workers in (0, 2):
+        first, again, other = draw(workers, 1), draw(workers, 1), draw(workers, 2)
+        assert torch.equal(torch.stack(first), torch.stack(again))
+        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first[0], first[1])  # the next epoch
+        assert not torch.equal(
+            first[0][0], first[0][1]
+        )  # the next batch: with two workers, the other worker's
+
+
+def test_workers_do_not_repeat_the_crops_of_a_given_generator(tmp_path):
+    images = PairedImages(make_folder(tmp_path, "ab"), 4, generator=torch.Generator().manual_seed(0))
+    first, second = (batch.visible for batch in DataLoader(images, batch_size=1, num_workers=2))
+    assert not torch.equal(first, second)
+
+
+def test_real_pairs_are_cropped(data_dir):
+    images = PairedImages(data_dir / "roadscene/test", 96, generator=torch.Generator().manual_seed(0))
+    assert len(images) == 22
+    visible, infrared = images[3]
+    assert visible.shape == infrared.shape == (1, 96, 96)
+    assert 0 <= visible.min() < visible.max() <= 1
+    assert visible.std() > 0.01
+
+
+def test_known_suffixes_are_those_that_can_be_read_and_written(tmp_path):
+    for suffix in IMAGE_SUFFIXES:
+        write_image(tmp_path / f"image{suffix}", ramp((16, 16), np.uint8))
+        assert read_image(tmp_path / f"image{suffix}").shape[:2] == (16, 16)

@@ -1,0 +1,266 @@
+"""The measures against independent code (NumPy, SciPy, scikit-image) and against published figures."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve2d
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ddrf_fast import metrics
+from ddrf_fast.metrics import evaluate
+
+# Measured with NumPy, SciPy and scikit-image (not with this package) on published fusions of three TNO pairs.
+GOLDEN = {
+    ("ifcnn", "05"): {
+        "EN": 6.480113791783973,
+        "AG": 4.224205632842437,
+        "SSIM": 0.7685475067287182,
+        "VIF": 0.6279074955388553,
+        "PSNR": 16.51041000153385,
+        "Qabf": 0.3423841325185056,
+        "MI": 2.324741888607713,
+        "SF": 10.555096481245213,
+        "SD": 22.638409058427506,
+    },
+    ("ifcnn", "12"): {
+        "EN": 6.888102379327153,
+        "AG": 4.545537677063285,
+        "SSIM": 0.7271387798175626,
+        "VIF": 0.5788011157315135,
+        "PSNR": 15.724932774024607,
+        "Qabf": 0.43195060038132566,
+        "MI": 1.8624164026919008,
+        "SF": 10.985033970187114,
+        "SD": 44.23886015681146,
+    },
+    ("densefuse", "05"): {
+        "EN": 5.917233744925562,
+        "AG": 1.979731825235247,
+        "SSIM": 0.8466897707421595,
+        "VIF": 0.551208988170144,
+        "PSNR": 17.315367440434866,
+        "Qabf": 0.2684027193434816,
+        "MI": 2.236739308064795,
+        "SF": 5.148586445504365,
+        "SD": 14.953257243466505,
+    },
+}
+
+
+@pytest.fixture
+def images():
+    """Fused, visible and infrared, uint8 Tensor[3, 2, 1, 54, 61]: smooth, alike but not equal."""
+    generator = np.random.default_rng(0)
+    common = generator.uniform(0, 255, (1, 2, 54, 61))
+    own = generator.uniform(0, 255, (3, 2, 54, 61))
+    field = 0.5 * common + 0.5 * own
+    blurred = np.stack([[cv2.GaussianBlur(image, (0, 0), 1.2) for image in batch] for batch in field])
+    stretched = (blurred - blurred.min()) / (blurred.max() - blurred.min()) * 255
+    return torch.from_numpy(stretched.round().astype(np.uint8))[:, :, None]
+
+
+def per_image(measure, *images):
+    """`measure` of NumPy arrays [H, W], for each image of a batch."""
+    return torch.tensor(np.array([measure(*(image[b, 0].numpy() for image in images)) for b in range(2)]))
+
+
+@pytest.mark.parametrize(("method", "name"), GOLDEN)
+def test_published_fusions_have_the_golden_figures(data_dir, method, name):
+    paths = (
+        data_dir / f"baselines/tno/{method}/{name}.png",
+        data_dir / f"tno/test/vis/{name}.png",
+        data_dir / f"tno/test/ir/{name}.png",
+    )
+    images = [torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in paths]
+    actual = {key: value.item() for key, value in evaluate(*images).items()}
+    assert actual == pytest.approx(GOLDEN[method, name], rel=1e-9)
+
+
+def test_entropy(images):
+    def expected(image):
+        probability = np.bincount(image.ravel(), minlength=256) / image.size
+        return -sum(p * math.log2(p) for p in probability if p)
+
+    torch.testing.assert_close(metrics.entropy(images[0]), per_image(expected, images[0]))
+    # Floats are rounded to whole values first.
+    torch.testing.assert_close(
+        metrics.entropy((images[0] + 0.3) / 255), per_image(expected, images[0]).float(), atol=1e-5, rtol=0
+    )
+    every_value = torch.arange(256, dtype=torch.uint8).repeat(4).view(32, 32)
+    assert metrics.entropy(every_value).item() == pytest.approx(8)
+
+
+def test_average_gradient(images):
+    def expected(image):
+        y, x = np.gradient(image.astype(float))
+        return np.sqrt((x**2 + y**2) / 2).mean()
+
+    torch.testing.assert_close(metrics.average_gradient(images[0]), per_image(expected, images[0]))
+
+
+def test_spatial_frequency_and_standard_deviation(images):
+    def frequency(image):
+        image = image.astype(float)
+        return math.sqrt(((np.diff(image) ** 2).sum() + (np.diff(image, axis=0) ** 2).sum()) / image.size)
+
+    torch.testing.assert_close(metrics.spatial_frequency(images[0]), per_image(frequency, images[0]))
+    torch.testing.assert_close(metrics.standard_deviation(images[0]), per_image(np.std, images[0]))
+
+
+def test_mutual_information(images):
+    def expected(a, b):
+        joint = np.histogram2d(a.ravel(), b.ravel(), bins=256, range=[[-0.5, 255.5]] * 2)[0] / a.size
+        independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+        return (joint[joint > 0] * np.log2(joint[joint > 0] / independent[joint > 0])).sum()
+
+    pairs = [per_image(expected, images[0], images[k]) for k in (1, 2)]
+    torch.testing.assert_close(metrics.mutual_information(*images), pairs[0] + pairs[1])
+    torch.testing.assert_close(metrics.mutual_information(images[0], images[0]), metrics.entropy(images[0]))
+
+
+def test_psnr(images):
+    def expected(image, reference):
+        return peak_signal_noise_ratio(reference, image)
+
+    torch.testing.assert_close(metrics.psnr(*images[:2]), per_image(expected, *images[:2]))
+    # Of two references, the errors are averaged and not the decibels.
+    decibels = [per_image(expected, images[0], images[k]) for k in (1, 2)]
+    mean = -10 * torch.log10((10 ** (-decibels[0] / 10) + 10 ** (-decibels[1] / 10)) / 2)
+    torch.testing.assert_close(metrics.psnr(*images), mean)
+    assert metrics.psnr(images[0], images[0]).tolist() == [math.inf, math.inf]
+
+
+def test_ssim(images):
+    def expected(image, reference):
+        _, similarity = structural_similarity(
+            reference,
+            image,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )
+        return similarity[5:-5, 5:-5].mean()
+
+    single = [per_image(expected, images[0], images[k]) for k in (1, 2)]
+    torch.testing.assert_close(metrics.ssim(images[0], images[1]), single[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(metrics.ssim(*images), (single[0] + single[1]) / 2, atol=1e-10, rtol=0)
+
+
+def test_vif(images):
+    functional = pytest.importorskip("torchmetrics.functional.image", reason="torchmetrics is not installed")
+    floats = images.double()
+    single = [
+        torch.stack(
+            [
+                functional.visual_information_fidelity(floats[0, b : b + 1], floats[k, b : b + 1])
+                for b in range(2)
+            ]
+        )
+        for k in (1, 2)
+    ]
+    torch.testing.assert_close(metrics.vif(images[0], images[1]), single[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(metrics.vif(*images), single[0] + single[1], atol=1e-6, rtol=0)
+
+
+def test_qabf(images):
+    def edges(image):
+        padded = np.pad(image.astype(float), 1, mode="edge")
+        x = convolve2d(padded, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], mode="valid")
+        y = convolve2d(padded, [[1, 2, 1], [0, 0, 0], [-1, -2, -1]], mode="valid")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.hypot(x, y), np.where(x == 0, np.pi / 2, np.arctan(y / x))
+
+    def expected(fused, *sources):
+        strength, angle = edges(fused)
+        kept = total = 0.0
+        for g, a in map(edges, sources):
+            with np.errstate(invalid="ignore"):
+                ratio = np.where(g == strength, 1, np.minimum(g, strength) / np.maximum(g, strength))
+            alignment = 1 - abs(a - angle) / (np.pi / 2)
+            quality = (
+                0.9994 / (1 + np.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + np.exp(-22 * (alignment - 0.8)))
+            )
+            kept, total = kept + (quality * g).sum(), total + g.sum()
+        return kept / total
+
+    torch.testing.assert_close(metrics.qabf(*images), per_image(expected, *images))
+
+
+def test_a_batch_is_measured_image_by_image(images):
+    whole = evaluate(*images)
+    for b in range(2):
+        for name, value in evaluate(*images[:, b, 0]).items():
+            torch.testing.assert_close(value, whole[name][b : b + 1])
+    empty = evaluate(*images[:, :0])
+    assert {value.shape for value in empty.values()} == {torch.Size([0])}
+
+
+def test_autocast_changes_nothing(images):
+    floats = images.float() / 255
+    expected = evaluate(*floats)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = evaluate(*floats)
+    for name, value in actual.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_float32_is_precise_enough_to_print(images):
+    expected = evaluate(*images)
+    for name, value in evaluate(*images.float() / 255).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), expected[name], rtol=2e-4, atol=0)
+
+
+def test_half_precision_images_are_computed_in_float32(images):
+    halves = (images.float() / 255).to(torch.float16)
+    expected = evaluate(*halves.float())
+    for name, value in evaluate(*halves).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_images_without_structure():
+    flat = torch.full((1, 1, 41, 41), 0.5)
+    scores = {name: value.item() for name, value in evaluate(flat, flat, flat).items()}
+    perfect = {"SSIM": 1, "VIF": 2, "PSNR": math.inf, "Qabf": 1}
+    assert scores == {"EN": 0, "AG": 0, "MI": 0, "SF": 0, "SD": 0} | perfect
+
+
+def test_losses_can_be_made_of_ssim(images):
+    fused, visible, _ = (images[:, :, :, :14, :14].double() / 255).contiguous()
+    fused.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: metrics.ssim(x, visible), fused, eps=1e-5, atol=1e-6, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda f, v, i: (f * 255, v, i), ValueError, r"fused must be in \[0, 1\].*got values from"),
+        (
+            lambda f, v, i: (f, (v * 65535).int(), i),
+            ValueError,
+            r"visible must be in \[0, 255\] for torch.int32",
+        ),
+        (lambda f, v, i: (f, v, i * math.nan), ValueError, r"infrared must be in \[0, 1\].*nan"),
+        (lambda f, v, i: (f, v, i[..., :42]), ValueError, r"infrared must have the shape of fused"),
+        (
+            lambda f, v, i: (f.expand(1, 3, 48, 48), v, i),
+            ValueError,
+            r"fused .*luminance.*got \[1, 3, 48, 48\]",
+        ),
+        (lambda f, v, i: (f[..., :40], v[..., :40], i[..., :40]), ValueError, "at least 41x41 pixels"),
+        (lambda f, v, i: (f, v.numpy(), i), TypeError, "visible must be a tensor, got ndarray"),
+        (lambda f, v, i: (f > 0.5, v, i), TypeError, "fused must be floating or uint8, got torch.bool"),
+    ],
+)
+def test_wrong_images_are_named(change, error, message):
+    images = torch.rand(3, 1, 1, 48, 48)
+    with pytest.raises(error, match=message):
+        evaluate(*change(*images))
