@@ -258,8 +258,9 @@ def differentiable(
 
 def _needs_function(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something may differentiate; transforms and forward mode don't show in `requires_grad`."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return True
-    if forward_ad._current_level >= 0:
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return True
+    # Also when compiling: Dynamo cannot trace a Function that nothing differentiates (torch 2.13).
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -54,7 +54,9 @@ def _per_sample(dims: Sequence[int | None]) -> set[int]:
 
 
 def _negative_slope(rest: Sequence[Any]) -> float | None:
-    return {"none": None, "relu": 0.0, "leaky_relu": reference.LEAKY_SLOPE}[rest[-1]]
+    # reference.LEAKY_SLOPE as a literal: with dynamic=True torch.compile makes another module's float an
+    # input of the graph, and the graph of a Function's backward cannot take it.
+    return {"none": None, "relu": 0.0, "leaky_relu": 0.01}[rest[-1]]
 
 
 for _schema, _reference, _fake_of in (

@@ -1,0 +1,75 @@
+// Which instruction set the hot kernels run with.
+//
+// The library is built for every x86-64 processor; a hot kernel is a header that several .cpp
+// files compile, each for one instruction set:
+//
+//   #include <standard and torch headers>       // before the pragma: shared inline functions must
+//   DDRF_TARGET_AVX2                            // not be compiled for one set and linked for all
+//   #define DDRF_CAPABILITY avx2                // the namespace of this set's kernels
+//   #define DDRF_VECTOR_BYTES 32
+//   #include "the_kernel.h"
+//
+// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512), read once, asks for
+// a lower set than the best one, for tests and for measurements.
+#pragma once
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define DDRF_X86_CAPABILITIES 1
+#define DDRF_TARGET_AVX2 _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define DDRF_TARGET_AVX512 \
+  _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl\")")
+#else
+#define DDRF_X86_CAPABILITIES 0
+#endif
+
+namespace ddrf_fast {
+
+enum class Capability { kDefault, kAvx2, kAvx512 };
+
+inline Capability best_capability() {
+#if DDRF_X86_CAPABILITIES
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      return Capability::kAvx512;
+    }
+    return Capability::kAvx2;
+  }
+#endif
+  return Capability::kDefault;
+}
+
+inline Capability choose_capability() {
+  const Capability best = best_capability();
+  const char* variable = std::getenv("DDRF_FAST_CPU_CAPABILITY");
+  if (variable == nullptr || *variable == '\0') return best;
+  const std::string asked = variable;
+  Capability chosen;
+  if (asked == "default") {
+    chosen = Capability::kDefault;
+  } else if (asked == "avx2") {
+    chosen = Capability::kAvx2;
+  } else if (asked == "avx512") {
+    chosen = Capability::kAvx512;
+  } else {
+    throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: expected default, avx2 or avx512, got '" +
+                             asked + "'");
+  }
+  if (chosen > best) {
+    throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: this processor or this build has no '" +
+                             asked + "'");
+  }
+  return chosen;
+}
+
+inline Capability cpu_capability() {
+  static const Capability capability = choose_capability();
+  return capability;
+}
+
+}  // namespace ddrf_fast

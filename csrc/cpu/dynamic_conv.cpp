@@ -1,0 +1,247 @@
+// The raw operators ddrf_fast::dynamic_conv and ddrf_fast::dynamic_conv_backward on the CPU:
+// checks, outputs, and the choice of dtype and instruction set.
+#include "cpu/dynamic_conv.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/capability.h"
+#include "common/checks.h"
+#include "common/dtype.h"
+
+namespace ddrf_fast {
+namespace {
+
+// The operators' tensors as they come; the dense ones become contiguous before use.
+struct Arguments {
+  Tensor x, weight;
+  std::optional<Tensor> attention, bias, code, in_scale, out_scale, tap_scale;
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups;
+};
+
+void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
+  // The bound keeps every position within 64 bits.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(pair.size() == 2, name, ": expected two numbers, got ", pair.size());
+  for (int64_t value : pair) {
+    STD_TORCH_CHECK(value >= least && value <= kMost, name, ": expected numbers from ", least,
+                    " to ", kMost, ", got ", shape_text(pair));
+  }
+}
+
+void check_optional(const char* name, const std::optional<Tensor>& tensor,
+                    const std::vector<int64_t>& shape, const Tensor& like) {
+  if (tensor) check_tensor(name, *tensor, shape, like);
+}
+
+DynamicConvShape checked_shape(const Arguments& a) {
+  check_dim("x", a.x, 4);
+  check_dim("weight", a.weight, 5);
+  check_pair("stride", a.stride, 1);
+  check_pair("padding", a.padding, 0);
+  check_pair("dilation", a.dilation, 1);
+  STD_TORCH_CHECK(a.groups >= 1, "groups: expected at least 1, got ", a.groups);
+
+  DynamicConvShape shape{};
+  shape.batch = a.x.size(0);
+  shape.in_channels = a.x.size(1);
+  shape.out_channels = a.weight.size(1);
+  shape.groups = a.groups;
+  shape.has_attention = a.attention.has_value();
+  shape.bank = shape.has_attention ? a.weight.size(0) : 1;
+  if (a.code) {
+    check_dim("code", *a.code, 2);
+    shape.code_channels = a.code->size(1);
+    STD_TORCH_CHECK(a.groups == 1, "code: needs groups == 1, got groups ", a.groups);
+  }
+  STD_TORCH_CHECK(shape.in_channels % a.groups == 0 && shape.out_channels % a.groups == 0,
+                  "groups: ", a.groups, " does not divide the channels ", shape.in_channels,
+                  " of x and ", shape.out_channels, " of weight");
+  for (int axis = 0; axis < 2; ++axis) {
+    shape.in_size[axis] = a.x.size(2 + axis);
+    shape.kernel[axis] = a.weight.size(3 + axis);
+    shape.stride[axis] = a.stride[axis];
+    shape.padding[axis] = a.padding[axis];
+    shape.dilation[axis] = a.dilation[axis];
+    const int64_t padded = shape.in_size[axis] + 2 * shape.padding[axis];
+    const int64_t reach = shape.dilation[axis] * (shape.kernel[axis] - 1) + 1;
+    STD_TORCH_CHECK(shape.kernel[axis] >= 1 && reach <= padded, "weight: a kernel of ",
+                    shape.kernel[axis], " (", reach,
+                    " with dilation) does not fit the padded size ", padded, " of x");
+    shape.out_size[axis] = (padded - reach) / shape.stride[axis] + 1;
+  }
+
+  const int64_t batch = shape.batch, out = shape.out_channels;
+  const int64_t own = shape.has_attention ? shape.bank : batch;
+  check_tensor(
+      "weight", a.weight,
+      {own, out, shape.in_per_group() + shape.code_channels, shape.kernel[0], shape.kernel[1]},
+      a.x);
+  check_tensor("x", a.x, {batch, shape.in_channels, shape.in_size[0], shape.in_size[1]}, a.x);
+  if (a.attention) {
+    shape.attention_per_channel = a.attention->dim() == 3;
+    std::vector<int64_t> expected{batch, shape.bank};
+    if (shape.attention_per_channel) expected.push_back(out);
+    check_tensor("attention", *a.attention, expected, a.x);
+  }
+  check_optional("bias", a.bias, {own, out}, a.x);
+  check_optional("code", a.code, {batch, shape.code_channels}, a.x);
+  check_optional("in_scale", a.in_scale, {batch, shape.in_channels}, a.x);
+  check_optional("out_scale", a.out_scale, {batch, out}, a.x);
+  check_optional("tap_scale", a.tap_scale, {batch, shape.kernel[0], shape.kernel[1]}, a.x);
+  return shape;
+}
+
+void make_contiguous(Arguments& a) {
+  a.weight = as_contiguous(a.weight);
+  for (auto* tensor : {&a.attention, &a.bias, &a.code, &a.in_scale, &a.out_scale, &a.tap_scale}) {
+    *tensor = as_contiguous(*tensor);
+  }
+}
+
+template <class Scalar>
+const Scalar* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<Scalar>() : nullptr;
+}
+
+template <class Scalar>
+Image<const Scalar> const_image(const Tensor& tensor) {
+  return {tensor.const_data_ptr<Scalar>(),
+          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+}
+
+template <class Scalar>
+Image<Scalar> mutable_image(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr<Scalar>(),
+          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+}
+
+template <class Scalar>
+DynamicConvOperands<Scalar> operands_of(const Arguments& a) {
+  return {const_image<Scalar>(a.x),          a.weight.const_data_ptr<Scalar>(),
+          data_or_null<Scalar>(a.attention), data_or_null<Scalar>(a.bias),
+          data_or_null<Scalar>(a.code),      data_or_null<Scalar>(a.in_scale),
+          data_or_null<Scalar>(a.out_scale), data_or_null<Scalar>(a.tap_scale)};
+}
+
+// Calls the function of the instruction set in use.
+#if DDRF_X86_CAPABILITIES
+#define DDRF_CALL(FUNCTION, ...)              \
+  switch (cpu_capability()) {                 \
+    case Capability::kAvx512:                 \
+      return avx512::FUNCTION(__VA_ARGS__);   \
+    case Capability::kAvx2:                   \
+      return avx2::FUNCTION(__VA_ARGS__);     \
+    default:                                  \
+      return baseline::FUNCTION(__VA_ARGS__); \
+  }
+#else
+#define DDRF_CALL(FUNCTION, ...) return baseline::FUNCTION(__VA_ARGS__);
+#endif
+
+template <class Scalar>
+void call_forward(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
+                  Activation activation, const Image<Scalar>& y) {
+  DDRF_CALL(dynamic_conv<Scalar>, shape, operands, activation, y)
+}
+
+template <class Scalar>
+void call_backward(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
+                   const Image<const Scalar>& grad, const DynamicConvGradients<Scalar>& gradients){
+    DDRF_CALL(dynamic_conv_backward<Scalar>, shape, operands, grad, gradients)}
+#undef DDRF_CALL
+
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "leaky_relu") return Activation::kLeakyRelu;
+  STD_TORCH_CHECK(name == "none", "activation: expected none, relu or leaky_relu, got ", name);
+  return Activation::kNone;
+}
+
+Tensor dynamic_conv_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention,
+                        std::optional<Tensor> bias, std::optional<Tensor> code,
+                        std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
+                        std::optional<Tensor> tap_scale, std::vector<int64_t> stride,
+                        std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+                        std::string activation) {
+  Arguments a{x,         weight,    attention, bias,    code,     in_scale,
+              out_scale, tap_scale, stride,    padding, dilation, groups};
+  const DynamicConvShape shape = checked_shape(a);
+  const Activation act = activation_of(activation);
+  make_contiguous(a);
+  Tensor y =
+      empty_tensor(x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
+                   is_channels_last(x));
+  DDRF_DISPATCH_FLOATING(x.scalar_type(), "dynamic_conv", ([&] {
+                           call_forward<scalar_t>(shape, operands_of<scalar_t>(a), act,
+                                                  mutable_image<scalar_t>(y));
+                         }));
+  return y;
+}
+
+using EightTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
+                                       std::optional<Tensor> attention, std::optional<Tensor> bias,
+                                       std::optional<Tensor> code, std::optional<Tensor> in_scale,
+                                       std::optional<Tensor> out_scale,
+                                       std::optional<Tensor> tap_scale, std::vector<int64_t> stride,
+                                       std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                       int64_t groups, int64_t output_mask) {
+  Arguments a{x,         weight,    attention, bias,    code,     in_scale,
+              out_scale, tap_scale, stride,    padding, dilation, groups};
+  const DynamicConvShape shape = checked_shape(a);
+  check_tensor("grad", grad,
+               {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]}, x);
+  make_contiguous(a);
+
+  const std::array<std::optional<Tensor>, 8> inputs{x,      a.weight,   a.attention, a.bias,
+                                                    a.code, a.in_scale, a.out_scale, a.tap_scale};
+  std::array<Tensor, 8> grads;
+  const auto asked = [&](int i) { return (output_mask >> i & 1) != 0; };
+  for (int i = 0; i < 8; ++i) {
+    if (!asked(i)) {
+      grads[i] = empty_tensor(x, {0});
+      continue;
+    }
+    STD_TORCH_CHECK(inputs[i].has_value(), "output_mask: bit ", i,
+                    " asks for the gradient of an argument that is None");
+    const auto sizes = inputs[i]->sizes();
+    grads[i] = empty_tensor(x, {sizes.begin(), sizes.end()}, i == 0 && is_channels_last(x));
+  }
+  DDRF_DISPATCH_FLOATING(x.scalar_type(), "dynamic_conv_backward", ([&] {
+                           const auto data = [&](int i) {
+                             return asked(i) ? grads[i].mutable_data_ptr<scalar_t>() : nullptr;
+                           };
+                           DynamicConvGradients<scalar_t> gradients{};
+                           if (asked(0)) gradients.x = mutable_image<scalar_t>(grads[0]);
+                           gradients.weight = data(1);
+                           gradients.attention = data(2);
+                           gradients.bias = data(3);
+                           gradients.code = data(4);
+                           gradients.in_scale = data(5);
+                           gradients.out_scale = data(6);
+                           gradients.tap_scale = data(7);
+                           call_backward<scalar_t>(shape, operands_of<scalar_t>(a),
+                                                   const_image<scalar_t>(grad), gradients);
+                         }));
+  return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6], grads[7]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ddrf_fast, CPU, m) {
+  m.impl("dynamic_conv", TORCH_BOX(&dynamic_conv_cpu));
+  m.impl("dynamic_conv_backward", TORCH_BOX(&dynamic_conv_backward_cpu));
+}
+
+}  // namespace ddrf_fast

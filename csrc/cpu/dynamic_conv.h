@@ -1,0 +1,73 @@
+// dynamic_conv for the CPU: what the kernels of all instruction sets are given. Free of torch.
+//
+//   W_b[o,i,u,v] = out_scale[b,o] in_scale[b,i] tap_scale[b,u,v] sum_k attention[b,k(,o)]
+//   weight[k,o,i,u,v] y_b = act(conv2d(cat(x_b, code_b), W_b) + sum_k attention[b,k(,o)] bias[k,o])
+#pragma once
+
+#include <cstdint>
+
+namespace ddrf_fast {
+
+enum class Activation { kNone, kRelu, kLeakyRelu };
+
+// Index 0 of a pair is the vertical axis, 1 the horizontal one.
+struct DynamicConvShape {
+  int64_t batch, in_channels, out_channels, groups;
+  int64_t code_channels;  // constant channels after x's; only with one group
+  int64_t bank;           // kernels in the bank; 1 where each sample has its own
+  bool has_attention;     // false: `weight` and `bias` are indexed by the sample
+  bool attention_per_channel;
+  int64_t in_size[2], out_size[2], kernel[2], stride[2], padding[2], dilation[2];
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t in_per_group() const { return in_channels / groups; }
+  int64_t out_per_group() const { return out_channels / groups; }
+  // Elements of one output channel's kernel: x's channels of its group, then the code's.
+  int64_t row_size() const { return (in_per_group() + code_channels) * taps(); }
+};
+
+// A [B, C, H, W] tensor of any layout; strides in elements.
+template <class Scalar>
+struct Image {
+  Scalar* data;
+  int64_t stride[4];
+};
+
+// Contiguous but for x; absent ones are null.
+template <class Scalar>
+struct DynamicConvOperands {
+  Image<const Scalar> x;
+  const Scalar* weight;     // [N, O, I', kh, kw], or [B, ...] without attention
+  const Scalar* attention;  // [B, N] or [B, N, O]
+  const Scalar* bias;       // [N, O], or [B, O] without attention
+  const Scalar* code;       // [B, D]
+  const Scalar* in_scale;   // [B, I]
+  const Scalar* out_scale;  // [B, O]
+  const Scalar* tap_scale;  // [B, kh, kw]
+};
+
+// Of the operands' shapes; null where not asked for.
+template <class Scalar>
+struct DynamicConvGradients {
+  Image<Scalar> x;
+  Scalar *weight, *attention, *bias, *code, *in_scale, *out_scale, *tap_scale;
+};
+
+// The same two functions for every instruction set; each is compiled in a file of its own.
+#define DDRF_DECLARE_DYNAMIC_CONV(CAPABILITY)                                                   \
+  namespace CAPABILITY {                                                                        \
+  template <class Scalar>                                                                       \
+  void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands, \
+                    Activation activation, const Image<Scalar>& y);                             \
+  template <class Scalar>                                                                       \
+  void dynamic_conv_backward(const DynamicConvShape& shape,                                     \
+                             const DynamicConvOperands<Scalar>& operands,                       \
+                             const Image<const Scalar>& grad,                                   \
+                             const DynamicConvGradients<Scalar>& gradients);                    \
+  }
+DDRF_DECLARE_DYNAMIC_CONV(baseline)
+DDRF_DECLARE_DYNAMIC_CONV(avx2)
+DDRF_DECLARE_DYNAMIC_CONV(avx512)
+#undef DDRF_DECLARE_DYNAMIC_CONV
+
+}  // namespace ddrf_fast

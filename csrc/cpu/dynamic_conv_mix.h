@@ -1,0 +1,306 @@
+// Mixing each sample's kernel from the bank, and taking its gradient back to the bank, the
+// attention, the scales and the code.
+//
+// A row is the kernel of one output channel of one sample: [I / groups + D][taps].
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cpu/dynamic_conv_scratch.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+template <class Scalar>
+class Mixer {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  Mixer(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands)
+      : shape_(shape), operands_(operands) {}
+
+  Acc attention(int64_t b, int64_t k, int64_t o) const {
+    if (!shape_.has_attention) return Acc(1);
+    return load_as_accumulate(operands_.attention + attention_index(b, k, o));
+  }
+
+  int64_t attention_index(int64_t b, int64_t k, int64_t o) const {
+    const int64_t entry = b * shape_.bank + k;
+    return shape_.attention_per_channel ? entry * shape_.out_channels + o : entry;
+  }
+
+  // Where kernel k of output channel o lies in [N][O] (without attention: [B][O]).
+  int64_t bank_index(int64_t b, int64_t k, int64_t o) const {
+    return (shape_.has_attention ? k : b) * shape_.out_channels + o;
+  }
+
+  // sum_k attention[b,k(,o)] weight[k,o], before the scales.
+  void mix(int64_t b, int64_t o, Acc* row) const {
+    std::fill_n(row, shape_.row_size(), Acc(0));
+    for (int64_t k = 0; k < shape_.bank; ++k) {
+      add_scaled_row(row, attention(b, k, o),
+                     operands_.weight + bank_index(b, k, o) * shape_.row_size(), shape_.row_size());
+    }
+  }
+
+  Acc mix_bias(int64_t b, int64_t o) const {
+    if (operands_.bias == nullptr) return Acc(0);
+    Acc sum(0);
+    for (int64_t k = 0; k < shape_.bank; ++k) {
+      sum += attention(b, k, o) * load_as_accumulate(operands_.bias + bank_index(b, k, o));
+    }
+    return sum;
+  }
+
+  Acc out_scale(int64_t b, int64_t o) const {
+    return scale(operands_.out_scale, b * shape_.out_channels + o);
+  }
+
+  // Of channel c in the row of output channel o; one for code channels.
+  Acc in_scale(int64_t b, int64_t o, int64_t c) const {
+    if (c >= shape_.in_per_group()) return Acc(1);
+    const int64_t group = o / shape_.out_per_group();
+    return scale(operands_.in_scale, b * shape_.in_channels + group * shape_.in_per_group() + c);
+  }
+
+  Acc tap_scale(int64_t b, int64_t tap) const {
+    return scale(operands_.tap_scale, b * shape_.taps() + tap);
+  }
+
+  Acc code(int64_t b, int64_t d) const {
+    return load_as_accumulate(operands_.code + b * shape_.code_channels + d);
+  }
+
+  // Multiplies a row by its three scales.
+  void apply_scales(int64_t b, int64_t o, Acc* row) const {
+    if (operands_.in_scale == nullptr && operands_.out_scale == nullptr &&
+        operands_.tap_scale == nullptr) {
+      return;
+    }
+    const int64_t taps = shape_.taps();
+    for (int64_t c = 0; c < shape_.in_per_group() + shape_.code_channels; ++c) {
+      const Acc channel_scale = out_scale(b, o) * in_scale(b, o, c);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        row[c * taps + tap] *= channel_scale * tap_scale(b, tap);
+      }
+    }
+  }
+
+  // The code channels of a row as one: sum_d row[I + d] code[d], added to result[taps].
+  void fold_code(int64_t b, const Acc* row, Acc* result) const {
+    const Acc* code_row = row + shape_.in_per_group() * shape_.taps();
+    for (int64_t d = 0; d < shape_.code_channels; ++d) {
+      add_scaled_row(result, code(b, d), code_row + d * shape_.taps(), shape_.taps());
+    }
+  }
+
+  const DynamicConvShape& shape() const { return shape_; }
+  const DynamicConvOperands<Scalar>& operands() const { return operands_; }
+
+ private:
+  static Acc scale(const Scalar* scales, int64_t index) {
+    return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);
+  }
+
+  const DynamicConvShape& shape_;
+  const DynamicConvOperands<Scalar>& operands_;
+};
+
+// Contracts dW_b, sample after sample in batches, to the gradients of everything W_b is made of.
+template <class Scalar>
+class BankGradient {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  BankGradient(const Mixer<Scalar>& mixer, const DynamicConvGradients<Scalar>& gradients)
+      : mixer_(mixer),
+        shape_(mixer.shape()),
+        gradients_(gradients),
+        weight_sum_(needs_sums() && gradients.weight != nullptr
+                        ? shape_.bank * shape_.out_channels * shape_.row_size()
+                        : 0),
+        bias_sum_(needs_sums() && gradients.bias != nullptr ? shape_.bank * shape_.out_channels
+                                                            : 0) {}
+
+  // Elements of scratch for each sample of add().
+  int64_t partial_size() const { return shape_.out_channels * partial_row_size(); }
+
+  // Adds samples [first, first + count), in order. `grad_kernel` [count][O][channels][taps] has
+  // x's channels of each group and then, with code, the channel of ones; `grad_bias` [count][O]
+  // is null when not needed.
+  void add(int64_t first, int64_t count, const Acc* grad_kernel, const Acc* grad_bias) {
+    const Scratch<Acc> partials(count * partial_size());
+    parallel_for(shape_.out_channels, 1, [&](int64_t begin, int64_t end) {
+      const Scratch<Acc> rows(3 * shape_.row_size());
+      for (int64_t o = begin; o < end; ++o) {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = i * shape_.out_channels + o;
+          Acc* partial = &partials[row * partial_row_size()];
+          std::fill_n(partial, partial_row_size(), Acc(0));
+          if (grad_bias != nullptr) add_bias(first + i, o, grad_bias[row], partial);
+          if (grad_kernel != nullptr) {
+            add_kernel(first + i, o, grad_kernel + row * grad_row_size(), partial, rows.get());
+          }
+        }
+      }
+    });
+    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) reduce(first + i, &partials[i * partial_size()]);
+    });
+  }
+
+  // Stores what was summed over the samples.
+  void finish() const {
+    if (!needs_sums()) return;
+    const auto store = [](Scalar* target, const std::vector<Acc>& sums) {
+      if (target != nullptr) store_row(target, sums.data(), static_cast<int64_t>(sums.size()));
+    };
+    store(gradients_.weight, weight_sum_);
+    store(gradients_.bias, bias_sum_);
+  }
+
+ private:
+  // Without attention each sample has its own kernels, and nothing is summed over samples.
+  bool needs_sums() const { return shape_.has_attention; }
+
+  int64_t grad_row_size() const {
+    return (shape_.in_per_group() + (shape_.code_channels > 0)) * shape_.taps();
+  }
+
+  // The partial gradients of one output channel: attention [N], in_scale [I / groups],
+  // tap_scale [taps], code [D].
+  int64_t in_scale_at() const { return shape_.bank; }
+  int64_t tap_scale_at() const { return in_scale_at() + shape_.in_per_group(); }
+  int64_t code_at() const { return tap_scale_at() + shape_.taps(); }
+  int64_t partial_row_size() const { return code_at() + shape_.code_channels; }
+
+  void add_bias(int64_t b, int64_t o, Acc grad_bias, Acc* partial) {
+    for (int64_t k = 0; k < shape_.bank; ++k) {
+      const int64_t index = mixer_.bank_index(b, k, o);
+      if (gradients_.bias != nullptr) {
+        if (needs_sums()) {
+          bias_sum_[index] += mixer_.attention(b, k, o) * grad_bias;
+        } else {
+          gradients_.bias[index] = static_cast<Scalar>(grad_bias);
+        }
+      }
+      if (mixer_.operands().bias != nullptr) {
+        partial[k] += grad_bias * load_as_accumulate(mixer_.operands().bias + index);
+      }
+    }
+  }
+
+  void add_kernel(int64_t b, int64_t o, const Acc* grad_row, Acc* partial, Acc* rows) {
+    const int64_t size = shape_.row_size(), taps = shape_.taps();
+    Acc* grad = rows;  // of W_b's row, then of the mixed row before its scales
+    Acc* mixed = rows + size;
+    Acc* scaled = rows + 2 * size;
+    const Acc* ones_row = grad_row + shape_.in_per_group() * taps;
+    std::copy_n(grad_row, shape_.in_per_group() * taps, grad);
+    for (int64_t d = 0; d < shape_.code_channels; ++d) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        grad[(shape_.in_per_group() + d) * taps + tap] = mixer_.code(b, d) * ones_row[tap];
+      }
+    }
+    if (gradients_.code != nullptr || gradients_.in_scale != nullptr ||
+        gradients_.out_scale != nullptr || gradients_.tap_scale != nullptr) {
+      mixer_.mix(b, o, mixed);
+    }
+    if (gradients_.code != nullptr) {
+      std::copy_n(mixed, size, scaled);
+      mixer_.apply_scales(b, o, scaled);
+      for (int64_t d = 0; d < shape_.code_channels; ++d) {
+        partial[code_at() + d] =
+            dot_rows(scaled + (shape_.in_per_group() + d) * taps, ones_row, taps);
+      }
+    }
+    if (gradients_.in_scale != nullptr || gradients_.out_scale != nullptr ||
+        gradients_.tap_scale != nullptr) {
+      add_scales(b, o, grad, mixed, partial);
+    }
+    if (gradients_.weight == nullptr && gradients_.attention == nullptr) return;
+    mixer_.apply_scales(b, o, grad);
+    for (int64_t k = 0; k < shape_.bank; ++k) {
+      const int64_t index = mixer_.bank_index(b, k, o) * size;
+      if (gradients_.attention != nullptr) {
+        partial[k] += dot_rows(grad, mixer_.operands().weight + index, size);
+      }
+      if (gradients_.weight == nullptr) continue;
+      if (needs_sums()) {
+        add_scaled_row(&weight_sum_[index], mixer_.attention(b, k, o), grad, size);
+      } else {
+        store_row(gradients_.weight + index, grad, size);
+      }
+    }
+  }
+
+  // W = out . in . tap . M: the gradient of one scale is <dW, M> with the two others.
+  void add_scales(int64_t b, int64_t o, const Acc* grad, const Acc* mixed, Acc* partial) {
+    const int64_t taps = shape_.taps();
+    const Acc out_scale = mixer_.out_scale(b, o);
+    Acc out_sum(0);
+    for (int64_t c = 0; c < shape_.in_per_group() + shape_.code_channels; ++c) {
+      const Acc in_scale = mixer_.in_scale(b, o, c);
+      Acc in_sum(0);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Acc product = grad[c * taps + tap] * mixed[c * taps + tap];
+        in_sum += product * mixer_.tap_scale(b, tap);
+        partial[tap_scale_at() + tap] += product * out_scale * in_scale;
+      }
+      out_sum += in_sum * in_scale;
+      if (c < shape_.in_per_group()) partial[in_scale_at() + c] = in_sum * out_scale;
+    }
+    if (gradients_.out_scale != nullptr) {
+      gradients_.out_scale[b * shape_.out_channels + o] = static_cast<Scalar>(out_sum);
+    }
+  }
+
+  // Sums one sample's partial gradients [O][partial_row_size()] over the output channels.
+  void reduce(int64_t b, const Acc* partials) const {
+    const int64_t stride = partial_row_size();
+    const auto sum = [&](int64_t at, int64_t begin, int64_t end) {
+      Acc total(0);
+      for (int64_t o = begin; o < end; ++o) total += partials[o * stride + at];
+      return static_cast<Scalar>(total);
+    };
+    if (gradients_.attention != nullptr) {
+      for (int64_t k = 0; k < shape_.bank; ++k) {
+        if (!shape_.attention_per_channel) {
+          gradients_.attention[mixer_.attention_index(b, k, 0)] = sum(k, 0, shape_.out_channels);
+          continue;
+        }
+        for (int64_t o = 0; o < shape_.out_channels; ++o) {
+          gradients_.attention[mixer_.attention_index(b, k, o)] = sum(k, o, o + 1);
+        }
+      }
+    }
+    if (gradients_.in_scale != nullptr) {
+      for (int64_t i = 0; i < shape_.in_channels; ++i) {
+        const int64_t group = i / shape_.in_per_group();
+        gradients_.in_scale[b * shape_.in_channels + i] =
+            sum(in_scale_at() + i % shape_.in_per_group(), group * shape_.out_per_group(),
+                (group + 1) * shape_.out_per_group());
+      }
+    }
+    if (gradients_.tap_scale != nullptr) {
+      for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
+        gradients_.tap_scale[b * shape_.taps() + tap] =
+            sum(tap_scale_at() + tap, 0, shape_.out_channels);
+      }
+    }
+    if (gradients_.code != nullptr) {
+      for (int64_t d = 0; d < shape_.code_channels; ++d) {
+        gradients_.code[b * shape_.code_channels + d] = sum(code_at() + d, 0, shape_.out_channels);
+      }
+    }
+  }
+
+  const Mixer<Scalar>& mixer_;
+  const DynamicConvShape& shape_;
+  const DynamicConvGradients<Scalar>& gradients_;
+  std::vector<Acc> weight_sum_, bias_sum_;  // [N][O][row], [N][O]
+};
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY

@@ -1,0 +1,126 @@
+// Scratch memory of the dynamic_conv kernels, and copying tiles of images into it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "cpu/dynamic_conv_plan.h"
+#include "cpu/dynamic_conv_vector.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+// Uninitialised, aligned to cache lines.
+template <class Acc>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<Acc*>(
+            ::operator new(sizeof(Acc) * static_cast<size_t>(count), kAlignment))) {}
+
+  Acc* get() const { return data_.get(); }
+  Acc& operator[](int64_t i) const { return data_.get()[i]; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(Acc* pointer) const { ::operator delete(pointer, kAlignment); }
+  };
+  std::unique_ptr<Acc, Free> data_;
+};
+
+// The channels of one group of one sample, followed, where `has_ones` says so, by a channel that is
+// one inside the image: all that the constant code channels come down to.
+template <class Scalar>
+struct Planes {
+  const Scalar* data;
+  int64_t channel_step, row_step, column_step;
+  int64_t channels, height, width;
+  bool has_ones;
+};
+
+// Input positions y0 + i * y_step of `rows` rows and x0 + j * x_step of `columns` columns.
+struct Window {
+  int64_t y0, y_step, rows, x0, x_step, columns;
+};
+
+// Copies a window of channels [begin, end) to target[channel][row][row_stride], converting; zero
+// outside the image and from `columns` to `row_stride`.
+template <class Scalar>
+inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end,
+                        const Window& window, accumulate_t<Scalar>* target, int64_t channel_stride,
+                        int64_t row_stride) {
+  using Acc = accumulate_t<Scalar>;
+  // The columns [first, last) are inside the image.
+  const int64_t first = std::clamp<int64_t>(
+      ceil_div(std::max<int64_t>(0, -window.x0), window.x_step), 0, window.columns);
+  const int64_t last = std::clamp<int64_t>(
+      window.x0 < planes.width ? ceil_div(planes.width - window.x0, window.x_step) : 0, first,
+      window.columns);
+  const int64_t copied_end = std::min(end, planes.channels);
+  const int64_t step = planes.column_step * window.x_step;
+  for (int64_t row = 0; row < window.rows; ++row) {
+    const int64_t y = window.y0 + row * window.y_step;
+    const bool inside = y >= 0 && y < planes.height && first < last;
+    Acc* lines = target + row * row_stride;
+    for (int64_t c = begin; c < end; ++c) {
+      Acc* line = lines + (c - begin) * channel_stride;
+      if (!inside) {
+        std::fill(line, line + row_stride, Acc(0));
+        continue;
+      }
+      std::fill(line, line + first, Acc(0));
+      std::fill(line + last, line + row_stride, Acc(0));
+      if (c == planes.channels) std::fill(line + first, line + last, Acc(1));
+    }
+    if (!inside || begin >= copied_end) continue;
+    const Scalar* source = planes.data + begin * planes.channel_step + y * planes.row_step +
+                           (window.x0 + first * window.x_step) * planes.column_step;
+    if (planes.channel_step == 1 && step != 1) {
+      transpose(lines + first, channel_stride, source, step, last - first, copied_end - begin);
+      continue;
+    }
+    for (int64_t c = begin; c < copied_end; ++c, source += planes.channel_step) {
+      Acc* line = lines + (c - begin) * channel_stride + first;
+      if (step == 1) {
+        load_row(line, source, last - first);
+      } else {
+        for (int64_t i = 0; i < last - first; ++i) line[i] = load_as_accumulate(source + i * step);
+      }
+    }
+  }
+}
+
+// Copies what tile (tile_y, tile_x) reads of channels [begin, end), in the layout of `tiles`.
+template <class Scalar>
+inline void copy_tile(const Planes<Scalar>& planes, int64_t begin, int64_t end, const TapAxis& y,
+                      const TapAxis& x, const Tiles& tiles, int64_t tile_y, int64_t tile_x,
+                      accumulate_t<Scalar>* target) {
+  const int64_t plane_size = tiles.y.length * tiles.row_stride();
+  for (int64_t run_y = 0; run_y < tiles.y.runs(); ++run_y) {
+    for (int64_t run_x = 0; run_x < tiles.x.runs(); ++run_x) {
+      const Window window{tile_y * tiles.y.extent * y.in_step + tiles.y.run_origin[run_y],
+                          y.in_step,
+                          tiles.y.length,
+                          tile_x * tiles.x.extent * x.in_step + tiles.x.run_origin[run_x],
+                          x.in_step,
+                          tiles.x.length};
+      copy_window(planes, begin, end, window,
+                  target + (run_y * tiles.x.runs() + run_x) * plane_size, tiles.channel_stride(),
+                  tiles.row_stride());
+    }
+  }
+}
+
+// What lies between the channels of a tile is read into columns that are dropped, or multiplied by
+// zero: it must hold numbers.
+template <class Acc>
+inline void clear_slack(const Tiles& tiles, int64_t channels, Acc* scratch) {
+  for (int64_t c = 0; c < channels; ++c) {
+    Acc* next = scratch + (c + 1) * tiles.channel_stride();
+    std::fill(next - tiles.slack, next, Acc(0));
+  }
+}
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY

@@ -1,0 +1,216 @@
+// Vectors of the instruction set this header is compiled for (see common/capability.h): loads and
+// stores that convert to and from the accumulation type, rows, transposition, sums.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "common/dtype.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define DDRF_INLINE inline __attribute__((always_inline))
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+// An alias template may not carry the attribute itself.
+template <class Element, int kBytes>
+struct VectorType {
+  typedef Element type __attribute__((vector_size(kBytes)));
+};
+
+template <class Acc>
+using Vector = typename VectorType<Acc, DDRF_VECTOR_BYTES>::type;
+
+template <class Acc>
+inline constexpr int kLanes = DDRF_VECTOR_BYTES / sizeof(Acc);
+
+// The registers of AVX-512 (32 instead of 16) allow larger blocks.
+inline constexpr bool kManyRegisters = DDRF_VECTOR_BYTES == 64;
+
+using Words = VectorType<uint32_t, DDRF_VECTOR_BYTES>::type;
+using Halfwords = VectorType<uint16_t, DDRF_VECTOR_BYTES / 2>::type;
+
+template <class Scalar>
+DDRF_INLINE Vector<accumulate_t<Scalar>> load_vector(const Scalar* source) {
+  using Acc = accumulate_t<Scalar>;
+  Vector<Acc> result;
+  if constexpr (std::is_same_v<Scalar, Acc>) {
+    std::memcpy(&result, source, sizeof(result));
+  } else if constexpr (std::is_same_v<Scalar, c10::BFloat16>) {
+    Halfwords bits;
+    std::memcpy(&bits, source, sizeof(bits));
+    const Words words = __builtin_convertvector(bits, Words) << 16;
+    std::memcpy(&result, &words, sizeof(result));
+  } else {
+#if DDRF_VECTOR_BYTES == 64
+    result =
+        _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#elif DDRF_VECTOR_BYTES == 32
+    result = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#else
+    for (int i = 0; i < kLanes<Acc>; ++i) result[i] = source[i];
+#endif
+  }
+  return result;
+}
+
+template <class Scalar>
+DDRF_INLINE void store_vector(Scalar* target, Vector<accumulate_t<Scalar>> value) {
+  using Acc = accumulate_t<Scalar>;
+  if constexpr (std::is_same_v<Scalar, Acc>) {
+    std::memcpy(target, &value, sizeof(value));
+  } else if constexpr (std::is_same_v<Scalar, c10::BFloat16>) {
+    Words words;
+    std::memcpy(&words, &value, sizeof(words));
+    const Words rounded = (words + ((words >> 16) & 1) + 0x7fff) >> 16;  // to nearest, ties to even
+    const Words quiet_nan = rounded - rounded + 0x7fc0;
+    const Halfwords bits = __builtin_convertvector(value == value ? rounded : quiet_nan, Halfwords);
+    std::memcpy(target, &bits, sizeof(bits));
+  } else {
+#if DDRF_VECTOR_BYTES == 64
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(target),
+        _mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif DDRF_VECTOR_BYTES == 32
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target),
+                     _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    for (int i = 0; i < kLanes<Acc>; ++i) target[i] = static_cast<Scalar>(value[i]);
+#endif
+  }
+}
+
+template <class Scalar>
+inline void load_row(accumulate_t<Scalar>* target, const Scalar* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) store_vector(target + i, load_vector(source + i));
+  for (; i < count; ++i) target[i] = load_as_accumulate(source + i);
+}
+
+template <class Scalar>
+inline void store_row(Scalar* target, const accumulate_t<Scalar>* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) store_vector(target + i, load_vector(source + i));
+  for (; i < count; ++i) target[i] = static_cast<Scalar>(source[i]);
+}
+
+// target += factor * source
+template <class Scalar>
+inline void add_scaled_row(accumulate_t<Scalar>* target, accumulate_t<Scalar> factor,
+                           const Scalar* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    store_vector(target + i, load_vector(target + i) + factor * load_vector(source + i));
+  }
+  for (; i < count; ++i) target[i] += factor * load_as_accumulate(source + i);
+}
+
+template <class Acc, int kHalf, size_t... kIndex>
+DDRF_INLINE Vector<Acc> add_rotated(Vector<Acc> value, std::index_sequence<kIndex...>) {
+  constexpr int kSize = sizeof...(kIndex);
+  return value +
+         __builtin_shufflevector(value, value, static_cast<int>((kIndex + kHalf) % kSize)...);
+}
+
+// The sum of all lanes, by halves.
+template <class Acc, int kHalf = kLanes<Acc> / 2>
+DDRF_INLINE Acc sum_lanes(Vector<Acc> value) {
+  value = add_rotated<Acc, kHalf>(value, std::make_index_sequence<kLanes<Acc>>());
+  if constexpr (kHalf > 1) {
+    return sum_lanes<Acc, kHalf / 2>(value);
+  } else {
+    return value[0];
+  }
+}
+
+template <class Scalar>
+inline accumulate_t<Scalar> dot_rows(const accumulate_t<Scalar>* a, const Scalar* b,
+                                     int64_t count) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int kStep = kLanes<Acc>;
+  Vector<Acc> sums[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kStep <= count; i += 2 * kStep) {
+    sums[0] += load_vector(a + i) * load_vector(b + i);
+    sums[1] += load_vector(a + i + kStep) * load_vector(b + i + kStep);
+  }
+  Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
+  for (; i < count; ++i) sum += a[i] * load_as_accumulate(b + i);
+  return sum;
+}
+
+template <class Scalar>
+inline accumulate_t<Scalar> sum_row(const Scalar* source, int64_t count) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int kStep = kLanes<Acc>;
+  Vector<Acc> sums[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kStep <= count; i += 2 * kStep) {
+    sums[0] += load_vector(source + i);
+    sums[1] += load_vector(source + i + kStep);
+  }
+  Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
+  for (; i < count; ++i) sum += load_as_accumulate(source + i);
+  return sum;
+}
+
+// Interleaves the lower (kOffset 0) or upper (kOffset lanes / 2) halves of a and b.
+template <class Acc, int kOffset, size_t... kIndex>
+DDRF_INLINE Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b, std::index_sequence<kIndex...>) {
+  return __builtin_shufflevector(
+      a, b, static_cast<int>(kOffset + kIndex / 2 + (kIndex % 2) * sizeof...(kIndex))...);
+}
+
+// Transposes the square of kLanes rows in place: log2(kLanes) perfect shuffles.
+template <class Acc>
+DDRF_INLINE void transpose_square(Vector<Acc> (&rows)[kLanes<Acc>]) {
+  constexpr int kSize = kLanes<Acc>;
+  constexpr auto kIndices = std::make_index_sequence<kSize>();
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kSize; stage *= 2) {
+    Vector<Acc> next[kSize];
+#pragma GCC unroll 8
+    for (int i = 0; i < kSize / 2; ++i) {
+      next[2 * i] = interleave<Acc, 0>(rows[i], rows[i + kSize / 2], kIndices);
+      next[2 * i + 1] = interleave<Acc, kSize / 2>(rows[i], rows[i + kSize / 2], kIndices);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSize; ++i) rows[i] = next[i];
+  }
+}
+
+// target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns,
+// converting.
+template <class Target, class Source>
+inline void transpose(Target* target, int64_t target_stride, const Source* source,
+                      int64_t source_stride, int64_t rows, int64_t columns) {
+  using Acc = accumulate_t<Source>;
+  constexpr int kSize = kLanes<Acc>;
+  const int64_t whole_rows = rows - rows % kSize, whole_columns = columns - columns % kSize;
+  for (int64_t i = 0; i < whole_rows; i += kSize) {
+    for (int64_t j = 0; j < whole_columns; j += kSize) {
+      Vector<Acc> square[kSize];
+#pragma GCC unroll 16
+      for (int k = 0; k < kSize; ++k) square[k] = load_vector(source + (i + k) * source_stride + j);
+      transpose_square<Acc>(square);
+#pragma GCC unroll 16
+      for (int k = 0; k < kSize; ++k) store_vector(target + (j + k) * target_stride + i, square[k]);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
+      target[j * target_stride + i] =
+          static_cast<Target>(load_as_accumulate(source + i * source_stride + j));
+    }
+  }
+}
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY

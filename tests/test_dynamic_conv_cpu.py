@@ -1,0 +1,440 @@
+"""The compiled CPU kernels of dynamic_conv (raw operators) against F.conv2d sample by sample in float64."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import FLOOR, assert_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddrf_fast.ops import _native, dynamic_conv  # noqa: F401 (defines the operators)
+
+pytestmark = pytest.mark.skipif(not _native.status()["_C"][0], reason=_native.status()["_C"][1])
+
+NAMES = ("x", "weight", "attention", "bias", "code", "in_scale", "out_scale", "tap_scale")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ALL = 0xFF
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one call; `extras` are the optional tensors it has."""
+
+    batch: int = 2
+    channels: tuple[int, int] = (3, 5)
+    size: tuple[int, int] = (7, 9)
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bank: int = 3
+    attention: str = "sample"  # "channel": [B, N, O]; "none": each sample's own kernels
+    code: int = 0
+    extras: tuple[str, ...] = ("bias",)
+    activation: str = "none"
+
+    def geometry(self) -> tuple:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+    def tensors(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor | None]:
+        """The operator's eight tensors, in the order of NAMES."""
+        generator = torch.Generator().manual_seed(seed)
+        (inputs, outputs), taps = self.channels, self.kernel
+        own = self.batch if self.attention == "none" else self.bank
+        shapes = {
+            "x": (self.batch, inputs, *self.size),
+            "weight": (own, outputs, inputs // self.groups + self.code, *taps),
+            "attention": (self.batch, self.bank) + ((outputs,) if self.attention == "channel" else ()),
+            "bias": (own, outputs),
+            "code": (self.batch, self.code),
+            "in_scale": (self.batch, inputs),
+            "out_scale": (self.batch, outputs),
+            "tap_scale": (self.batch, *taps),
+        }
+        present = {"x", "weight", *self.extras}
+        present |= {"attention"} if self.attention != "none" else set()
+        present |= {"code"} if self.code else set()
+        return [
+            torch.randn(shapes[name], generator=generator).to(dtype) if name in present else None
+            for name in NAMES
+        ]
+
+
+SCALES = ("in_scale", "out_scale", "tap_scale")
+EVERYTHING = ("bias", *SCALES)
+CASES = {
+    "3x3": Case(padding=(1, 1)),
+    "1x1": Case(channels=(6, 4), kernel=(1, 1), extras=()),
+    "3x5, odd sizes": Case(size=(11, 6), kernel=(3, 5), padding=(1, 0), extras=EVERYTHING),
+    "5x5, each sample's own": Case(kernel=(5, 5), padding=(2, 2), attention="none", extras=EVERYTHING),
+    "stride 2": Case(size=(10, 13), padding=(1, 1), stride=(2, 2)),
+    "stride 3x2, each sample's own": Case(size=(10, 13), kernel=(2, 4), stride=(3, 2), attention="none"),
+    "stride above the kernel": Case(size=(9, 8), kernel=(1, 2), stride=(3, 4), extras=()),
+    "dilation": Case(size=(12, 15), dilation=(2, 3), padding=(2, 1), stride=(1, 2)),
+    "dilation far apart": Case(size=(3, 4), dilation=(40, 30), padding=(40, 30), code=2),
+    "padding beyond the kernel": Case(size=(2, 3), padding=(4, 3), code=2, extras=EVERYTHING),
+    "groups": Case(channels=(6, 9), groups=3, padding=(1, 1), extras=EVERYTHING),
+    "depthwise": Case(channels=(7, 7), groups=7, padding=(1, 1), extras=EVERYTHING),
+    "depthwise, two each": Case(channels=(5, 10), groups=5, stride=(2, 1), attention="channel"),
+    "code": Case(code=4, padding=(1, 1)),
+    "code, everything": Case(code=3, padding=(2, 1), stride=(2, 1), attention="channel", extras=EVERYTHING),
+    "code without padding": Case(code=3, extras=SCALES),
+    "code, each sample's own": Case(code=2, padding=(1, 1), attention="none", extras=EVERYTHING),
+    "per output channel": Case(attention="channel", padding=(1, 1)),
+    "relu": Case(padding=(1, 1), activation="relu"),
+    "leaky_relu": Case(padding=(1, 1), activation="leaky_relu", extras=EVERYTHING),
+    "one output channel": Case(channels=(20, 1), padding=(1, 1)),
+    "two output channels": Case(channels=(3, 2), padding=(1, 1), size=(20, 21)),
+    "many channels": Case(channels=(70, 37), size=(9, 17), padding=(1, 1), bank=2),
+    "rows of several tiles": Case(batch=1, channels=(2, 3), size=(5, 530), padding=(1, 1)),
+    "columns of several tiles": Case(batch=1, channels=(34, 3), size=(97, 40), padding=(1, 1), bank=1),
+    "one pixel": Case(size=(1, 1), padding=(1, 1)),
+    "all ones": Case(batch=1, channels=(1, 1), size=(1, 1), kernel=(1, 1), bank=1, extras=EVERYTHING),
+}
+
+
+def random_like(t: Tensor, seed: int) -> Tensor:
+    return torch.randn(t.shape, generator=torch.Generator().manual_seed(seed)).to(t.dtype)
+
+
+def forward(case: Case, tensors: list[Tensor | None]) -> Tensor:
+    return torch.ops.ddrf_fast.dynamic_conv(*tensors, *case.geometry(), case.activation)
+
+
+def backward(case: Case, grad: Tensor, tensors: list[Tensor | None], mask: int = ALL) -> list[Tensor]:
+    present = sum(1 << i for i, t in enumerate(tensors) if t is not None)
+    return torch.ops.ddrf_fast.dynamic_conv_backward(grad, *tensors, *case.geometry(), mask & present)
+
+
+def definition(case: Case, tensors: list[Tensor | None]) -> Tensor:
+    """The linear output: one F.conv2d for each sample, in the tensors' own precision."""
+    x, weight, attention, bias, code, in_scale, out_scale, tap_scale = tensors
+    assert x is not None and weight is not None
+    samples = []
+    for b in range(case.batch):
+        if attention is None:
+            kernel, beta = weight[b], None if bias is None else bias[b]
+        else:
+            share = attention[b].reshape(case.bank, -1)
+            kernel = (share[..., None, None, None] * weight).sum(0)
+            beta = None if bias is None else (share * bias).sum(0)
+        sample = x[b]
+        if in_scale is not None:
+            scale = torch.cat((in_scale[b], in_scale.new_ones(case.code))).view(case.groups, -1)
+            kernel = kernel * scale.repeat_interleave(kernel.shape[0] // case.groups, 0)[..., None, None]
+        if out_scale is not None:
+            kernel = kernel * out_scale[b][:, None, None, None]
+        if tap_scale is not None:
+            kernel = kernel * tap_scale[b]
+        if code is not None:
+            sample = torch.cat((sample, code[b][:, None, None].expand(-1, *case.size)))
+        samples.append(F.conv2d(sample, kernel, beta, *case.geometry()))
+    return torch.stack(samples)
+
+
+def activated(case: Case, y: Tensor) -> Tensor:
+    return {"none": lambda t: t, "relu": F.relu, "leaky_relu": F.leaky_relu}[case.activation](y)
+
+
+def definition_with_gradients(
+    case: Case, tensors: list[Tensor | None], grad: Tensor
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The linear output and the gradients of all tensors, in float64."""
+    leaves = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    linear = definition(case, leaves)
+    found = iter(torch.autograd.grad(linear, [t for t in leaves if t is not None], grad.double()))
+    return linear.detach(), [None if t is None else next(found) for t in leaves]
+
+
+def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor, name: str) -> None:
+    """One rounding to the dtype, and what summing `terms` in float32 (float64 for float64) costs.
+
+    Tighter than twice torch's own error, which in bfloat16 and float16 rounds the kernels too.
+    """
+    summing = 1e-15 if actual.dtype == torch.float64 else 5e-7
+    largest, largest_term = (float(t.abs().max()) if t.numel() else 0.0 for t in (exact, terms))
+    floor = FLOOR[actual.dtype] + summing * largest_term / max(largest, 1e-30)
+    assert_accurate(actual, exact, floor=floor, name=name)
+
+
+def check(case: Case, seed: int, dtype: torch.dtype) -> None:
+    """Output and all gradients of one random call."""
+    tensors = case.tensors(seed, dtype)
+    y = forward(case, tensors)
+    grad = random_like(y, seed + 1)
+    linear, exact = definition_with_gradients(case, tensors, grad)
+    # Everything is a sum of products: with absolute values, the sum of its terms' magnitudes.
+    magnitudes = [None if t is None else t.abs() for t in tensors]
+    linear_terms, terms = definition_with_gradients(case, magnitudes, grad.abs())
+    assert_rounded_once(y, activated(case, linear), linear_terms, "y")
+    for i, mine in enumerate(backward(case, grad, tensors)):
+        if exact[i] is None:
+            assert mine.shape == (0,)
+        else:
+            assert mine.is_contiguous()
+            assert_rounded_once(mine, exact[i], terms[i], f"gradient of {NAMES[i]}")
+
+
+def in_other_layout(t: Tensor, layout: str) -> Tensor:
+    """The same values [B, C, H, W] with other strides."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return t.transpose(2, 3).contiguous().transpose(2, 3)
+    wide = torch.full((*t.shape[:3], 2 * t.shape[3] + 1), float("nan"), dtype=t.dtype)
+    wide[..., 1::2] = t
+    return wide[..., 1::2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_output_and_gradients_are_those_of_the_definition(name: str, dtype: torch.dtype):
+    check(CASES[name], seed=len(name), dtype=dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_shape(data: st.DataObject):
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    groups = draw(1, 3)
+    kernel, dilation, padding = ((draw(1, 4), draw(1, 5)), (draw(1, 3), draw(1, 2)), (draw(0, 4), draw(0, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    case = Case(
+        batch=draw(1, 3),
+        channels=(groups * draw(1, 9), groups * draw(1, 10)),
+        size=(least[0] + draw(0, 9), least[1] + draw(0, 33)),
+        kernel=kernel,
+        stride=(draw(1, 3), draw(1, 3)),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bank=draw(1, 3),
+        attention=data.draw(st.sampled_from(("sample", "channel", "none"))),
+        code=draw(0, 3) if groups == 1 else 0,
+        extras=tuple(n for n in EVERYTHING if data.draw(st.booleans())),
+        activation=data.draw(st.sampled_from(("none", "relu", "leaky_relu"))),
+    )
+    check(case, draw(0, 1 << 30), data.draw(st.sampled_from(DTYPES)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+@pytest.mark.parametrize("name", ["3x3", "code, everything", "stride 2", "groups", "many channels"])
+def test_layouts_give_the_same_numbers_and_keep_channels_last(name: str, layout: str, dtype: torch.dtype):
+    case = CASES[name]
+    tensors = case.tensors(3, dtype)
+    other = [in_other_layout(tensors[0], layout), *tensors[1:]]
+    y = forward(case, tensors)
+    grad = random_like(y, 4)
+    got = forward(case, other)
+    grads = backward(case, grad, tensors)
+    got_grads = backward(case, in_other_layout(grad, layout), other)
+    assert torch.equal(got, y)
+    kept = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert got.is_contiguous(memory_format=kept)
+    assert got_grads[0].is_contiguous(memory_format=kept)
+    for name, mine, expected in zip(NAMES, got_grads, grads, strict=True):
+        assert_accurate(mine, expected.double(), name=f"gradient of {name}")
+
+
+def test_expanded_and_non_contiguous_operands():
+    case = Case(extras=EVERYTHING, padding=(1, 1), code=2)
+    dense = case.tensors(5)
+    dense[0] = dense[0][:, :1, :1].expand_as(dense[0])
+    dense[2] = dense[2][:1].expand_as(dense[2])
+    strided = [dense[0], *(torch.stack((t, t), -1)[..., 0] for t in dense[1:])]
+    contiguous = [t.contiguous() for t in dense]
+    assert torch.equal(forward(case, strided), forward(case, contiguous))
+    grad = torch.ones(1, 1, 1, 1).expand_as(forward(case, strided))
+    for mine, expected in zip(
+        backward(case, grad, strided), backward(case, grad.contiguous(), contiguous), strict=True
+    ):
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("bit", range(8), ids=NAMES)
+@pytest.mark.parametrize("attention", ["sample", "none"])
+def test_each_gradient_alone(bit: int, attention: str):
+    case = Case(attention=attention, extras=EVERYTHING, code=2, padding=(1, 1), stride=(1, 2))
+    tensors = case.tensors(6)
+    if tensors[bit] is None:
+        pytest.skip("without attention there is no gradient of it")
+    grad = torch.ones_like(forward(case, tensors))
+    full, alone = backward(case, grad, tensors), backward(case, grad, tensors, 1 << bit)
+    for i, (mine, expected) in enumerate(zip(alone, full, strict=True)):
+        assert torch.equal(mine, expected) if i == bit else mine.shape == (0,)
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    threads = torch.get_num_threads()
+    for case in (
+        Case(batch=3, channels=(20, 18), size=(40, 33), padding=(1, 1), code=2, extras=EVERYTHING),
+        Case(batch=1, channels=(33, 40), size=(50, 60), padding=(1, 1), stride=(2, 1)),
+        Case(batch=2, channels=(24, 24), groups=24, size=(30, 31), padding=(1, 1)),
+    ):
+        tensors = case.tensors(7)
+        results = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            y = forward(case, tensors)
+            results.append([y, *backward(case, y, tensors)])
+        torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def nanoseconds_of_threads() -> dict[str, int]:
+    """How long each thread of this process has run."""
+    tasks = Path("/proc/self/task")
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="threads' time is not counted here")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_two_threads_share_the_work(batch: int):
+    case = Case(batch=batch, channels=(32, 32), size=(128, 128), padding=(1, 1), bank=2)
+    tensors = case.tensors(8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    y = forward(case, tensors)  # starts the threads
+    for work in (lambda: forward(case, tensors), lambda: backward(case, y, tensors)):
+        before = nanoseconds_of_threads()
+        for _ in range(3):
+            work()
+        after = nanoseconds_of_threads()
+        used = sorted((after[task] - before.get(task, 0) for task in after), reverse=True)
+        # A waiting OpenMP thread spins for some milliseconds at most; an equal share is more than half.
+        assert used[1] > 0.5 * used[0], used
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability: str):
+    program = (
+        "import test_dynamic_conv_cpu as t\n"
+        "for dtype in t.DTYPES:\n"
+        "    for name in ('3x5, odd sizes', 'code, everything', 'depthwise', 'many channels'):\n"
+        "        t.check(t.CASES[name], 100, dtype)\n"
+        "        t.test_layouts_give_the_same_numbers_and_keep_channels_last(name, 'channels_last', dtype)\n"
+    )
+    done = run_with_capability(capability, program)
+    if "this processor or this build has no" in done.stderr:
+        pytest.skip(f"no {capability} on this machine")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_instruction_set_is_named():
+    program = "import test_dynamic_conv_cpu as t; case = t.Case(); t.forward(case, case.tensors())"
+    done = run_with_capability("sse9", program)
+    assert done.returncode != 0
+    assert "DDRF_FAST_CPU_CAPABILITY: expected default, avx2 or avx512, got 'sse9'" in done.stderr
+
+
+def run_with_capability(capability: str, program: str) -> subprocess.CompletedProcess[str]:
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "DDRF_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("attention", ["sample", "none"])
+def test_empty_batch(attention: str):
+    case = Case(batch=0, attention=attention, extras=EVERYTHING, code=2)
+    tensors = case.tensors()
+    y = forward(case, tensors)
+    assert y.shape == (0, 5, 5, 7)
+    for mine, tensor in zip(backward(case, y, tensors), tensors, strict=True):
+        assert mine.shape == ((0,) if tensor is None else tensor.shape)
+        assert not mine.any()
+
+
+def test_kernels_too_large_to_be_mixed_at_once():
+    case = Case(batch=5, channels=(512, 512), size=(1, 2), padding=(1, 1), bank=1)
+    check(case, 9, torch.float32)
+
+
+def test_an_infinite_pixel_stays_in_its_channel():
+    case = Case(batch=1, channels=(3, 2), size=(6, 5), padding=(1, 1))
+    tensors = case.tensors(10)
+    tensors[0][0, 1, 0, 0] = float("inf")
+    y = forward(case, tensors)
+    assert y[..., 2:, 2:].isfinite().all()
+    assert not y[..., :2, :2].isfinite().any()
+    grad_weight = backward(case, torch.ones_like(y), tensors)[1]
+    assert grad_weight[:, :, [0, 2]].isfinite().all()
+    assert not grad_weight[:, :, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+def test_nan_and_infinity_pass_the_activation_as_in_torch(activation: str):
+    case = Case(
+        batch=1, channels=(1, 1), size=(1, 4), kernel=(1, 1), bank=1, extras=(), activation=activation
+    )
+    x = torch.tensor([[[[float("nan"), float("inf"), -float("inf"), -2.0]]]])
+    one = torch.ones(1, 1, 1, 1, 1)
+    y = forward(case, [x, one, one[0, 0, 0], None, None, None, None, None])
+    torch.testing.assert_close(y, activated(case, x), equal_nan=True)
+
+
+def test_denormals_are_flushed_inside_only():
+    case = Case(batch=1, channels=(1, 1), size=(1, 1), kernel=(1, 1), bank=1, extras=())
+    tensors = case.tensors()
+    for i, value in enumerate((1e-30, 1e-10, 1.0)):
+        tensors[i].fill_(value)
+    assert forward(case, tensors).item() == 0.0
+    assert (torch.tensor(1e-30) * torch.tensor(1e-10)).item() != 0.0
+
+
+WRONG = {
+    "x": {"x": torch.zeros(2, 3, 7)},
+    "weight": {"weight": torch.zeros(3, 5, 4, 3, 3)},
+    "attention": {"attention": torch.zeros(2, 4)},
+    "bias": {"bias": torch.zeros(3, 6)},
+    "code": {"code": torch.zeros(3, 2)},
+    "in_scale": {"in_scale": torch.zeros(2, 4)},
+    "out_scale": {"out_scale": torch.zeros(1, 5)},
+    "tap_scale": {"tap_scale": torch.zeros(2, 3, 2)},
+    "stride": {"stride": [0, 1]},
+    "padding": {"padding": [1, -1]},
+    "dilation": {"dilation": [1 << 40, 1]},
+    "groups": {"groups": 2},
+    "activation": {"activation": "gelu"},
+    "attention: expected dtype": {"attention": torch.zeros(2, 3, dtype=torch.float64)},
+    "does not fit the padded size": {"padding": [0, 0], "dilation": [4, 1]},
+    "not implemented for": dict.fromkeys(NAMES[3:])
+    | {
+        "x": torch.zeros(2, 3, 7, 9, dtype=torch.int32),
+        "weight": torch.zeros(3, 5, 3, 3, 3, dtype=torch.int32),
+        "attention": torch.zeros(2, 3, dtype=torch.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_raw_operators_refuse_what_does_not_fit(message: str):
+    case = Case(extras=EVERYTHING, code=2, padding=(1, 1))
+    options = ("stride", "padding", "dilation", "groups", "activation")
+    arguments = dict(zip(NAMES, case.tensors(), strict=True))
+    arguments |= dict(zip(options, (*case.geometry(), "none"), strict=True)) | WRONG[message]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.ddrf_fast.dynamic_conv(*arguments.values())
+
+
+def test_backward_refuses_a_wrong_grad_and_gradients_of_nothing():
+    case = Case(extras=())
+    tensors = case.tensors()
+    grad = torch.zeros_like(forward(case, tensors))
+    with pytest.raises(RuntimeError, match="grad: expected shape"):
+        backward(case, grad[..., 1:], tensors)
+    with pytest.raises(RuntimeError, match="output_mask: bit 3"):
+        torch.ops.ddrf_fast.dynamic_conv_backward(grad, *tensors, *case.geometry(), 1 << 3)
