@@ -1,0 +1,228 @@
+"""The command `ddrf-fast`: fuse, train, demo, info.
+
+Only the standard library is imported before the command line has been read: torch takes seconds, help must
+not.
+
+Exit codes: 0 all was done; 1 something failed (a pair of a batch, or unexpectedly); 2 bad usage or bad input,
+with one line on stderr; 130 interrupted.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ddrf_fast._version import __version__
+
+PROGRAM = "ddrf-fast"
+
+# Field of TrainingConfig, type, default, help. The defaults are shown only: what is not given is left to the
+# configuration, which cannot be asked here without importing torch. A test compares the two.
+TRAINING_OPTIONS: tuple[tuple[str, type, Any, str], ...] = (
+    ("steps", int, 20_000, "optimiser steps"),
+    ("batch_size", int, 16, "crops in a step"),
+    ("crop", int, 96, "side of the square crops in pixels"),
+    ("learning_rate", float, 1e-3, "largest learning rate"),
+    ("seed", int, 0, "of everything random"),
+    ("max_minutes", float, None, "end the training after so many minutes"),
+    ("threads", int, None, "CPU threads"),
+    ("width", int, 32, "channels of the network's features"),
+    ("num_kernels", int, 8, "kernels in each bank"),
+    ("validation_pairs", int, 8, "pairs kept out of the training to measure what was reached"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is in --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, without importing torch."""
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Fuses infrared and visible images with DDRF-Net.",
+        epilog="Exit codes: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    model = _Parser(add_help=False)
+    model.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of DDRF-Net (default: the package's own)"
+    )
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fuse = commands.add_parser(
+        "fuse",
+        parents=[model, common],
+        help="fuse a pair of images, or two folders paired by name",
+        description="Fuses a visible and an infrared image, or those images of two folders that have the "
+        "same name but for the extension. The result has the colour and the bit depth of the visible image.",
+        epilog="A pair that fails, or an image without a partner, does not stop the others: it is listed "
+        "at the end, and the exit code is 1. Existing results are replaced unless --skip-existing is given; "
+        "inputs never are.",
+    )
+    fuse.add_argument("visible", type=Path, metavar="VIS", help="visible image, or a folder of them")
+    fuse.add_argument("infrared", type=Path, metavar="IR", help="infrared image, or a folder of them")
+    fuse.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="image or folder; a folder is made if missing"
+    )
+    fuse.add_argument(
+        "--suffix", default="", help="added to the name of each result in a folder (default: none)"
+    )
+    fuse.add_argument(
+        "--ext",
+        default="png",
+        metavar="EXT",
+        help="format of the results in a folder: png, tif, jpg, ... (default: png)",
+    )
+    fuse.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
+    fuse.add_argument(
+        "--ignore-unpaired", action="store_true", help="images without a partner are no failure"
+    )
+    fuse.set_defaults(run=run_fuse)
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train DDRF-Net on folders of pairs",
+        description="Trains DDRF-Net on registered pairs, degraded at random, and writes a weights file. "
+        "Needs the extra 'train': pip install 'ddrf-fast[train]'.",
+    )
+    train.add_argument(
+        "--data", nargs="+", required=True, metavar="DIR", help="folders of pairs, each with ir/ and vis/"
+    )
+    train.add_argument(
+        "-o", "--output", default="ddrfnet.safetensors", metavar="FILE", help="weights file to write"
+    )
+    train.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train (default: auto)"
+    )
+    for name, kind, default, text in TRAINING_OPTIONS:
+        flags = [f"--{name.replace('_', '-')}", *(["--lr"] if name == "learning_rate" else [])]
+        shown = "" if default is None else f" (default: {default})"
+        train.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar="N", help=text + shown)
+    train.set_defaults(run=run_train)
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[model, common],
+        help="fuse the sample pair that comes with the package",
+        description="Fuses the sample pair of the package, writes the result and a side-by-side picture, and "
+        "prints the time that it took and measures of quality.",
+    )
+    demo.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("ddrf_fast_demo"),
+        metavar="DIR",
+        help="(default: %(default)s)",
+    )
+    demo.set_defaults(run=run_demo)
+
+    info = commands.add_parser(
+        "info",
+        parents=[common],
+        help="versions, what is compiled, processor and GPU",
+        description="Describes this installation.",
+    )
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        expected = isinstance(error, (ValueError, TypeError, OSError))
+        hint = "" if expected else f" ({PROGRAM} {options.command} --debug shows where)"
+        print(f"{PROGRAM}: error: {_one_line(error)}{hint}", file=sys.stderr)
+        return 2 if expected else 1
+
+
+def run_fuse(options: argparse.Namespace) -> int:
+    import cv2
+
+    from ddrf_fast import batch
+    from ddrf_fast.inference import Fuser
+
+    # Its warnings about a damaged file say what the one line of ours says.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+    plan = batch.plan(
+        options.visible, options.infrared, options.output, options.suffix, options.ext.lstrip(".")
+    )
+    single = options.visible.is_file()
+    fuser = Fuser(options.weights, options.device)
+    started = time.perf_counter()
+    report = batch.run(
+        plan.jobs, fuser, skip_existing=options.skip_existing, stop_at_failure=single or options.debug
+    )
+    seconds = time.perf_counter() - started
+    where = plan.jobs[0].output if single else options.output
+    skipped = f", {report.skipped} skipped because it is there" if report.skipped else ""
+    pairs = "pair" if len(plan.jobs) == 1 else "pairs"
+    print(
+        f"fused {report.written} of {len(plan.jobs)} {pairs} into {where} "
+        f"in {seconds:.1f} s on {fuser.device}{skipped}"
+    )
+    for job, error in report.failures:
+        print(f"failed: {job.visible.name}: {_one_line(error)}", file=sys.stderr)
+    for line in plan.unpaired:
+        print(f"{'ignored' if options.ignore_unpaired else 'failed'}: {line}", file=sys.stderr)
+    return 1 if report.failures or (plan.unpaired and not options.ignore_unpaired) else 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    try:
+        from ddrf_fast.training import TrainingConfig, train
+    except ModuleNotFoundError as error:
+        raise ValueError(f"training needs {error.name}: pip install 'ddrf-fast[train]'") from error
+    from ddrf_fast.models import read_metadata
+
+    given = {name: getattr(options, name) for name, *_ in TRAINING_OPTIONS if hasattr(options, name)}
+    path = train(
+        TrainingConfig(data=tuple(options.data), output=options.output, device=options.device, **given)
+    )
+    _, record = read_metadata(path)
+    print(f"wrote {path} after {record['steps']} steps in {record['minutes']} minutes on {record['device']}")
+    for name, value in record["validation"].items():
+        print(f"  {name:28} {value:8.4f}")
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    from ddrf_fast.demo import run_demo
+
+    print(run_demo(options.output, weights=options.weights, device=options.device))
+    return 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    from ddrf_fast import collect_env
+
+    collect_env.main()
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
