@@ -1,0 +1,152 @@
+"""Every Triton kernel compiled without a GPU, for the signatures of real calls, within a budget.
+
+The launches of the calls in triton_cases.REAL are recorded (on `meta` tensors) and compiled as the JIT would:
+the same constants, the same arguments specialised on 1 and on divisibility by 16.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime import JITFunction  # noqa: E402
+from triton_cases import HALF, REAL, TINY, Conv, Degrade  # noqa: E402
+
+from ddrf_fast.kernels import _common, degrade, dynamic_conv  # noqa: E402
+
+pytestmark = pytest.mark.skipif(_common.INTERPRETED, reason="TRITON_INTERPRET is set: nothing is compiled")
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes of shared memory a block may take, and of registers a thread may spill (a few cost nothing, a row of
+# them does).
+SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+SPILL_BYTES = 64
+MATRIX_INSTRUCTIONS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
+WIDE_ACCESS = {"sm_80": r"cp\.async\.cg|ld\.global[.\w:]*\.v4", "gfx942": r"load_dwordx4"}
+WIDE_ACCESS["sm_90"] = WIDE_ACCESS["sm_80"]
+DOT_KERNELS = ("_conv_dot_kernel", "_weight_dot_kernel")
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+
+
+def launches(case: Conv | Degrade, architecture: str) -> list[_common.Launch]:
+    module, name = (dynamic_conv, "dynamic_conv") if isinstance(case, Conv) else (degrade, "degrade")
+    args = case.arguments("meta")
+    with _common.record(architecture) as caught:
+        out = getattr(module, name)(*args)
+        getattr(module, f"{name}_backward")(*case.backward_arguments(args, out))
+    return caught
+
+
+def source(launch: _common.Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """What the JIT would compile for this launch, and the compiler's options."""
+    kernel = launch.kernel
+    values = dict(zip(kernel.arg_names, launch.args, strict=False))
+    values |= {k: v for k, v in launch.options.items() if k in kernel.arg_names}
+    assert list(values) == kernel.arg_names or set(values) == set(kernel.arg_names)
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value, free = values[parameter.name], parameter.do_not_specialize
+        aligned = False
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not free):
+            kind, constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            kind, aligned = POINTERS[value.dtype], value.storage_offset() * value.element_size() % 16 == 0
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind, aligned = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0 and not free
+        signature[parameter.name] = kind
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    options = {k: v for k, v in launch.options.items() if k not in kernel.arg_names}
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def spilled_bytes(compiled: Any, architecture: str, folder: Path) -> int:
+    if architecture == "gfx942":
+        spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
+        return 4 * max(map(int, spills))
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    run = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True)
+    return sum(max(map(int, re.findall(rf"{what}:(\d+)", run.stdout))) for what in ("STACK", "LOCAL"))
+
+
+def parameters() -> list[Any]:
+    found = []
+    for architecture in TARGETS:
+        for name in REAL:
+            marks = [] if architecture == "sm_90" else [pytest.mark.slow]
+            found.append(pytest.param(name, architecture, marks=marks, id=f"{name}-{architecture}"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "architecture"), parameters())
+def test_compiles_within_budget(name: str, architecture: str, tmp_path: Path) -> None:
+    case = REAL[name]
+    for launch in launches(case, architecture):
+        compiled_source, options = source(launch)
+        compiled = triton.compile(compiled_source, target=TARGETS[architecture], options=options)
+        kernel = launch.kernel.__name__
+        assert compiled.metadata.shared <= SHARED[architecture], kernel
+        assert spilled_bytes(compiled, architecture, tmp_path) <= SPILL_BYTES, kernel
+        if kernel in DOT_KERNELS:
+            assembly = compiled.asm["amdgcn" if architecture == "gfx942" else "ptx"]
+            assert MATRIX_INSTRUCTIONS[architecture] in assembly, kernel
+            if case.channels_last and case.dtype == HALF:
+                assert re.search(WIDE_ACCESS[architecture], assembly), kernel
+
+
+@pytest.mark.parametrize("module", [dynamic_conv, degrade])
+def test_every_kernel_is_compiled(module: Any) -> None:
+    kernels = {n for n, f in vars(module).items() if isinstance(f, JITFunction) and n.endswith("_kernel")}
+    launched = {launch.kernel.__name__ for case in REAL.values() for launch in launches(case, "sm_90")}
+    assert kernels
+    assert kernels <= launched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in TINY.items() if case.shape[0]])
+def test_tiny_calls_compile(name: str) -> None:
+    """Sizes of one become constants, which is other code."""
+    for launch in launches(TINY[name], "sm_90"):
+        compiled_source, options = source(launch)
+        triton.compile(compiled_source, target=TARGETS["sm_90"], options=options)
+
+
+SINGLE = [name for name, case in REAL.items() if isinstance(case, Conv) and case.dtype == torch.float32]
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_float32_product_without_tensor_cores(name: str, tmp_path: Path) -> None:
+    """With TF32 off for convolutions, products are in float32."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        caught = launches(REAL[name], "sm_90")
+    for launch in caught:
+        if launch.kernel.__name__ in DOT_KERNELS:
+            compiled_source, options = source(launch)
+            compiled = triton.compile(compiled_source, target=TARGETS["sm_90"], options=options)
+            assert "mma" not in compiled.asm["ptx"]
+            assert spilled_bytes(compiled, "sm_90", tmp_path) <= SPILL_BYTES
+
+
+def test_unsupported_says_why() -> None:
+    case = Conv((1, 4, 5, 5), 4)
+    args = list(case.arguments("cpu"))
+    assert "Triton kernels need a GPU" in dynamic_conv.unsupported("dynamic_conv", *args)
+    args[0] = args[0].double()
+    assert "x is torch.float64" in dynamic_conv.unsupported("dynamic_conv", *args)
+    args = Degrade((1, 1, 5, 5)).arguments("cpu")
+    assert "Triton kernels need a GPU" in degrade.unsupported("degrade_backward", args[0], *args)

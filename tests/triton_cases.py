@@ -1,0 +1,211 @@
+"""The calls that the Triton tests make: tiny for the interpreter, real sizes for the compiler and a GPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _random(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Normal numbers that are the same in every dtype up to rounding; nothing but a shape on `meta`."""
+    if device == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.randn(shape, dtype=torch.float32).to(device=device, dtype=dtype)
+
+
+def wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments in float64."""
+    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def mask_of(tensors: tuple[Any, ...]) -> int:
+    """The output mask that asks for every gradient there is."""
+    return sum(1 << i for i, t in enumerate(tensors) if t is not None)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Arguments of the raw operators dynamic_conv and dynamic_conv_backward."""
+
+    shape: tuple[int, int, int, int]  # of x
+    out_channels: int
+    kernel: tuple[int, int] = (3, 3)
+    num_kernels: int = 3
+    attention: str | None = "BN"  # or "BNO", or None for kernels per sample
+    groups: int = 1
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    code: int = 0
+    scales: str = ""  # of "i", "o", "t"
+    bias: bool = True
+    activation: str = "none"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def arguments(self, device: str) -> tuple[Any, ...]:
+        batch, channels, *_ = self.shape
+        rows = self.num_kernels if self.attention else batch
+        fan_in = (channels + self.code) // self.groups * self.kernel[0] * self.kernel[1]
+
+        def random(*shape: int) -> Tensor:
+            return _random(device, self.dtype, *shape)
+
+        x = random(*self.shape)
+        tensors = (
+            x.contiguous(memory_format=torch.channels_last) if self.channels_last else x,
+            random(rows, self.out_channels, (channels + self.code) // self.groups, *self.kernel)
+            / fan_in**0.5,
+            random(batch, rows, *[self.out_channels][: self.attention == "BNO"]) if self.attention else None,
+            random(rows, self.out_channels) if self.bias else None,
+            random(batch, self.code) if self.code else None,
+            random(batch, channels) if "i" in self.scales else None,
+            random(batch, self.out_channels) if "o" in self.scales else None,
+            random(batch, *self.kernel) if "t" in self.scales else None,
+        )
+        geometry = (list(self.stride), list(self.padding), list(self.dilation))
+        return *tensors, *geometry, self.groups, self.activation
+
+    @staticmethod
+    def backward_arguments(args: tuple[Any, ...], grad: Tensor) -> tuple[Any, ...]:
+        return grad, *args[:-1], mask_of(args[:8])
+
+
+@dataclass(frozen=True)
+class Degrade:
+    """Arguments of the raw operators degrade and degrade_backward."""
+
+    shape: tuple[int, int, int, int]  # of the image
+    size: int = 3
+    num_kernels: int = 4
+    weights_at: str = "output"
+    grid: tuple[int, int] = (3, 2)
+    scale: int = 1
+    offset: int = 0
+    padding: str = "reflect"
+    correlation: bool = False
+    per_sample: bool = False
+    noise: str | None = None  # "sample" or "site"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def arguments(self, device: str) -> tuple[Any, ...]:
+        batch, _, *in_size = self.shape
+        out_size = [(n - self.offset + self.scale - 1) // self.scale for n in in_size]
+
+        def positive(*shape: int) -> Tensor:
+            return _random(device, self.dtype, *shape).abs()
+
+        image = positive(*self.shape)
+        kernels = positive(*[batch][: self.per_sample], self.num_kernels, self.size, self.size) / self.size**2
+        weights_size = {"sample": [], "image": in_size, "output": out_size, "grid": self.grid}[
+            self.weights_at
+        ]
+        noise_std = seed = sample_ids = None
+        if self.noise:
+            noise_std = positive(batch, 1, *([1, 1] if self.noise == "sample" else out_size))
+            seed = torch.tensor(0x123456789ABCDEF, device=device)
+            sample_ids = torch.arange(batch, device=device) * 7919 - 1
+        return (
+            image.contiguous(memory_format=torch.channels_last) if self.channels_last else image,
+            kernels,
+            positive(batch, self.num_kernels, *weights_size) / self.num_kernels,
+            noise_std,
+            seed,
+            sample_ids,
+            self.scale,
+            self.offset,
+            out_size,
+            self.padding,
+            self.correlation,
+            self.weights_at,
+        )
+
+    @staticmethod
+    def backward_arguments(args: tuple[Any, ...], grad: Tensor) -> tuple[Any, ...]:
+        return grad, *args[:8], *args[9:], mask_of(args[:4])
+
+
+HALF = torch.bfloat16
+
+# The interpreter takes about a millisecond a program: every feature once, at sizes with more than one tile.
+TINY: dict[str, Conv | Degrade] = {
+    "conv": Conv((2, 16, 6, 5), 8),
+    "conv strided, per channel": Conv(
+        (2, 8, 6, 5), 20, (3, 2), attention="BNO", stride=(2, 3), padding=(1, 2), activation="relu"
+    ),
+    "conv dilated, groups, scales": Conv(
+        (1, 16, 8, 7), 16, groups=2, stride=(2, 2), padding=(2, 2), dilation=(2, 1), scales="iot"
+    ),
+    "conv stride and dilation share a factor": Conv(
+        (1, 8, 7, 8), 8, stride=(2, 2), padding=(2, 1), dilation=(2, 3), num_kernels=1
+    ),
+    "conv code, channels_last": Conv((2, 8, 5, 6), 8, code=5, activation="leaky_relu", channels_last=True),
+    "conv code, scales": Conv((1, 8, 4, 5), 12, (2, 2), attention="BNO", code=3, scales="iot", num_kernels=2),
+    "conv without bias, 1x1": Conv((2, 16, 5, 4), 16, (1, 1), padding=(0, 0), bias=False),
+    "conv depthwise": Conv((2, 6, 6, 5), 6, groups=6, stride=(2, 2), scales="iot"),
+    "conv depthwise, multiplier, channels_last": Conv(
+        (2, 6, 6, 5), 12, groups=6, stride=(1, 2), attention="BNO", channels_last=True
+    ),
+    "conv first layer, code": Conv((2, 1, 5, 6), 10, code=4),
+    "conv last layer": Conv((1, 64, 4, 5), 1),
+    "conv per sample": Conv((2, 8, 5, 4), 8, attention=None, scales="iot"),
+    "conv per sample, 1x1": Conv((2, 8, 5, 4), 8, (1, 1), attention=None, padding=(0, 0)),
+    "conv per sample, code": Conv((2, 8, 5, 4), 8, (1, 1), attention=None, padding=(1, 0), code=3),
+    "conv bfloat16": Conv((2, 8, 5, 4), 8, code=3, dtype=HALF),
+    "conv float16": Conv((2, 8, 5, 4), 8, scales="i", dtype=torch.float16, channels_last=True),
+    "conv empty batch": Conv((0, 8, 5, 4), 8),
+    "degrade": Degrade((2, 3, 7, 9)),
+    "degrade one kernel, one pixel": Degrade((1, 1, 1, 1), size=1, num_kernels=1, noise="site"),
+    "degrade strided, replicate, noise": Degrade(
+        (2, 1, 9, 8), 5, scale=2, offset=1, padding="replicate", noise="site"
+    ),
+    "degrade correlation, circular": Degrade(
+        (2, 2, 9, 10), 5, scale=3, padding="circular", correlation=True, channels_last=True
+    ),
+    "degrade zeros, own kernels": Degrade(
+        (2, 5, 8, 7), 5, scale=2, offset=1, padding="zeros", per_sample=True, noise="sample"
+    ),
+    "degrade weights per image pixel": Degrade((2, 1, 8, 9), weights_at="image", scale=2, offset=1),
+    "degrade grid": Degrade((2, 1, 8, 9), weights_at="grid", scale=2, offset=1, correlation=True),
+    "degrade grid of one cell": Degrade((1, 1, 8, 1), weights_at="grid", grid=(1, 1), padding="replicate"),
+    "degrade sample": Degrade((2, 3, 8, 9), 5, weights_at="sample", scale=2, noise="sample"),
+    "degrade sample, own kernels": Degrade(
+        (2, 5, 8, 9), weights_at="sample", per_sample=True, padding="circular"
+    ),
+    "degrade bfloat16": Degrade((1, 3, 8, 9), dtype=HALF, noise="site"),
+    "degrade float16": Degrade((1, 3, 8, 9), weights_at="sample", dtype=torch.float16, noise="site"),
+    "degrade empty batch": Degrade((0, 1, 8, 9)),
+}
+
+# What people run: residual and mobile networks, the paper's fusion layers and its degradations.
+REAL: dict[str, Conv | Degrade] = {
+    "conv half": Conv((32, 64, 56, 56), 128, num_kernels=4, dtype=HALF, channels_last=True),
+    "conv half, code": Conv(
+        (2, 64, 96, 96), 64, num_kernels=4, code=32, activation="leaky_relu", dtype=HALF, channels_last=True
+    ),
+    "conv half, strided, scales": Conv(
+        (32, 256, 28, 28),
+        256,
+        attention="BNO",
+        num_kernels=4,
+        stride=(2, 2),
+        scales="iot",
+        dtype=HALF,
+        channels_last=True,
+    ),
+    "conv half, NCHW": Conv((32, 64, 56, 56), 128, num_kernels=4, dtype=HALF),
+    "conv single, odd sizes": Conv((3, 60, 31, 29), 52, num_kernels=4, code=7),
+    "conv per sample": Conv((8, 64, 28, 28), 64, attention=None, scales="o"),
+    "conv depthwise": Conv(
+        (32, 96, 56, 56), 96, (5, 5), groups=96, stride=(2, 2), padding=(2, 2), dtype=HALF, channels_last=True
+    ),
+    "conv first layer": Conv((4, 1, 160, 160), 32, code=16, activation="relu"),
+    "degrade grid": Degrade((16, 3, 256, 256), 25, 12, "grid", (5, 5), scale=4, offset=1, noise="sample"),
+    "degrade per site": Degrade((2, 3, 128, 128), 25, 12, padding="replicate", noise="site"),
+    "degrade per pixel, half": Degrade(
+        (2, 1, 128, 128), 25, 12, "image", scale=2, padding="circular", dtype=HALF
+    ),
+    "degrade sample": Degrade((8, 3, 128, 128), 21, 12, "sample", padding="reflect", channels_last=True),
+}
