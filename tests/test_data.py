@@ -4,12 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from ddrf_fast.data import (
     IMAGE_SUFFIXES,
     PairedFolder,
-    PairedImages,
     from_float,
     pair_folders,
     read_image,
@@ -277,84 +275,6 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
     write_image(tmp_path / "ir/a.png", ramp((4, 6), np.uint8))
     with pytest.raises(ValueError, match=r"vis/a\.png is \[4, 5\], but .*ir/a\.png is \[4, 6\]"):
         PairedFolder(tmp_path)
-    with pytest.raises(ValueError, match="crop_size must be positive, got 0"):
-        PairedImages(tmp_path, 0)
-    with pytest.raises(ValueError, match="at least one folder"):
-        PairedImages([], 8)
-
-
-def test_crops_are_pieces_of_both_images_at_one_place(tmp_path):
-    images = PairedImages(make_folder(tmp_path, ["a"]), 5, generator=torch.Generator().manual_seed(0))
-    whole = torch.arange(256, dtype=torch.float32).view(16, 16)
-    seen = set()
-    for _ in range(600):
-        visible, infrared = images[0]
-        assert visible.shape == infrared.shape == (1, 5, 5)
-        assert visible.dtype == torch.float32
-        torch.testing.assert_close(visible + infrared, torch.ones(1, 5, 5))
-        values = (visible[0] * 255).round()
-        flips = [dim for dim in (0, 1) if values.select(dim, 0).sum() > values.select(dim, -1).sum()]
-        values = values.flip(flips)
-        top, left = divmod(int(values[0, 0]), 16)
-        assert torch.equal(values, whole[top : top + 5, left : left + 5])
-        seen.add((top, left, tuple(flips)))
-    assert {place[0] for place in seen} == {place[1] for place in seen} == set(range(12))
-    assert {place[2] for place in seen} == {(), (0,), (1,), (0, 1)}
-
-
-def test_sides_shorter_than_the_crop_are_reflected(tmp_path):
-    images = PairedImages(
-        make_folder(tmp_path, ["a"], size=(3, 16)), 8, generator=torch.Generator().manual_seed(0)
-    )
-    for _ in range(20):
-        visible, infrared = images[0]
-        assert visible.shape == (1, 8, 8)
-        torch.testing.assert_close(visible + infrared, torch.ones(1, 8, 8))
-        rows = (visible[0] * 255).round() // 16
-        rows = rows.flip(0) if rows[0, 0] != 0 or rows[1, 0] != 1 else rows
-        assert rows[:, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
-
-
-def test_whole_images_are_left_as_they_are(tmp_path):
-    images = PairedImages(
-        [make_folder(tmp_path / "one", ["a"]), make_folder(tmp_path / "two", ["a", "b"], (5, 9))]
-    )
-    assert len(images) == 3
-    assert images[0].visible.shape == (1, 16, 16)
-    assert torch.equal((images[2].visible * 255).round().long().flatten(), torch.arange(45))
-
-
-def test_crops_can_be_drawn_again(tmp_path):
-    root = make_folder(tmp_path, "abcdefgh")
-
-    def draw(workers, seed):
-        torch.manual_seed(seed)
-        loader = DataLoader(PairedImages(root, 4), batch_size=4, num_workers=workers)
-        return [torch.stack([batch.visible for batch in loader]) for _ in range(2)]
-
-    for workers in (0, 2):
-        first, again, other = draw(workers, 1), draw(workers, 1), draw(workers, 2)
-        assert torch.equal(torch.stack(first), torch.stack(again))
-        assert not torch.equal(first[0], other[0])
-        assert not torch.equal(first[0], first[1])  # the next epoch
-        assert not torch.equal(
-            first[0][0], first[0][1]
-        )  # the next batch: with two workers, the other worker's
-
-
-def test_workers_do_not_repeat_the_crops_of_a_given_generator(tmp_path):
-    images = PairedImages(make_folder(tmp_path, "ab"), 4, generator=torch.Generator().manual_seed(0))
-    first, second = (batch.visible for batch in DataLoader(images, batch_size=1, num_workers=2))
-    assert not torch.equal(first, second)
-
-
-def test_real_pairs_are_cropped(data_dir):
-    images = PairedImages(data_dir / "roadscene/test", 96, generator=torch.Generator().manual_seed(0))
-    assert len(images) == 22
-    visible, infrared = images[3]
-    assert visible.shape == infrared.shape == (1, 96, 96)
-    assert 0 <= visible.min() < visible.max() <= 1
-    assert visible.std() > 0.01
 
 
 def test_known_suffixes_are_those_that_can_be_read_and_written(tmp_path):

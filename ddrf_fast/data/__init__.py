@@ -1,16 +1,14 @@
-"""Images from files, their colour, and data sets of infrared and visible pairs."""
+"""Images from files, their colour, and sets of infrared and visible pairs."""
 
 from ddrf_fast.data.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from ddrf_fast.data.image_io import IMAGE_SUFFIXES, from_float, read_image, to_float, write_image
-from ddrf_fast.data.pairs import Crop, ImagePair, PairedFolder, PairedImages, PairPaths, pair_folders
+from ddrf_fast.data.pairs import ImagePair, PairedFolder, PairPaths, pair_folders
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "Crop",
     "ImagePair",
     "PairPaths",
     "PairedFolder",
-    "PairedImages",
     "from_float",
     "pair_folders",
     "read_image",

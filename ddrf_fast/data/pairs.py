@@ -1,8 +1,8 @@
-"""Registered infrared and visible images: pairing of folders by name, and data sets for training."""
+"""Registered infrared and visible images: pairing of folders by name, and pairs in memory."""
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from ddrf_fast.data.image_io import IMAGE_SUFFIXES, from_float, read_image, to_float
 
@@ -27,13 +27,6 @@ class ImagePair(NamedTuple):
     """A pair in memory: uint8 Tensor[H, W] each, of one size; the visible image is its luminance."""
 
     name: str
-    visible: Tensor
-    infrared: Tensor
-
-
-class Crop(NamedTuple):
-    """A training sample: float32 Tensor[1, h, w] each, in [0, 1]."""
-
     visible: Tensor
     infrared: Tensor
 
@@ -93,68 +86,6 @@ class PairedFolder(Dataset[ImagePair]):
 
     def __iter__(self) -> Iterator[ImagePair]:
         return iter(self.pairs)
-
-
-class PairedImages(Dataset[Crop]):
-    """Random crops of the pairs of some folders, flipped at random; one per pair and epoch.
-
-    A side that is shorter than the crop is continued by reflection.
-
-    Random numbers come from `generator`, by default torch's own; in the worker of a `DataLoader` from the
-    worker's, which the loader seeds anew for each epoch from its own `generator`. The same seeds and number
-    of workers thus give the same crops.
-
-    Args:
-        roots: a folder or several, each as for :class:`PairedFolder`.
-        crop_size: side of the square crops in pixels; None gives whole images, which are not flipped.
-        generator: see above.
-
-    Raises:
-        ValueError: as :class:`PairedFolder`; no folder is given, or the crop size is not positive.
-    """
-
-    def __init__(
-        self,
-        roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        crop_size: int | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if crop_size is not None and crop_size < 1:
-            raise ValueError(f"crop_size must be positive, got {crop_size}")
-        folders = [roots] if isinstance(roots, (str, os.PathLike)) else list(roots)
-        if not folders:
-            raise ValueError("roots must name at least one folder with vis/ and ir/, got none")
-        self.pairs = [pair for folder in folders for pair in PairedFolder(folder)]
-        self.crop_size = crop_size
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Crop:
-        """A crop of the pair at a place, both images at the same position."""
-        _, visible, infrared = self.pairs[index]
-        images = torch.stack((visible, infrared))
-        if self.crop_size is not None:
-            # A generator given here would repeat itself in each worker, which has a copy.
-            generator = self.generator if get_worker_info() is None else None
-            images = _random_crop(images, self.crop_size, generator)
-        visible, infrared = (images.float() / 255)[:, None]
-        return Crop(visible, infrared)
-
-
-def _random_crop(images: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """A crop of uint8 Tensor[2, H, W], flipped in neither, one or both directions."""
-    height, width = images.shape[1:]
-    if height < size or width < size:
-        missing = (0, max(size - height, 0)), (0, max(size - width, 0))
-        images = torch.from_numpy(np.pad(images.numpy(), ((0, 0), *missing), mode="reflect"))
-        height, width = images.shape[1:]
-    draws = torch.rand(4, generator=generator).tolist()
-    top, left = int(draws[0] * (height - size + 1)), int(draws[1] * (width - size + 1))
-    images = images[:, top : top + size, left : left + size]
-    return images.flip([dim for dim, draw in zip((1, 2), draws[2:], strict=True) if draw < 0.5])
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
