@@ -1,0 +1,183 @@
+// Rows of the problem: noise, the padded image, the weights, the output.
+//
+// One of the parts of degrade_kernel.h, which includes it.
+
+constexpr int64_t kNoiseQuads = 16;  // counters handled at a time: enough for any vector
+static inline int64_t noise_row_size(int64_t width) { return round_up(width, 4 * kNoiseQuads); }
+
+// Standard normal numbers for the row (b, c, y); `to` has room for noise_row_size(out_width).
+template <class T>
+static void noise_row(const DegradeProblem& p, int64_t b, int64_t c, int64_t y, T* to) {
+  const PhiloxKey key = philox_key(p.seed);
+  const uint32_t sample = static_cast<uint32_t>(p.sample_ids[b]);
+  for (int64_t quad = 0; 4 * quad < p.out_width; quad += kNoiseQuads) {
+    uint32_t r0[kNoiseQuads], r1[kNoiseQuads], r2[kNoiseQuads], r3[kNoiseQuads];
+    T normal[4][kNoiseQuads];
+    for (int i = 0; i < kNoiseQuads; ++i) {
+      uint32_t c0 = static_cast<uint32_t>(quad) + i, c1 = static_cast<uint32_t>(y);
+      uint32_t c2 = static_cast<uint32_t>(c), c3 = sample;
+      philox4x32(c0, c1, c2, c3, key);
+      r0[i] = c0;
+      r1[i] = c1;
+      r2[i] = c2;
+      r3[i] = c3;
+    }
+    for (int i = 0; i < kNoiseQuads; ++i) box_muller(r0[i], r1[i], normal[0][i], normal[1][i]);
+    for (int i = 0; i < kNoiseQuads; ++i) box_muller(r2[i], r3[i], normal[2][i], normal[3][i]);
+    for (int i = 0; i < kNoiseQuads; ++i) {
+      for (int lane = 0; lane < 4; ++lane) to[4 * (quad + i) + lane] = normal[lane][i];
+    }
+  }
+}
+
+// Fills one padded row of one channel, row i counted from the padded image's top.
+template <class T>
+static void load_padded_row(const DegradeProblem& p, const PaddedLayout& layout,
+                            const ColumnMap& map, int64_t b, int64_t c, int64_t i, T* line, T* to) {
+  const int64_t y = source_index(i + p.origin(), p.height, p.padding);
+  if (y < 0) {
+    std::memset(to, 0, layout.row * sizeof(T));
+    return;
+  }
+  const int64_t start = offset_of(p.image.stride, b, c, y);
+  const bool as_is = p.image.element == (sizeof(T) == 8 ? Element::kFloat64 : Element::kFloat32) &&
+                     p.image.stride[3] == 1;
+  if (!as_is) load_row(p.image, start, p.image.stride[3], p.width, line);
+  const T* from = as_is ? reinterpret_cast<const T*>(p.image.data) + start : line;
+  for (int64_t q = 0; q < p.scale; ++q) {
+    const int64_t* source = map.source.data() + q * layout.plane;
+    T* plane = to + q * layout.plane;
+    const int64_t first = map.first[q], last = map.last[q], count = layout.columns_of(q);
+    for (int64_t j = 0; j < first; ++j) plane[j] = source[j] < 0 ? T(0) : from[source[j]];
+    if (first < last)
+      convert_row(from + source[first], p.scale, plane + first, 1, last - first,
+                  [](T x) { return x; });
+    for (int64_t j = last; j < count; ++j) plane[j] = source[j] < 0 ? T(0) : from[source[j]];
+  }
+}
+
+// The mixing weights of one row of output pixels.
+template <class T>
+class WeightRows {
+ public:
+  explicit WeightRows(const DegradeProblem& p) : p_(p) {
+    if (p.weights_at != WeightsAt::kGrid) return;
+    for (int64_t x = 0; x < p.out_width; ++x) {
+      places_.push_back(grid_place<T>(x * p.scale + p.offset, p.width, p.grid_width));
+    }
+  }
+
+  // Two lines of scratch.
+  int64_t scratch_size() const { return 2 * p_.grid_width; }
+
+  // weights[m * stride + x] for the row y of sample b.
+  void load(int64_t b, int64_t y, T* scratch, T* weights, int64_t stride) const {
+    const int64_t* s = p_.weights.stride;
+    const int64_t site = y * p_.scale + p_.offset;
+    for (int64_t m = 0; m < p_.num_kernels; ++m) {
+      T* to = weights + m * stride;
+      if (p_.weights_at == WeightsAt::kOutput) {
+        load_row(p_.weights, offset_of(p_.weights.stride, b, m, y), s[3], p_.out_width, to);
+      } else if (p_.weights_at == WeightsAt::kImage) {
+        const int64_t start = offset_of(p_.weights.stride, b, m, site) + p_.offset * s[3];
+        load_row(p_.weights, start, p_.scale * s[3], p_.out_width, to);
+      } else {
+        const GridPlace<T> place = grid_place<T>(site, p_.height, p_.grid_height);
+        T *low = scratch, *high = scratch + p_.grid_width;
+        load_row(p_.weights, offset_of(p_.weights.stride, b, m, place.low), s[3], p_.grid_width,
+                 low);
+        load_row(p_.weights, offset_of(p_.weights.stride, b, m, place.high), s[3], p_.grid_width,
+                 high);
+        for (int64_t x = 0; x < p_.grid_width; ++x) {
+          low[x] = (T(1) - place.fraction) * low[x] + place.fraction * high[x];
+        }
+        for (int64_t x = 0; x < p_.out_width; ++x) {
+          const GridPlace<T>& at = places_[x];
+          to[x] = (T(1) - at.fraction) * low[at.low] + at.fraction * low[at.high];
+        }
+      }
+    }
+  }
+
+  const std::vector<GridPlace<T>>& places() const { return places_; }
+
+ private:
+  const DegradeProblem& p_;
+  std::vector<GridPlace<T>> places_;
+};
+
+// Adds the noise to a finished row and stores it.
+template <class T>
+class OutputRows {
+ public:
+  OutputRows(const DegradeProblem& p, const Output& out)
+      : p_(p),
+        out_(out),
+        noise_(p.noise_std.data ? noise_row_size(p.out_width) : 0),
+        std_(p.out_width) {}
+
+  void finish(int64_t b, int64_t c, int64_t y, T* row) {
+    if (p_.noise_std.data) {
+      noise_row(p_, b, c, y, noise_.get());
+      const int64_t* s = p_.noise_std.stride;
+      if (p_.noise_map) {
+        load_row(p_.noise_std, b * s[0] + y * s[2], s[3], p_.out_width, std_.get());
+      } else {
+        load_row(p_.noise_std, b * s[0], 0, p_.out_width, std_.get());
+      }
+      for (int64_t x = 0; x < p_.out_width; ++x) row[x] += std_[x] * noise_[x];
+    }
+    store_row(out_, offset_of(out_.stride, b, c, y), out_.stride[3], p_.out_width, row);
+  }
+
+ private:
+  const DegradeProblem& p_;
+  const Output& out_;
+  Buffer<T> noise_, std_;
+};
+
+// All kernels, oriented, [B|1][M][k * k].
+template <class T>
+static Buffer<T> load_kernels(const DegradeProblem& p) {
+  const int64_t k = p.kernel_size, taps = p.num_taps();
+  const int64_t banks = p.num_banks();
+  Buffer<T> plain(p.num_kernels * taps), oriented(banks * p.num_kernels * taps);
+  for (int64_t bank = 0; bank < banks; ++bank) {
+    for (int64_t m = 0; m < p.num_kernels; ++m) {
+      for (int64_t row = 0; row < k; ++row) {
+        load_row(p.kernels, offset_of(p.kernels.stride, bank, m, row), p.kernels.stride[3], k,
+                 plain.get() + m * taps + row * k);
+      }
+    }
+    oriented_kernels(p, plain.get(), oriented.get() + bank * p.num_kernels * taps);
+  }
+  return oriented;
+}
+
+template <class T>
+static const T* kernels_of(const DegradeProblem& p, const Buffer<T>& kernels, int64_t b) {
+  return kernels.get() + (p.kernels_per_sample ? b * p.num_kernels * p.num_taps() : 0);
+}
+
+template <class T>
+static std::vector<Bank<T>> make_banks(const DegradeProblem& p, const PaddedLayout& layout,
+                                       const Buffer<T>& kernels, bool keep_all) {
+  std::vector<Bank<T>> banks;
+  for (int64_t b = 0; b < p.num_banks(); ++b) {
+    banks.emplace_back(p, layout, kernels_of(p, kernels, b), kBlockTaps, keep_all);
+  }
+  return banks;
+}
+
+// Output rows of one task of the forward pass: many, to read few rows twice, but within the cache
+// and so few that every thread has work. No result depends on it.
+template <class T>
+static int64_t rows_of_task(const DegradeProblem& p, const PaddedLayout& layout, int64_t channels,
+                            int64_t planes, const Threads& threads) {
+  constexpr int64_t kCacheBytes = 512 << 10;
+  const int64_t cached = kCacheBytes / (channels * layout.row * static_cast<int64_t>(sizeof(T)));
+  const int64_t rows = (cached - p.kernel_size) / p.scale + 1;
+  const int64_t share = divide_up(planes * p.out_height, 4 * threads.count);
+  return std::clamp<int64_t>(std::min(rows, share), std::min<int64_t>(2, p.out_height),
+                             p.out_height);
+}
