@@ -1,0 +1,295 @@
+r"""The losses of DDRF-Net (section 3.4): restoration, and eq. 7 to 10 for the fused image.
+
+All take images as Tensor[B, 1, H, W] in [0, 1], work in batches on any device, are differentiable in the
+network's outputs, and return a scalar. :math:`S` is SSIM (:func:`similarity`), per image in [-1, 1].
+
+Eq. 8 as printed, :math:`1 - \frac1N \sum_i S(X_i * H_i, P)`, is small when the fused image P *resembles* the
+degraded images, while the text says that P is to be driven away from them. :func:`negative_loss` follows the
+text by default; ``mode="literal"`` follows the print.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS, Fusion
+
+Evaluation = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def charbonnier(prediction: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
+    r"""Mean of :math:`\sqrt{(p - t)^2 + \epsilon^2} - \epsilon`: the absolute error, smooth at zero.
+
+    Args:
+        prediction: Tensor of any shape.
+        target: Tensor of the same shape.
+        epsilon: where the square turns into the absolute value, in image units.
+
+    Example:
+        >>> charbonnier(torch.ones(3), torch.ones(3)).item()
+        0.0
+    """
+    return (torch.sqrt((prediction - target).square() + epsilon**2) - epsilon).mean()
+
+
+def gradient_difference(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of the horizontal and of the vertical forward differences of Tensor[B, C, H, W]."""
+    error = prediction - target
+    return error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
+
+
+def restoration_loss(restored: Tensor, clean: Tensor, ssim_weight: float = 0.1) -> Tensor:
+    r"""Restoration loss of H1 and H2: :math:`\mathrm{charbonnier}(H, X) + w\,(1 - S(H, X))`.
+
+    Args:
+        restored: Tensor[B, 1, H, W], output of a branch.
+        clean: Tensor[B, 1, H, W], the image before it was degraded.
+        ssim_weight: w.
+    """
+    return charbonnier(restored, clean) + ssim_weight * (1 - similarity(restored, clean).mean())
+
+
+def similarity_loss(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    r"""Eq. 7: :math:`L(\theta) = 1 - \frac1N \sum_i S(X_i, P)`.
+
+    Args:
+        fused: Tensor[B, 1, H, W], P.
+        sources: the N clean sources :math:`X_i`, each Tensor[B, 1, H, W].
+
+    Returns:
+        Scalar in [0, 2]; 0 only if P equals every source.
+
+    Example:
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> round(similarity_loss(image, [image, image]).item(), 5)
+        0.0
+    """
+    return 1 - torch.stack([similarity(fused, source) for source in sources]).mean()
+
+
+def negative_loss(
+    fused: Tensor, degraded: Sequence[Tensor], clean: Sequence[Tensor] | None = None, mode: str = "text"
+) -> Tensor:
+    r"""Eq. 8: drives P away from the dynamic negative samples, the degraded images :math:`X_i * H_i`.
+
+    ``mode="text"``: :math:`L(H) = \frac1N \sum_i \max(0, S(X_i * H_i, P) - m_i)`, where :math:`m_i` is 0, or
+    :math:`S(X_i * H_i, X_i)` if the clean images are given: P is driven away until it resembles the degraded
+    image no more than the clean one does, and no farther, for that would spoil it.
+
+    ``mode="literal"``: :math:`L(H) = 1 - \frac1N \sum_i S(X_i * H_i, P)`, as printed.
+
+    Args:
+        fused: Tensor[B, 1, H, W], P.
+        degraded: the negative samples, each Tensor[B, 1, H, W].
+        clean: the same images before they were degraded, for the margins; not used by ``"literal"``.
+        mode: "text" or "literal".
+
+    Returns:
+        Scalar, in [0, 2].
+
+    Raises:
+        ValueError: the mode is unknown, or there are not as many clean as degraded images.
+    """
+    if mode not in ("text", "literal"):
+        raise ValueError(f'mode must be "text" or "literal", got {mode!r}')
+    if clean is not None and len(clean) != len(degraded):
+        raise ValueError(
+            f"clean must have one image for each degraded one ({len(degraded)}), got {len(clean)}"
+        )
+    towards = torch.stack([similarity(fused, image) for image in degraded])
+    if mode == "literal":
+        return 1 - towards.mean()
+    if clean is not None:
+        with torch.no_grad():
+            margins = torch.stack([similarity(*pair) for pair in zip(clean, degraded, strict=True)])
+        towards = towards - margins
+    return towards.clamp(min=0).mean()
+
+
+def positive_sample(
+    visible: Tensor,
+    infrared: Tensor,
+    fusions: dict[str, Fusion] | None = None,
+    evaluate: Evaluation | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The positive sample of eq. 9: the best of several classical fusions, chosen for each image.
+
+    Args:
+        visible: Tensor[B, 1, H, W], clean.
+        infrared: Tensor[B, 1, H, W], clean.
+        fusions: the methods M_i, default :data:`ddrf_fast.models.classical.CLASSICAL_FUSIONS`.
+        evaluate: O, (fused, visible, infrared) -> Tensor[B], larger is better; by default
+            :func:`fusion_quality`.
+
+    Returns:
+        The best fusions Tensor[B, 1, H, W], clipped to [0, 1], and the index of each one's method, int64
+        Tensor[B].
+    """
+    evaluate = evaluate or fusion_quality
+    methods = (fusions or CLASSICAL_FUSIONS).values()
+    with torch.no_grad():
+        candidates = torch.stack([method(visible, infrared).clamp(0, 1) for method in methods])
+        scores = torch.stack([evaluate(candidate, visible, infrared) for candidate in candidates])
+        best = scores.argmax(dim=0)
+        return candidates[best, torch.arange(len(best), device=best.device)], best
+
+
+def positive_loss(
+    fused: Tensor, positive: Tensor, gradient_weight: float = 2.0, ssim_weight: float = 0.5
+) -> Tensor:
+    r"""Eq. 9: distance of P to the positive sample :math:`M^* = \arg\max_i O(M_i)`.
+
+    .. math::
+        L(O) = \mathrm{charbonnier}(P, M^*) + w_g \lVert \nabla P - \nabla M^* \rVert_1 + w_s (1 - S(P, M^*))
+
+    Args:
+        fused: Tensor[B, 1, H, W], P.
+        positive: Tensor[B, 1, H, W] from :func:`positive_sample`.
+        gradient_weight: :math:`w_g`.
+        ssim_weight: :math:`w_s`.
+    """
+    return (
+        charbonnier(fused, positive)
+        + gradient_weight * gradient_difference(fused, positive)
+        + ssim_weight * (1 - similarity(fused, positive).mean())
+    )
+
+
+def fusion_quality(fused: Tensor, visible: Tensor, infrared: Tensor, window: int = 7) -> Tensor:
+    r"""Weighted fusion quality index (Piella, Heijmans, "A new quality metric for image fusion", ICIP 2003).
+
+    .. math::
+        Q = \sum_w c(w) \bigl(\lambda(w)\, q(X_v, P | w) + (1 - \lambda(w))\, q(X_i, P | w)\bigr)
+
+    with q the local similarity of eq. 7's SSIM constants, :math:`\lambda = \sigma_v^2 / (\sigma_v^2 +
+    \sigma_i^2)` the share of the livelier source, and c the normalised larger variance: what stands out
+    counts, from wherever it comes.
+
+    Args:
+        fused: Tensor[B, 1, H, W] in [0, 1].
+        visible: Tensor[B, 1, H, W] in [0, 1].
+        infrared: Tensor[B, 1, H, W] in [0, 1].
+        window: side of the uniform window in pixels, made smaller for smaller images.
+
+    Returns:
+        Tensor[B], at most 1, larger is better.
+
+    Example:
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> round(fusion_quality(image, image, image).item(), 4)
+        1.0
+    """
+    window = min(window, *fused.shape[2:])
+    sources = torch.cat((visible, infrared), dim=1)
+    images = torch.cat((fused, sources), dim=1)
+    mean = F.avg_pool2d(images, window, stride=1)
+    # Clamped: the difference of two rounded means can fall below zero where the image is flat.
+    variance = (F.avg_pool2d(images.square(), window, stride=1) - mean.square()).clamp(min=0)
+    covariance = F.avg_pool2d(fused * sources, window, stride=1) - mean[:, :1] * mean[:, 1:]
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean[:, :1] * mean[:, 1:] + c1) / (mean[:, :1].square() + mean[:, 1:].square() + c1)
+    structure = (2 * covariance + c2) / (variance[:, :1] + variance[:, 1:] + c2)
+    saliency = variance[:, 1:] + 1e-6
+    local = (saliency * luminance * structure).sum(dim=1) / saliency.sum(dim=1)
+    weight = saliency.amax(dim=1)
+    return (weight * local).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
+
+
+class FusionLoss(NamedTuple):
+    """Eq. 10 and its terms, each a scalar.
+
+    Attributes:
+        total: the weighted sum.
+        similarity: eq. 7.
+        negative: eq. 8.
+        positive: eq. 9.
+    """
+
+    total: Tensor
+    similarity: Tensor
+    negative: Tensor
+    positive: Tensor
+
+
+def fusion_loss(
+    fused: Tensor,
+    sources: Sequence[Tensor],
+    degraded: Sequence[Tensor],
+    positive: Tensor,
+    *,
+    degraded_positive: Tensor | None = None,
+    similarity_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    positive_weight: float = 1.0,
+    negative_mode: str = "text",
+) -> FusionLoss:
+    r"""Eq. 10: :math:`L = \frac13 \sum_{i=1}^3 L(H_i) + L(\theta) + L(O)`, each term with a weight.
+
+    The three degradation models are those of the visible image (H1), of the infrared image (H2) and of the
+    fused image (H3); the last one's negative sample is the degraded positive sample.
+
+    Args:
+        fused: Tensor[B, 1, H, W], P.
+        sources: the clean visible and infrared images.
+        degraded: the degraded visible and infrared images.
+        positive: Tensor[B, 1, H, W] from :func:`positive_sample`.
+        degraded_positive: Tensor[B, 1, H, W]; None leaves H3 out.
+        similarity_weight: of eq. 7.
+        negative_weight: of eq. 8.
+        positive_weight: of eq. 9.
+        negative_mode: see :func:`negative_loss`.
+    """
+    clean = list(sources)
+    negatives = list(degraded)
+    if degraded_positive is not None:
+        clean.append(positive)
+        negatives.append(degraded_positive)
+    terms = (
+        similarity_loss(fused, sources),
+        negative_loss(fused, negatives, clean, mode=negative_mode),
+        positive_loss(fused, positive),
+    )
+    weights = (similarity_weight, negative_weight, positive_weight)
+    total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
+    return FusionLoss(total, *terms)
+
+
+def similarity(image: Tensor, reference: Tensor) -> Tensor:
+    r"""S: the SSIM of :func:`ddrf_fast.metrics.ssim`, as a loss needs it.
+
+    The Gaussian filters are products with banded matrices, :math:`G_h X G_w^T`. On the crops of a training
+    these and their gradients are many times faster than convolutions with a single channel. Nothing is
+    refused: the network may be far outside [0, 1] at the start.
+
+    Args:
+        image: Tensor[B, 1, H, W], H and W at least 11.
+        reference: Tensor[B, 1, H, W].
+
+    Returns:
+        Tensor[B], in [-1, 1].
+
+    Example:
+        >>> from ddrf_fast.metrics import ssim
+        >>> first, second = torch.rand(2, 3, 1, 20, 24)
+        >>> torch.allclose(similarity(first, second), ssim(first, second), atol=1e-5)
+        True
+    """
+    rows, columns = (_gaussian_rows(size, image) for size in image.shape[2:])
+    maps = torch.cat((image, reference, image.square(), reference.square(), image * reference), dim=1)
+    mean1, mean2, square1, square2, product = (rows @ maps @ columns.mT).unbind(dim=1)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean1 * mean2 + c1) / (mean1.square() + mean2.square() + c1)
+    variances = square1 - mean1.square() + square2 - mean2.square()
+    structure = (2 * (product - mean1 * mean2) + c2) / (variances + c2)
+    return (luminance * structure).mean(dim=(1, 2))
+
+
+def _gaussian_rows(size: int, like: Tensor) -> Tensor:
+    """Tensor[size - 10, size] that filters with 11 Gaussian taps of sigma 1.5 where all lie in the image."""
+    taps = torch.exp(-0.5 * ((torch.arange(11, dtype=like.dtype, device=like.device) - 5) / 1.5).square())
+    distance = torch.arange(size, device=like.device) - torch.arange(size - 10, device=like.device)[:, None]
+    inside = (distance >= 0) & (distance < 11)
+    return torch.where(inside, (taps / taps.sum())[distance.clamp(0, 10)], 0)

@@ -1,0 +1,142 @@
+"""Files of DDRF-Net: safetensors, with the configuration and the training record in the metadata."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddrf_fast.models.ddrfnet import DDRFNet, DDRFNetConfig
+
+FORMAT = "ddrf_fast.ddrfnet"
+FORMAT_VERSION = 1
+DEFAULT_WEIGHTS = Path(__file__).parent.parent / "assets" / "ddrfnet.safetensors"
+
+
+def save_model(model: DDRFNet, path: str | os.PathLike[str], record: dict[str, Any] | None = None) -> Path:
+    """Writes the model to a safetensors file; an existing file is replaced at once or not at all.
+
+    Args:
+        model: the network, on any device.
+        path: the file; its folder is created.
+        record: how the weights came about (JSON-able): configuration, seed, data, loss curve.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the model holds NaN or infinite weights.
+        TypeError: the record cannot be written as JSON.
+    """
+    path = Path(path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _check_finite(state, "the model")
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "record": json.dumps(record or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata=metadata)
+        os.chmod(temporary, 0o644)  # mkstemp gives 0o600
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> DDRFNet:
+    """Reads a network written by :func:`save_model`.
+
+    Args:
+        path: the file; None: the weights that come with the package.
+        device: where the model shall be.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: the file is missing, is no safetensors file or not one of DDRF-Net, was written by a newer
+            format, holds NaN or infinite weights, or does not fit its configuration (the names are listed).
+
+    Example:
+        >>> model = load_model()
+        >>> model.training
+        False
+    """
+    path = _existing(path)
+    config, _ = read_metadata(path)
+    model = DDRFNet(config)
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    expected = model.state_dict()
+    problems = [
+        *(f"missing {name} {list(expected[name].shape)}" for name in expected.keys() - state.keys()),
+        *(f"unexpected {name} {list(state[name].shape)}" for name in state.keys() - expected.keys()),
+        *(
+            f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}"
+            for name in expected.keys() & state.keys()
+            if state[name].shape != expected[name].shape
+        ),
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (
+            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
+        raise ValueError(f"{path} does not fit DDRF-Net with {config}: {shown}")
+    _check_finite(state, str(path))
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def read_metadata(path: str | os.PathLike[str] | None = None) -> tuple[DDRFNetConfig, dict[str, Any]]:
+    """Reads the configuration and the training record of a weights file, without its weights.
+
+    Args:
+        path: the file; None: the weights that come with the package.
+
+    Returns:
+        The configuration and the record.
+
+    Raises:
+        ValueError: as :func:`load_model`, as far as the metadata goes.
+    """
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds no DDRF-Net: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+        )
+    try:
+        if int(metadata["format_version"]) > FORMAT_VERSION:
+            raise ValueError(f"format version {metadata['format_version']} is newer than {FORMAT_VERSION}")
+        return DDRFNetConfig(**json.loads(metadata["config"])), json.loads(metadata["record"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has metadata that cannot be read: {error}") from error
+
+
+def _existing(path: str | os.PathLike[str] | None) -> Path:
+    path = DEFAULT_WEIGHTS if path is None else Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    return path
+
+
+def _check_finite(state: dict[str, Tensor], where: str) -> None:
+    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+    if bad:
+        raise ValueError(f"{where} holds NaN or infinite values in {', '.join(bad[:8])}")

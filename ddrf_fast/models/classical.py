@@ -1,0 +1,106 @@
+"""Classical fusions: positive samples for the training (eq. 9), and baselines to compare with."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Fusion = Callable[[Tensor, Tensor], Tensor]
+
+
+def average(visible: Tensor, infrared: Tensor) -> Tensor:
+    """Mean of both images, Tensor[B, C, H, W]."""
+    return (visible + infrared) / 2
+
+
+def maximum(visible: Tensor, infrared: Tensor) -> Tensor:
+    """The brighter of both pixels, Tensor[B, C, H, W]."""
+    return torch.maximum(visible, infrared)
+
+
+def laplacian_pyramid(
+    visible: Tensor, infrared: Tensor, *, levels: int = 4, base: Fusion = average, minimum: int = 4
+) -> Tensor:
+    """Fuses Laplacian pyramids: of each detail coefficient the larger in magnitude, and ``base`` of the rest.
+
+    After Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code" (1983), and Burt's use of it for
+    fusion.
+
+    Args:
+        visible: Tensor[B, C, H, W].
+        infrared: Tensor[B, C, H, W].
+        levels: levels of detail, fewer where the image is too small.
+        base: how to fuse what remains below them.
+        minimum: no level is made whose shorter side has fewer pixels.
+
+    Returns:
+        Tensor[B, C, H, W], not clipped.
+
+    Example:
+        >>> image = torch.rand(1, 1, 32, 40)
+        >>> torch.allclose(laplacian_pyramid(image, image), image, atol=1e-6)
+        True
+    """
+    if levels == 0 or min(visible.shape[2:]) < 2 * minimum:
+        return base(visible, infrared)
+    coarse_visible, coarse_infrared = _reduce(visible), _reduce(infrared)
+    detail_visible = visible - _expand(coarse_visible, visible)
+    detail_infrared = infrared - _expand(coarse_infrared, infrared)
+    detail = torch.where(detail_visible.abs() >= detail_infrared.abs(), detail_visible, detail_infrared)
+    coarse = laplacian_pyramid(coarse_visible, coarse_infrared, levels=levels - 1, base=base, minimum=minimum)
+    return detail + _expand(coarse, visible)
+
+
+def salient(visible: Tensor, infrared: Tensor) -> Tensor:
+    """Mean of both images, each pixel weighted by its squared distance from its image's mean.
+
+    A warm body on a cold ground is far from the mean of the infrared image and is taken over; the ground is
+    not.
+
+    Args:
+        visible: Tensor[B, C, H, W].
+        infrared: Tensor[B, C, H, W].
+
+    Returns:
+        Tensor[B, C, H, W].
+    """
+    weights = [
+        (image - image.mean(dim=(2, 3), keepdim=True)).square() + 1e-3 for image in (visible, infrared)
+    ]  # 1e-3: where neither stands out, the plain mean
+    return (weights[0] * visible + weights[1] * infrared) / (weights[0] + weights[1])
+
+
+def laplacian_salient(visible: Tensor, infrared: Tensor) -> Tensor:
+    """:func:`laplacian_pyramid` over a :func:`salient` base."""
+    return laplacian_pyramid(visible, infrared, base=salient)
+
+
+def laplacian_maximum(visible: Tensor, infrared: Tensor) -> Tensor:
+    """:func:`laplacian_pyramid` over a :func:`maximum` base."""
+    return laplacian_pyramid(visible, infrared, base=maximum)
+
+
+CLASSICAL_FUSIONS: dict[str, Fusion] = {
+    "average": average,
+    "maximum": maximum,
+    "laplacian_pyramid": laplacian_pyramid,
+    "laplacian_salient": laplacian_salient,
+    "laplacian_maximum": laplacian_maximum,
+}
+"""The classical fusions by name."""
+
+
+def _reduce(image: Tensor) -> Tensor:
+    """Binomial blur and every second pixel: Tensor[B, C, H, W] to Tensor[B, C, ceil(H/2), ceil(W/2)]."""
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype, device=image.device) / 16
+    channels = image.shape[1]
+    image = F.pad(image, (2, 2, 2, 2), mode="reflect")
+    image = F.conv2d(
+        image, taps.view(1, 1, 1, 5).expand(channels, -1, -1, -1), stride=(1, 2), groups=channels
+    )
+    return F.conv2d(image, taps.view(1, 1, 5, 1).expand(channels, -1, -1, -1), stride=(2, 1), groups=channels)
+
+
+def _expand(image: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(image, size=like.shape[2:], mode="bilinear", align_corners=False)

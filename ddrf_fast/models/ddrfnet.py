@@ -1,0 +1,328 @@
+"""DDRF-Net: restores a visible and an infrared image and fuses them, in one pass of dynamic convolutions.
+
+    visible  --> branch --> f_v, H1 --+
+                                      +--> four dynamic convolutions --> P
+    infrared --> branch --> f_i, H2 --+
+
+After Fang, Zhao, Yang, Zhang, "Dynamic Degradation for Image Restoration and Fusion" (sections 3.3 and 3.5).
+What the paper leaves open was chosen for speed: everything runs at half resolution (``pixel_unshuffle``),
+where 32 channels cost what 8 cost at full resolution, and capacity comes from the number of kernels in each
+bank, which costs no operations.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddrf_fast.models.estimator import CodeEstimator
+from ddrf_fast.nn import DynamicConv2d
+from ddrf_fast.nn.dynamic_conv import Activation, stretch
+
+
+@dataclass(frozen=True)
+class DDRFNetConfig:
+    """Sizes of a :class:`DDRFNet`; the defaults are those of the shipped weights.
+
+    Attributes:
+        width: channels of the features, at half resolution.
+        blocks: residual blocks (two dynamic convolutions each) of a branch.
+        num_kernels: kernels in each bank, N of eq. 6; 1 gives the static twin of the network.
+        reduction: of the routers' hidden layers.
+        code_channels: length of a degradation code: PCA of the kernel, then the noise level.
+        kernel_size: side of the blur kernels that are encoded.
+        kernel_code_scale: factor on the PCA part of a code, which brings it to the order of 1.
+        noise_code_scale: factor on the noise level (image units), likewise.
+    """
+
+    width: int = 32
+    blocks: int = 3
+    num_kernels: int = 8
+    reduction: int = 4
+    code_channels: int = 16
+    kernel_size: int = 25
+    kernel_code_scale: float = 4.0
+    noise_code_scale: float = 16.0
+
+
+class DDRFOutput(NamedTuple):
+    """What :class:`DDRFNet` returns; each a Tensor[B, 1, H, W], nominally in [0, 1] and not clipped.
+
+    Attributes:
+        fused: P, the fused image (H3 of the paper).
+        visible: H1, the restored visible image.
+        infrared: H2, the restored infrared image.
+    """
+
+    fused: Tensor
+    visible: Tensor
+    infrared: Tensor
+
+
+class DDRFNet(nn.Module):
+    """The network of the paper: two restoration branches that share no weights, and a dynamic fusion.
+
+    All convolutions but those of the blind estimators are dynamic, with the 1/N of eq. 6. Without a code, the
+    estimator of that modality predicts one from the degraded image (blind use); a user who knows the
+    degradation passes it.
+
+    Args:
+        config: the sizes.
+
+    Example:
+        >>> model = DDRFNet().eval()
+        >>> with torch.inference_mode():
+        ...     output = model(torch.rand(1, 1, 37, 50), torch.rand(1, 1, 37, 50))
+        >>> output.fused.shape
+        torch.Size([1, 1, 37, 50])
+    """
+
+    def __init__(self, config: DDRFNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DDRFNetConfig()
+        self.visible_branch = RestorationBranch(config)
+        self.infrared_branch = RestorationBranch(config)
+        self.fusion = FusionHead(config)
+        self.visible_estimator = CodeEstimator(config.code_channels)
+        self.infrared_estimator = CodeEstimator(config.code_channels)
+        scale = torch.full((config.code_channels,), config.kernel_code_scale)
+        scale[-1] = config.noise_code_scale
+        self.register_buffer("code_scale", scale, persistent=False)
+        self.register_buffer("code_basis", torch.zeros(config.code_channels - 1, config.kernel_size**2))
+
+    code_basis: Tensor
+    code_scale: Tensor
+
+    def forward(
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        visible_code: Tensor | None = None,
+        infrared_code: Tensor | None = None,
+    ) -> DDRFOutput:
+        """Restores and fuses a batch of pairs.
+
+        Args:
+            visible: Tensor[B, 1, H, W], luma in [0, 1]; any H, W >= 1.
+            infrared: Tensor[B, 1, H, W] in [0, 1].
+            visible_code: how ``visible`` was degraded: Tensor[B, 16] for the whole image, or a coarse map
+                Tensor[B, 16, h, w]; None: estimated from the image.
+            infrared_code: the same for ``infrared``.
+
+        Returns:
+            The fused and the two restored images, of the size and dtype of the inputs.
+
+        Raises:
+            ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
+                shape.
+        """
+        if visible.dim() != 4 or visible.shape[1] != 1 or visible.shape != infrared.shape:
+            raise ValueError(
+                "visible and infrared must both be [B, 1, H, W] and of one size, "
+                f"got {list(visible.shape)} and {list(infrared.shape)}"
+            )
+        height, width = visible.shape[2:]
+        if height < 1 or width < 1:
+            raise ValueError(f"visible and infrared must have at least one pixel, got {list(visible.shape)}")
+        visible, infrared = pad_to_even(visible), pad_to_even(infrared)
+        visible_code = self._network_code("visible_code", visible_code, visible, self.visible_estimator)
+        infrared_code = self._network_code("infrared_code", infrared_code, infrared, self.infrared_estimator)
+        visible_features, visible_restored = self.visible_branch(visible, visible_code)
+        infrared_features, infrared_restored = self.infrared_branch(infrared, infrared_code)
+        fused = self.fusion(
+            infrared_features,
+            visible_features,
+            infrared_restored,
+            visible_restored,
+            infrared_code,
+            visible_code,
+        )
+        return DDRFOutput(
+            *(_crop(image, height, width) for image in (fused, visible_restored, infrared_restored))
+        )
+
+    def estimate_codes(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts both degradation codes, as ``forward`` does where none is given.
+
+        Args:
+            visible: Tensor[B, 1, H, W] in [0, 1].
+            infrared: Tensor[B, 1, H, W] in [0, 1].
+
+        Returns:
+            Two Tensor[B, 16], for the visible and the infrared images, in the units in which codes are given.
+        """
+        return (
+            self.visible_estimator(pad_to_even(visible)) / self.code_scale,
+            self.infrared_estimator(pad_to_even(infrared)) / self.code_scale,
+        )
+
+    def encode(self, kernels: Tensor, noise_std: Tensor) -> Tensor:
+        """Codes of known degradations, in the basis that the network was trained with.
+
+        Args:
+            kernels: Tensor[B, k, k], blur kernels, each summing to 1, k the configuration's ``kernel_size``.
+            noise_std: Tensor[B], standard deviation of the noise for images in [0, 1].
+
+        Returns:
+            Tensor[B, 16], to be passed as ``visible_code`` or ``infrared_code``.
+
+        Raises:
+            ValueError: the kernels have another size, or there is not one noise level for each.
+        """
+        size = self.config.kernel_size
+        if kernels.dim() != 3 or kernels.shape[1:] != (size, size) or noise_std.shape != kernels.shape[:1]:
+            raise ValueError(
+                f"kernels must be [B, {size}, {size}] and noise_std [B], "
+                f"got {list(kernels.shape)} and {list(noise_std.shape)}"
+            )
+        return torch.cat((kernels.flatten(1) @ self.code_basis.mT, noise_std[:, None]), dim=1)
+
+    def _network_code(
+        self, name: str, code: Tensor | None, image: Tensor, estimator: CodeEstimator
+    ) -> Tensor:
+        """The code in the network's units: Tensor[B, D], or Tensor[B, D, H/2, W/2] for a map."""
+        if code is None:
+            return estimator(image)
+        channels = self.config.code_channels
+        if code.dim() not in (2, 4) or code.shape[0] != image.shape[0] or code.shape[1] != channels:
+            raise ValueError(
+                f"{name} must be [{image.shape[0]}, {channels}] or [{image.shape[0]}, {channels}, h, w], "
+                f"got {list(code.shape)}"
+            )
+        code = code.to(image.dtype)
+        if code.dim() == 2:
+            return code * self.code_scale
+        return stretch(code, image.shape[2] // 2, image.shape[3] // 2) * self.code_scale.view(-1, 1, 1)
+
+
+class RestorationBranch(nn.Module):
+    """Extracts the features of one modality and restores its image.
+
+    A dynamic convolution in, residual blocks, a dynamic convolution out that predicts the difference between
+    the restored and the degraded image. The code enters wherever an activation follows, and every attention
+    but the linear layers'.
+    """
+
+    def __init__(self, config: DDRFNetConfig) -> None:
+        super().__init__()
+        self.head = _dynamic(
+            config, 4, config.width, activation="leaky_relu", code_channels=config.code_channels
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.blocks))
+        self.tail = _dynamic(config, config.width, 4)
+        _shrink(self.tail)
+
+    def forward(self, image: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Features Tensor[B, width, H/2, W/2] and restored image of Tensor[B, 1, H, W], H and W even."""
+        x = self.head(F.pixel_unshuffle(image, 2), code)
+        for block in self.blocks:
+            x = block(x, code)
+        return x, image + F.pixel_shuffle(self.tail(x), 2)
+
+
+class ResidualBlock(nn.Module):
+    """``x + W2 * act(W1 * C(x, code))``, both convolutions dynamic."""
+
+    def __init__(self, config: DDRFNetConfig) -> None:
+        super().__init__()
+        self.expand = _dynamic(
+            config, config.width, config.width, activation="leaky_relu", code_channels=config.code_channels
+        )
+        self.project = _dynamic(config, config.width, config.width)
+        _shrink(self.project)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        return x + self.project(self.expand(x, code))
+
+
+class FusionHead(nn.Module):
+    r"""Four layers of dynamic convolution over C(f_i, f_v, k_di, k_dv), eq. 6.
+
+    The features of a modality are those of its branch together with its restored image; the last layer sees
+    the restored images again. It gives, for each pixel, a share m and a correction r:
+
+    .. math:: P = \sigma(m) H_1 + (1 - \sigma(m)) H_2 + r
+
+    so that taking over either source, or the detail of both, need not pass through few channels at half
+    resolution. At the start P is near the mean of the restored images.
+    """
+
+    def __init__(self, config: DDRFNetConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.merge = _dynamic(
+            config, 2 * (width + 4), width, activation="leaky_relu", code_channels=2 * config.code_channels
+        )
+        self.mix1 = _dynamic(config, width, width, activation="leaky_relu")
+        self.mix2 = _dynamic(config, width, width, activation="leaky_relu")
+        self.output = _dynamic(config, width + 8, 8)
+        _shrink(self.output)
+
+    def forward(
+        self,
+        infrared_features: Tensor,
+        visible_features: Tensor,
+        infrared: Tensor,
+        visible: Tensor,
+        infrared_code: Tensor,
+        visible_code: Tensor,
+    ) -> Tensor:
+        """Fuses features Tensor[B, width, H/2, W/2] and restored images Tensor[B, 1, H, W]."""
+        images = F.pixel_unshuffle(torch.cat((infrared, visible), dim=1), 2)
+        if infrared_code.dim() != visible_code.dim():
+            size = images.shape[2:]
+            infrared_code, visible_code = (_as_map(code, size) for code in (infrared_code, visible_code))
+        x = self.merge(
+            torch.cat((infrared_features, visible_features, images), dim=1),
+            torch.cat((infrared_code, visible_code), dim=1),
+        )
+        x = torch.cat((self.mix2(self.mix1(x)), images), dim=1)
+        share, correction = F.pixel_shuffle(self.output(x), 2).chunk(2, dim=1)
+        return infrared + torch.sigmoid(share) * (visible - infrared) + correction
+
+
+def pad_to_even(image: Tensor) -> Tensor:
+    """Repeats the last row and column of Tensor[B, C, H, W] where the size is odd."""
+    # Not H % 2: from this form torch.export sees that the padded size is even.
+    missing = [(size + 1) // 2 * 2 - size for size in image.shape[2:]]
+    return F.pad(image, (0, missing[1], 0, missing[0]), mode="replicate")
+
+
+def _crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns; not a slice, which torch.export cannot prove to fit every odd size."""
+    rows, columns = (torch.arange(size, device=image.device) for size in (height, width))
+    return image.index_select(2, rows).index_select(3, columns)
+
+
+def _dynamic(
+    config: DDRFNetConfig,
+    in_channels: int,
+    out_channels: int,
+    *,
+    activation: Activation | None = None,
+    code_channels: int = 0,
+) -> DynamicConv2d:
+    """A 3x3 dynamic convolution that keeps the size, with the 1/N of eq. 6."""
+    return DynamicConv2d(
+        in_channels,
+        out_channels,
+        3,
+        padding=1,
+        num_kernels=config.num_kernels,
+        reduction=config.reduction,
+        code_channels=code_channels,
+        activation=activation,
+        average=True,
+    )
+
+
+def _shrink(layer: DynamicConv2d) -> None:
+    """Starts a residual path near zero, so that the untrained network is near the identity."""
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+
+
+def _as_map(code: Tensor, size: torch.Size) -> Tensor:
+    return code[:, :, None, None].expand(-1, -1, *size) if code.dim() == 2 else code

@@ -1,0 +1,108 @@
+"""Routers: how a dynamic convolution decides, for each sample, how much of each kernel it takes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Router(nn.Module):
+    r"""Attention over the kernels of a bank, computed from a pooled input.
+
+    .. math::
+        \pi(x) = \operatorname{softmax}\bigl(\mathrm{FC}_2(\mathrm{ReLU}(\mathrm{FC}_1(\mathrm{GAP}(x)))) /
+        \tau\bigr)
+
+    This is the attention of Chen et al., *Dynamic Convolution: Attention over Convolution Kernels* (CVPR
+    2020), which DDRF-Net uses for :math:`\pi_k` in its eq. 6. A high temperature keeps the attention near
+    uniform, so that every kernel is trained; it is lowered to 1 early in the training
+    (:func:`anneal_temperature`).
+
+    Args:
+        in_channels: channels that are pooled, those of a degradation code included.
+        num_kernels: number of attention weights N.
+        reduction: the hidden layer has ``in_channels // reduction`` units, at least 8, so that hardly ever
+            all are dead.
+        temperature: the :math:`\tau` of the softmax, positive. A buffer: saved with the weights, and changing
+            it does not recompile a compiled model.
+
+    Raises:
+        ValueError: a size or the temperature is not positive.
+
+    Example:
+        >>> router = Router(in_channels=8, num_kernels=4)
+        >>> router(torch.randn(2, 8, 5, 7)).shape
+        torch.Size([2, 4])
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self, in_channels: int, num_kernels: int, reduction: int = 4, temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("num_kernels", num_kernels),
+            ("reduction", reduction),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.in_channels = in_channels
+        self.num_kernels = num_kernels
+        hidden = max(in_channels // reduction, 8)
+        self.squeeze = nn.Linear(in_channels, hidden)
+        self.excite = nn.Linear(hidden, num_kernels)
+        self.register_buffer("temperature", torch.ones(()))
+        self.set_temperature(temperature)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Sets the temperature of the softmax.
+
+        Raises:
+            ValueError: the temperature is not positive.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature.fill_(temperature)
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+        """Computes the attention.
+
+        Args:
+            x: Tensor[B, C, H, W].
+            code: Tensor[B, D], further channels that are constant over the image (their mean is their value),
+                with C + D = ``in_channels``.
+
+        Returns:
+            Tensor[B, N], positive, each row summing to 1, in the dtype of ``x``.
+        """
+        pooled = x.mean(dim=(2, 3))
+        if code is not None:
+            pooled = torch.cat((pooled, code.to(pooled.dtype)), dim=1)
+        return F.softmax(self.excite(F.relu(self.squeeze(pooled))) / self.temperature, dim=1)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, num_kernels={self.num_kernels}"
+
+
+def anneal_temperature(module: nn.Module, progress: float, start: float = 30.0, end: float = 1.0) -> None:
+    """Lowers the temperature of every :class:`Router` in ``module`` linearly from ``start`` to ``end``.
+
+    Chen et al. go from 30 to 1 in the first 10 epochs.
+
+    Args:
+        module: any module that contains routers.
+        progress: how much of the annealing is over: 0 gives ``start``, 1 and above give ``end``.
+        start: first temperature.
+        end: last temperature.
+
+    Example:
+        >>> router = Router(8, 4)
+        >>> anneal_temperature(router, 0.5, start=31.0)
+        >>> router.temperature.item()
+        16.0
+    """
+    temperature = start + (end - start) * min(max(progress, 0.0), 1.0)
+    for router in module.modules():
+        if isinstance(router, Router):
+            router.set_temperature(temperature)

@@ -1,0 +1,127 @@
+"""The losses against their equations and against what they are for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddrf_fast import losses
+from ddrf_fast.metrics import ssim
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS
+
+
+@pytest.fixture
+def images():
+    """Two smooth random images with some noise, Tensor[2, 2, 1, 24, 28]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 1, 6, 7, generator=generator)
+    smooth = F.interpolate(coarse, size=(24, 28), mode="bicubic").clamp(0, 1)
+    return (smooth + 0.05 * torch.rand(smooth.shape, generator=generator)).clamp(0, 1).view(2, 2, 1, 24, 28)
+
+
+def blur(image):
+    return F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
+
+
+def test_charbonnier_and_gradients_by_hand():
+    prediction, target = torch.tensor([[[[0.0, 3.0]]]]), torch.tensor([[[[0.0, 0.0]]]])
+    assert losses.charbonnier(prediction, target, epsilon=4.0).item() == pytest.approx(0.5)
+    image = torch.tensor([[[[0.0, 1.0], [4.0, 2.0]]]])
+    # differences along rows 1, -2 and along columns 4, 1
+    assert losses.gradient_difference(image, torch.zeros_like(image)).item() == pytest.approx(1.5 + 2.5)
+
+
+def test_restoration_loss(images):
+    visible, infrared = images
+    expected = losses.charbonnier(infrared, visible) + 0.5 * (1 - ssim(infrared, visible).mean())
+    torch.testing.assert_close(losses.restoration_loss(infrared, visible, ssim_weight=0.5), expected)
+    assert losses.restoration_loss(visible, visible).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_similarity_is_equation_7(images):
+    visible, infrared = images
+    fused = (visible + infrared) / 2
+    by_hand = 1 - (ssim(visible, fused) + ssim(infrared, fused)).mean() / 2
+    torch.testing.assert_close(losses.similarity_loss(fused, (visible, infrared)), by_hand)
+
+
+def test_negative_as_printed_and_as_meant(images):
+    visible, infrared = images
+    fused = (visible + infrared) / 2
+    degraded = [blur(visible), blur(infrared)]
+    similarity = (ssim(fused, degraded[0]) + ssim(fused, degraded[1])).mean() / 2
+    torch.testing.assert_close(losses.negative_loss(fused, degraded, mode="literal"), 1 - similarity)
+    torch.testing.assert_close(losses.negative_loss(fused, degraded), similarity)
+
+
+def test_negative_loss_repels_and_its_print_attracts(images):
+    visible, _ = images
+    degraded = blur(visible)
+    halfway = ((visible + degraded) / 2).requires_grad_()
+    for mode, sign in (("text", -1), ("literal", 1)):
+        (gradient,) = torch.autograd.grad(losses.negative_loss(halfway, [degraded], mode=mode), halfway)
+        # a step against the gradient moves towards (+) or away from (-) the degraded image
+        assert sign * (-gradient * (degraded - halfway)).sum() > 0
+
+
+def test_negative_loss_does_not_push_a_clean_image(images):
+    visible, infrared = images
+    degraded = [blur(visible)]
+    clean = visible.clone().requires_grad_()
+    loss = losses.negative_loss(clean, degraded, [visible])
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert losses.negative_loss(degraded[0], degraded, [visible]) > 0.05
+    with pytest.raises(ValueError, match="mode"):
+        losses.negative_loss(infrared, degraded, mode="printed")
+    with pytest.raises(ValueError, match="one image for each"):
+        losses.negative_loss(infrared, degraded, [])
+
+
+def test_positive_sample_is_the_best_of_each_image(images):
+    visible, infrared = images
+    positive, best = losses.positive_sample(visible, infrared)
+    candidates = [method(visible, infrared).clamp(0, 1) for method in CLASSICAL_FUSIONS.values()]
+    scores = torch.stack([losses.fusion_quality(candidate, visible, infrared) for candidate in candidates])
+    for i in range(2):
+        assert scores[best[i], i] == scores[:, i].max()
+        assert torch.equal(positive[i], candidates[best[i]][i])
+    # another evaluation function, which prefers the brightest image
+    _, best = losses.positive_sample(visible, infrared, evaluate=lambda fused, *_: fused.mean(dim=(1, 2, 3)))
+    assert list(CLASSICAL_FUSIONS)[best[0]] in ("maximum", "laplacian_maximum")
+
+
+def test_fusion_quality_prefers_kept_detail(images):
+    visible, _ = images
+    flat = torch.full_like(visible, 0.5)
+    quality = [losses.fusion_quality(image, visible, flat) for image in (visible, (visible + flat) / 2, flat)]
+    assert (quality[0] > quality[1]).all() and (quality[1] > quality[2]).all()
+    assert (quality[0] > 0.99).all()
+    assert torch.isfinite(losses.fusion_quality(flat, flat, flat)).all()
+
+
+def test_equation_10_is_the_weighted_sum(images):
+    visible, infrared = images
+    fused = (visible + infrared) / 2
+    degraded = (blur(visible), blur(infrared))
+    positive, _ = losses.positive_sample(visible, infrared)
+    result = losses.fusion_loss(
+        fused, (visible, infrared), degraded, positive, degraded_positive=blur(positive),
+        similarity_weight=2.0, negative_weight=3.0, positive_weight=5.0,
+    )  # fmt: skip
+    negatives = [losses.negative_loss(fused, [d], [c]) for d, c in zip(
+        (*degraded, blur(positive)), (visible, infrared, positive), strict=True)]  # fmt: skip
+    torch.testing.assert_close(result.negative, torch.stack(negatives).mean())
+    torch.testing.assert_close(result.similarity, losses.similarity_loss(fused, (visible, infrared)))
+    torch.testing.assert_close(result.positive, losses.positive_loss(fused, positive))
+    torch.testing.assert_close(
+        result.total, 2 * result.similarity + 3 * result.negative + 5 * result.positive
+    )
+
+
+def test_losses_are_finite_and_differentiable_for_wild_and_for_flat_images(images):
+    visible, infrared = images
+    for fused in (torch.full_like(visible, 0.5), 100 * visible - 50, visible.clone()):
+        fused.requires_grad_()
+        result = losses.fusion_loss(fused, (visible, infrared), (blur(visible), blur(infrared)), visible)
+        total = result.total + losses.restoration_loss(fused, visible)
+        (gradient,) = torch.autograd.grad(total, fused)
+        assert torch.isfinite(total) and torch.isfinite(gradient).all()

@@ -1,0 +1,268 @@
+"""DDRFNet: its budgets, sizes, codes, gradients, and its files."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS, laplacian_pyramid
+from ddrf_fast.nn import DynamicConv2d, Router
+
+SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return DDRFNet(SMALL).eval()
+
+
+def pair(*shape):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+
+
+def count_operations(model, *inputs):
+    """Floating point operations of a pass, two for each multiply-add."""
+    total = 0
+
+    def count(module, arguments, output):
+        nonlocal total
+        if isinstance(module, DynamicConv2d):
+            x = arguments[0]
+            channels = module.in_channels + (
+                module.code_channels if arguments[1:] and arguments[1].dim() == 4 else 0
+            )
+            positions = output.shape[0] * output.shape[2] * output.shape[3]
+            total += 2 * positions * module.out_channels * channels * 9 + 2 * len(x) * module.weight.numel()
+        elif isinstance(module, nn.Conv2d):
+            total += 2 * output.shape[0] * output.shape[2] * output.shape[3] * module.weight.numel()
+        elif isinstance(module, nn.Linear):
+            total += 2 * output.shape[0] * module.weight.numel()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    with torch.inference_mode():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def test_parameters_stay_below_the_papers_model_size():
+    assert sum(parameter.numel() for parameter in DDRFNet().parameters()) * 4 <= 7.58e6
+
+
+def test_operations_stay_below_20_gflop_for_a_400x400_pair():
+    network = DDRFNet()
+    images = [torch.rand(1, 1, 40, 40)] * 2
+    # Counted at 40x40 and scaled by the area; what does not grow with it is counted a hundredfold.
+    assert count_operations(network, *images) * 100 < 20e9
+    assert count_operations(network, *images, *[torch.rand(1, 16, 3, 3)] * 2) * 100 < 20e9
+
+
+def test_fusion_is_four_dynamic_layers_and_branches_share_nothing():
+    network = DDRFNet()
+    assert sum(isinstance(module, DynamicConv2d) for module in network.fusion.modules()) == 4
+    visible, infrared = (
+        {id(p) for p in m.parameters()} for m in (network.visible_branch, network.infrared_branch)
+    )
+    assert not visible & infrared
+    assert all(module.average for module in network.modules() if isinstance(module, DynamicConv2d))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 2), (13, 10)])
+def test_any_size(model, size):
+    visible, infrared = pair(2, 1, *size)
+    for image in model(visible, infrared):
+        assert image.shape == visible.shape and torch.isfinite(image).all()
+
+
+def test_odd_size_is_that_of_the_replicated_image(model):
+    visible, infrared = pair(1, 1, 9, 11)
+    padded = [torch.cat((x, x[..., -1:]), 3) for x in (visible, infrared)]
+    padded = [torch.cat((x, x[:, :, -1:]), 2) for x in padded]
+    for actual, expected in zip(model(visible, infrared), model(*padded), strict=True):
+        torch.testing.assert_close(actual, expected[..., :9, :11])
+
+
+def test_code_forms_agree(model):
+    visible, infrared = pair(2, 1, 10, 12)
+    code = torch.randn(2, 16) / 4
+    code_map = code[:, :, None, None].expand(-1, -1, 3, 4)
+    expected = model(visible, infrared, code, code)
+    for codes in ((code_map, code_map), (code_map, code), (code, code_map)):
+        for actual, image in zip(model(visible, infrared, *codes), expected, strict=True):
+            torch.testing.assert_close(actual, image, atol=1e-5, rtol=1e-5)
+
+
+def test_blind_use_is_use_with_the_estimated_codes(model):
+    visible, infrared = pair(2, 1, 9, 12)
+    codes = model.estimate_codes(visible, infrared)
+    for actual, expected in zip(model(visible, infrared, *codes), model(visible, infrared), strict=True):
+        torch.testing.assert_close(actual, expected)
+    other = model(visible, infrared, codes[0] + 0.1, codes[1])
+    assert not torch.equal(other.visible, model(visible, infrared).visible)
+
+
+def test_codes_of_known_degradations(model):
+    model.code_basis.normal_()
+    kernels, noise_std = torch.rand(2, 25, 25), torch.tensor([0.1, 0.2])
+    code = model.encode(kernels, noise_std)
+    torch.testing.assert_close(code[1, 3], (kernels[1].flatten() * model.code_basis[3]).sum())
+    torch.testing.assert_close(code[:, 15], noise_std)
+    with pytest.raises(ValueError, match=r"\[B, 25, 25\]"):
+        model.encode(kernels[:, 1:], noise_std)
+
+
+def test_untrained_network_is_near_the_mean_of_its_inputs():
+    torch.manual_seed(0)
+    visible, infrared = pair(2, 1, 16, 16)
+    output = DDRFNet()(visible, infrared)
+    for image, expected in zip(output, ((visible + infrared) / 2, visible, infrared), strict=True):
+        assert (image - expected).abs().mean() < 0.1
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    network = DDRFNet(SMALL)
+    sum(image.square().sum() for image in network(*pair(2, 1, 8, 10))).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(model, dtype):
+    visible, infrared = pair(1, 1, 12, 16)
+    expected = model(visible, infrared).fused
+    actual = model.to(dtype)(visible.to(dtype), infrared.to(dtype)).fused
+    assert actual.dtype == dtype
+    assert (actual.float() - expected).abs().max() < 0.05
+
+
+@pytest.mark.slow
+def test_compiles_for_any_size_and_batch(model):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        compiled(*pair(2, 1, 36, 42))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for shape in ((3, 1, 50, 40), (2, 1, 37, 61)):
+                torch.testing.assert_close(compiled(*pair(*shape)).fused, model(*pair(*shape)).fused)
+
+
+@pytest.mark.slow
+def test_exports_for_any_size_and_batch(model):
+    side = {"min": 32, "max": 4096}
+    sizes = {
+        0: torch.export.Dim("batch"),
+        2: torch.export.Dim("height", **side),
+        3: torch.export.Dim("width", **side),
+    }
+    exported = torch.export.export(
+        model, pair(2, 1, 50, 64), dynamic_shapes={"visible": sizes, "infrared": sizes}
+    )
+    visible, infrared = pair(1, 1, 41, 70)
+    torch.testing.assert_close(
+        exported.module()(visible, infrared).fused, model(visible, infrared).fused, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 3, 8, 8), (1, 1, 8, 8)), r"\[B, 1, H, W\]"),
+        (((1, 1, 8, 8), (1, 1, 8, 9)), "one size"),
+        (((1, 1, 0, 8), (1, 1, 0, 8)), "at least one pixel"),
+        (((1, 1, 8, 8), (1, 1, 8, 8), (2, 16)), r"visible_code must be \[1, 16\]"),
+        (((1, 1, 8, 8), (1, 1, 8, 8), (1, 16), (1, 15, 2, 2)), "infrared_code"),
+    ],
+)
+def test_bad_input(model, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        model(*(torch.rand(shape) for shape in shapes))
+
+
+def test_file_round_trip(model, tmp_path):
+    record = {"seed": 3, "loss_curve": [1.0, 0.5]}
+    path = save_model(model, tmp_path / "deep" / "weights.safetensors", record)
+    loaded = load_model(path)
+    assert not loaded.training
+    for actual, expected in zip(loaded(*pair(1, 1, 9, 9)), model(*pair(1, 1, 9, 9)), strict=True):
+        assert torch.equal(actual, expected)
+    assert read_metadata(path) == (SMALL, record)
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_unfit_files_are_told(model, tmp_path):
+    path = save_model(model, tmp_path / "weights.safetensors")
+    config, state = read_metadata(path)[0], load_file(path)
+    metadata = {
+        "format": "ddrf_fast.ddrfnet",
+        "format_version": "1",
+        "config": json.dumps(vars(config)),
+        "record": "{}",
+    }
+
+    def message(state=state, **changes):
+        save_file(state, path, metadata={**metadata, **changes})
+        with pytest.raises(ValueError, match=r"weights\.safetensors") as error:
+            load_model(path)
+        return str(error.value)
+
+    without = {name: tensor for name, tensor in state.items() if name != "fusion.output.bias"}
+    assert "missing fusion.output.bias [2, 8]" in message(without)
+    assert "unexpected extra [3]" in message({**state, "extra": torch.zeros(3)})
+    assert "fusion.output.bias is [5], expected [2, 8]" in message(
+        {**state, "fusion.output.bias": torch.zeros(5)}
+    )
+    bad = state["fusion.output.bias"].clone()
+    bad[0, 0] = float("nan")
+    assert "NaN or infinite values in fusion.output.bias" in message({**state, "fusion.output.bias": bad})
+    assert "no DDRF-Net" in message(format="other")
+    assert "newer" in message(format_version="2")
+    assert "metadata" in message(config='{"depth": 3}')
+    path.write_bytes(b"not a weights file")
+    with pytest.raises(ValueError, match="cannot be read as a safetensors file"):
+        load_model(path)
+    with pytest.raises(ValueError, match="does not exist"):
+        load_model(tmp_path / "missing.safetensors")
+    save_model(model, path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(model, tmp_path):
+    path = save_model(model, tmp_path / "weights.safetensors")
+    before = path.read_bytes()
+    with torch.no_grad():
+        model.fusion.output.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"fusion\.output\.weight"):
+        save_model(model, path)
+    assert path.read_bytes() == before
+
+
+def test_one_kernel_is_the_static_twin():
+    torch.manual_seed(0)
+    network = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=1))
+    visible, infrared = pair(2, 1, 8, 8)
+    code = torch.rand(2, 16)
+    before = network(visible, infrared, code, code).fused
+    for module in network.modules():
+        if isinstance(module, Router):
+            nn.init.normal_(module.excite.weight)
+    assert torch.equal(network(visible, infrared, code, code).fused, before)
+
+
+def test_classical_fusions():
+    visible, infrared = pair(2, 1, 37, 50)
+    for name, fusion in CLASSICAL_FUSIONS.items():
+        torch.testing.assert_close(fusion(visible, visible), visible, atol=1e-6, rtol=0, msg=name)
+        assert fusion(visible, infrared).shape == visible.shape
+    # A detail in one image only is taken over whole, where the average halves it.
+    flat, detail = torch.full((1, 1, 32, 32), 0.5), torch.full((1, 1, 32, 32), 0.5)
+    detail[..., 16, 16] = 1.0
+    assert laplacian_pyramid(flat, detail)[0, 0, 16, 16] > 0.95
