@@ -1,0 +1,183 @@
+"""model: DDRF-Net whole, blind as it is used: single images and training crops.
+
+Every provider runs the same network with the same weights; only the function behind its dynamic convolutions
+differs.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peers import dynamic_conv as peers
+from benchmarks.registry import MODES, Case, Inputs, Operation, Provider, Run, Setting, Work, input_bytes
+
+# (B, H, W): images to fuse, and training batches of crops.
+SHAPES = ((1, 400, 400), (1, 480, 640), (16, 64, 64), (16, 96, 96), (16, 128, 128))
+QUICK = ((1, 400, 400), (4, 64, 64))
+
+
+def _cases() -> list[Case]:
+    """Single images are fused, batches are trained on (and fused)."""
+    return [
+        Case(
+            f"ddrfnet {h}x{w} B{b}",
+            {"B": b, "H": h, "W": w},
+            quick=(b, h, w) in QUICK,
+            compiled=True,
+            modes=MODES if b > 1 else ("fwd",),
+        )
+        for b, h, w in dict.fromkeys(SHAPES + QUICK)
+    ]
+
+
+def inputs(case: Case, setting: Setting, seed: int) -> Inputs:
+    """Two images and the network with random weights, whose gradients a training step wants."""
+    from ddrf_fast.models import DDRFNet
+
+    generator = torch.Generator(setting.device).manual_seed(seed)
+    shape = (case.B, 1, case.H, case.W)
+    images = [
+        torch.rand(shape, generator=generator, device=setting.device).to(setting.torch_dtype)
+        for _ in range(2)
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = DDRFNet().to(setting.device, setting.torch_dtype)
+    return {"visible": images[0], "infrared": images[1], "network": network.requires_grad_(setting.backward)}
+
+
+def forward(t: Inputs) -> Tensor:
+    """[B, 3, H, W]: the fused and both restored images, so that a training step reaches every parameter."""
+    return torch.cat(t["network"](t["visible"], t["infrared"]), dim=1)
+
+
+def reference(case: Case, t: Inputs) -> Tensor:
+    import ddrf_fast
+
+    with ddrf_fast.use_backend("reference"):
+        return forward(t)
+
+
+@contextlib.contextmanager
+def replaced(function: Callable[..., Tensor]) -> Iterator[None]:
+    """Puts `function` where the package's modules call `dynamic_conv`."""
+    import ddrf_fast
+
+    original = ddrf_fast.dynamic_conv
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("ddrf_fast.nn") and vars(module).get("dynamic_conv") is original
+    ]
+    for module in modules:
+        module.dynamic_conv = function
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.dynamic_conv = original
+
+
+def _as_public(formula: peers.Formula) -> Callable[..., Tensor]:
+    """A peer's formula with the signature of `ddrf_fast.dynamic_conv`, as far as the network uses it."""
+
+    def function(
+        x: Tensor,
+        weight: Tensor,
+        attention: Tensor,
+        bias: Tensor | None = None,
+        *,
+        code: Tensor | None = None,
+        **keywords: Any,
+    ) -> Tensor:
+        case = Case("layer", keywords)
+        t = {"x": x, "weight": weight, "attention": attention, "bias": bias}
+        return peers.complete(formula, case, t if code is None else t | {"code": code})
+
+    return function
+
+
+def _peer(name: str, formula: peers.Formula, layout: str, compiled: bool = False) -> Provider:
+    function = _as_public(formula)
+
+    def build(case: Case, setting: Setting) -> Run:
+        run = torch.compile(forward, dynamic=False) if compiled else forward
+
+        def run_replaced(t: Inputs) -> Tensor:
+            with replaced(function):
+                return run(t)
+
+        return run_replaced
+
+    return Provider(name, build, layout=layout, warm_up=compiled)
+
+
+def _loop_channels_last(case: Case, t: Inputs, x: Tensor) -> Tensor:
+    """One-channel images have no layout: the first layer sets it, and the next ones keep it."""
+    return peers.loop(case, t, x.contiguous(memory_format=torch.channels_last))
+
+
+def _static(
+    x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor, *, code: Tensor | None = None, **keywords: Any
+) -> Tensor:
+    """The first kernel alone and no code: a layer's least work."""
+    kernel = weight[0, :, : x.shape[1] // keywords["groups"]]
+    return F.conv2d(
+        x, kernel, bias[0], keywords["stride"], keywords["padding"], keywords["dilation"], keywords["groups"]
+    )
+
+
+@functools.cache
+def _flops(case_name: str) -> int:
+    case = next(case for case in OPERATION.cases if case.name == case_name)
+    counter = FlopCounterMode(display=False)
+    with replaced(_static), torch.no_grad(), counter:
+        forward(inputs(case, Setting(), seed=0))
+    return counter.get_total_flops()
+
+
+def work(case: Case, setting: Setting) -> Work:
+    """The convolutions of the static twin, thrice with a backward; parameters and images move once a pass."""
+    passes = 3 if setting.backward else 1
+    return Work(passes * _flops(case.name), passes * input_bytes(inputs(case, setting, seed=0)))
+
+
+def build(case: Case, setting: Setting) -> Run:
+    return forward
+
+
+def build_compiled(case: Case, setting: Setting) -> Run:
+    return torch.compile(forward, dynamic=False)
+
+
+def plan(case: Case, t: Inputs) -> str:
+    return "every layer as in dynamic_conv"
+
+
+OPERATION = Operation(
+    name="model",
+    cases=_cases(),
+    providers=(
+        Provider("ddrf_fast", build, peer=False),
+        _peer("grouped_nchw", peers.grouped_nchw, "nchw"),
+        _peer("grouped_channels_last", peers.grouped_channels_last, "channels_last"),
+        _peer("loop_nchw", peers.loop, "nchw"),
+        _peer("loop_channels_last", _loop_channels_last, "channels_last"),
+        Provider("compiled_ddrf_fast", build_compiled, peer=False, warm_up=True),
+        _peer("compiled_grouped_nchw", peers.grouped_nchw, "nchw", compiled=True),
+    ),
+    inputs=inputs,
+    reference=reference,
+    work=work,
+    per_sample=("visible", "infrared"),
+    images=("visible", "infrared"),
+    plan=plan,
+    depth=5.0,
+)

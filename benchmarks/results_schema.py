@@ -1,0 +1,147 @@
+"""The format of a results file, and the check that a test makes of every committed one.
+
+{"metadata": {...}, "records": [{...}, ...]}, one record per case, setting and provider
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.registry import DTYPES, LAYOUTS, MODES, OPERATIONS
+
+STATUS = ("ok", "wrong", "failed")
+NUMBER = (int, float)
+OPTIONAL_NUMBER = (int, float, type(None))
+
+METADATA: dict[str, Any] = {
+    "op": str,
+    "created": str,  # UTC, ISO 8601
+    "device": str,  # "cpu" or "cuda"
+    "device_name": str,
+    "threads": int,
+    "load_average": NUMBER,  # of the minute before the run; near 0 when nothing else ran
+    "versions": dict,
+    "commit": str,
+    "native_libraries": dict,  # name -> loaded
+    "options": dict,  # of the command line
+    "roof": dict,  # dtype -> {"tflops", "gbytes_per_s"}
+    "skipped": dict,  # provider -> {reason: number of cases}
+    "cases_not_run": list,  # [name, reason]
+    "summary": dict,  # mode -> {"geometric_mean", "cases", "worst", "worst_case"}
+}
+RECORD: dict[str, Any] = {
+    "op": str,
+    "case": str,
+    "shape": dict,
+    "provider": str,
+    "peer": bool,  # counts when the best peer is looked for
+    "mode": str,
+    "dtype": str,
+    "layout": str,  # of the input as this provider had it
+    "device": str,
+    "threads": int,
+    "status": str,
+    "detail": str,
+    "error": OPTIONAL_NUMBER,  # the largest relative error against float64
+    "median_ms": OPTIONAL_NUMBER,
+    "iqr_ms": OPTIONAL_NUMBER,
+    "calls": int,
+    "samples_per_s": OPTIONAL_NUMBER,
+    "ratio_to_best_peer": OPTIONAL_NUMBER,  # above 1: faster than the best peer of the case
+    "roof_ms": NUMBER,
+    "roof_fraction": OPTIONAL_NUMBER,
+    "peak_memory_mib": OPTIONAL_NUMBER,  # of one call; GPUs only
+    "saved_memory_mib": OPTIONAL_NUMBER,  # kept for the backward; fwdbwd only
+    "plan": str,  # how ddrf_fast ran it; empty for peers
+    "versions": dict,
+    "commit": str,
+}
+# What must not appear in a published file: somebody's folders.
+_PATH = re.compile(r"(?<![\w.)\]])(/[\w.+-]+){2,}/?")
+
+
+def without_paths(text: str) -> str:
+    """The text with absolute paths replaced.
+
+    >>> without_paths("/home/someone/lib.so: not found (1/2 of 3 tried)")
+    '<path>: not found (1/2 of 3 tried)'
+    """
+    return _PATH.sub("<path>", text)
+
+
+def validate(document: Mapping[str, Any]) -> None:
+    """Checks a results document.
+
+    Raises:
+        ValueError: says what is missing, of the wrong type, contradictory, or private.
+    """
+    if set(document) != {"metadata", "records"}:
+        raise ValueError(f"a results file holds metadata and records, got {sorted(document)}")
+    _check_fields(document["metadata"], METADATA, "metadata")
+    for number, record in enumerate(document["records"]):
+        place = f"records[{number}]"
+        _check_fields(record, RECORD, place)
+        for key, allowed in (
+            ("op", OPERATIONS),
+            ("mode", MODES),
+            ("dtype", DTYPES),
+            ("layout", LAYOUTS),
+            ("status", STATUS),
+        ):
+            if record[key] not in allowed:
+                raise ValueError(f"{place}.{key} must be one of {list(allowed)}, got {record[key]!r}")
+        for key in ("median_ms", "iqr_ms", "roof_fraction", "ratio_to_best_peer", "error"):
+            value = record[key]
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{place}.{key} must be finite and not negative, got {value!r}")
+        if (record["status"] == "ok") != (record["median_ms"] is not None):
+            raise ValueError(f"{place}: status {record['status']!r} with median_ms {record['median_ms']!r}")
+    if found := _PATH.search(json.dumps(document)):
+        raise ValueError(f"a results file must not name a machine's folders, found {found.group()!r}")
+
+
+def _check_fields(actual: Mapping[str, Any], fields: Mapping[str, Any], place: str) -> None:
+    if set(actual) != set(fields):
+        missing, unknown = sorted(set(fields) - set(actual)), sorted(set(actual) - set(fields))
+        raise ValueError(f"{place}: missing {missing}, unknown {unknown}")
+    for key, kind in fields.items():
+        wrong_bool = isinstance(actual[key], bool) and kind is not bool
+        if wrong_bool or not isinstance(actual[key], kind):
+            raise ValueError(f"{place}.{key} has type {type(actual[key]).__name__}")
+
+
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """Validates and writes, whole or not at all."""
+    validate(document)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(_dump(document))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _dump(document: Mapping[str, Any]) -> str:
+    """JSON with one record a line, so that a difference between two runs can be read."""
+    metadata = json.dumps(document["metadata"], indent=1)
+    records = ",\n".join(json.dumps(record) for record in document["records"])
+    return f'{{"metadata": {metadata},\n"records": [\n{records}\n]}}\n'
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """exp(mean(log)); None of nothing.
+
+    >>> round(geometric_mean([0.5, 2.0, 8.0]), 6)
+    2.0
+    """
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else None

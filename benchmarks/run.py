@@ -1,0 +1,385 @@
+"""Runs the benchmark of one operation: verifies, times and ranks every provider of every case.
+
+    python -m benchmarks.run dynamic_conv --quick --json result.json
+
+Per case and setting: inputs, the float64 reference, the gate (verify.py), then all that passed are timed in
+turn (timing.py). The ratio of a provider is the median of the best peer of that case over its own: above 1 it
+is faster than everything that there was. README.md tells more.
+"""
+
+import argparse
+import datetime
+import functools
+import itertools
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment, results_schema, roof
+from benchmarks.memory import peak_mib, saved_mib
+from benchmarks.registry import (
+    DTYPES,
+    LAYOUTS,
+    MODES,
+    OPERATIONS,
+    Case,
+    Inputs,
+    Operation,
+    Provider,
+    Run,
+    Setting,
+    input_bytes,
+    load,
+    targets,
+)
+from benchmarks.results_schema import geometric_mean
+from benchmarks.timing import time_in_turn
+from benchmarks.verify import Gate
+
+OURS = "ddrf_fast"
+# Input sets are rotated until they exceed this: beyond a CPU's second-level cache (a layer's input was just
+# written by the layer before, so it may be in the third), beyond all of a GPU's.
+ROTATED_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+MOST_SETS = {"cpu": 8, "cuda": 48}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser.add_argument("op", choices=OPERATIONS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="tf32: float32 tensors, TF32 allowed"
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, default="nchw", help="of what ddrf_fast is given")
+    parser.add_argument(
+        "--quick", action="store_true", help="a handful of small cases, under a minute on two cores"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="let torch.compile compete in its representative cases"
+    )
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as torch takes")
+    parser.add_argument(
+        "--min-time", type=float, metavar="S", help="seconds of timing per provider, case and mode"
+    )
+    parser.add_argument("--budget", type=float, metavar="S", help="start no case after this many seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the records go")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    if options.device == "cpu" and options.dtype == "tf32":
+        parser.error("--dtype tf32 is for CUDA devices")
+    return options
+
+
+def prepare_torch(options: argparse.Namespace) -> None:
+    """Threads, and the same precision rules and algorithm search for everybody."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        import cv2
+
+        cv2.setNumThreads(torch.get_num_threads())
+    except ImportError:
+        pass
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = options.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
+
+
+def measured_step(run: Run, sets: list[Inputs], setting: Setting):
+    """A function of a running number: one call, forward or forward and all gradients, on the next inputs."""
+    if not setting.backward:
+
+        def forward(i: int) -> None:
+            with torch.no_grad():
+                run(sets[i % len(sets)])
+
+        return forward
+
+    wanted = [list(targets(inputs).values()) for inputs in sets]
+    grads: list[torch.Tensor] = []
+
+    def step(i: int) -> None:
+        output = run(sets[i % len(sets)])
+        if not grads:
+            grads.append(torch.randn_like(output))
+        torch.autograd.grad(output, wanted[i % len(sets)], grads[0])
+
+    return step
+
+
+class Benchmark:
+    """One run of the command."""
+
+    def __init__(self, operation: Operation, options: argparse.Namespace):
+        self.operation, self.options = operation, options
+        brief = options.quick or options.device == "cuda"
+        self.min_time = options.min_time or (0.05 if brief else 0.3)
+        self.load = os.getloadavg()[0]
+        self.versions, self.commit = environment.versions(), environment.commit()
+        self.roof = roof.measure(options.device, options.dtype)
+        self.skipped: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.not_run: list[list[str]] = []
+        self.records: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """All the cases that were asked for, each in all the modes."""
+        started = time.monotonic()
+        cases = [
+            case
+            for case in self.operation.cases
+            if self.options.filter in case.name and (case.quick or not self.options.quick)
+        ]
+        for case, mode in itertools.product(cases, self.options.mode or MODES):
+            if mode not in case.modes:
+                continue
+            setting = Setting(self.options.device, self.options.dtype, self.options.layout, mode)
+            if self.options.budget and time.monotonic() - started > self.options.budget:
+                self.not_run.append([f"{case.name} {mode}", "the time budget was used up"])
+                continue
+            records = self.run_case(case, setting)
+            self.records += records
+            if self.options.json:  # what was measured stays when a run is stopped
+                results_schema.write(self.document(), self.options.json)
+            print_case(case, setting, records, self.roof.bound(self.operation.work(case, setting)))
+
+    def competing(self, case: Case, setting: Setting) -> list[Provider]:
+        found = []
+        for provider in self.operation.providers:
+            reason = provider.skip(case, setting)
+            if reason is None and provider.warm_up and not self.options.compile:
+                reason = "only with --compile"
+            if reason is None:
+                found.append(provider)
+            else:
+                self.skipped[provider.name][reason] += 1
+        return found
+
+    def run_case(self, case: Case, setting: Setting) -> list[dict[str, Any]]:
+        """The records of one case in one setting."""
+        providers = self.competing(case, setting)
+        runs = {provider.name: provider.build(case, setting) for provider in providers}
+        gate = Gate(self.operation, case, setting)
+        verdicts = {provider.name: gate.judge(provider, runs[provider.name]) for provider in providers}
+        del gate
+        passed = [provider for provider in providers if verdicts[provider.name].status == "ok"]
+        pool = self.input_pool(case, setting)
+        figures = self.measure(setting, passed, runs, pool)
+        medians = [figures[provider.name]["median_ms"] for provider in passed if provider.peer]
+
+        shared = {
+            "op": self.operation.name,
+            "case": case.name,
+            "shape": dict(case.shape),
+            "mode": setting.mode,
+            "dtype": setting.dtype,
+            "device": setting.device,
+            "threads": torch.get_num_threads(),
+            "roof_ms": self.roof.milliseconds(self.operation.work(case, setting)),
+            "versions": self.versions,
+            "commit": self.commit,
+        }
+        plan = self.operation.plan(case, pool[0])
+        records = []
+        for provider in providers:
+            verdict = verdicts[provider.name]
+            own = {
+                "provider": provider.name,
+                "peer": provider.peer,
+                "layout": provider.layout or setting.layout,
+                "plan": results_schema.without_paths(plan) if provider.name == OURS else "",
+                "status": verdict.status,
+                "detail": results_schema.without_paths(verdict.detail),
+                "error": verdict.error,
+            }
+            timed = figures.get(provider.name, UNTIMED)
+            derived = _derived(timed["median_ms"], min(medians, default=None), shared["roof_ms"], case.B)
+            records.append(_short(shared | own | timed | derived))
+        if setting.device == "cuda":
+            torch.cuda.empty_cache()
+        return records
+
+    def input_pool(self, case: Case, setting: Setting) -> list[Inputs]:
+        """Input sets that together are too large for the cache."""
+        first = self.operation.inputs(case, setting, seed=2)
+        count = math.ceil(ROTATED_BYTES[setting.device] / max(input_bytes(first), 1))
+        count = min(max(count, 2), MOST_SETS[setting.device])
+        return [first] + [self.operation.inputs(case, setting, seed=2 + i) for i in range(1, count)]
+
+    def measure(
+        self, setting: Setting, providers: list[Provider], runs: dict[str, Run], pool: list[Inputs]
+    ) -> dict[str, dict[str, float | None]]:
+        """Times and memory by provider. Those that want the same layout share their input sets."""
+        sets: dict[str, list[Inputs]] = {}
+        steps, memory = {}, {}
+        for provider in providers:
+            layout = provider.layout or setting.layout
+            if layout not in sets:
+                sets[layout] = [self.operation.arrange(inputs, setting, provider) for inputs in pool]
+            run = runs[provider.name]
+            step = steps[provider.name] = measured_step(run, sets[layout], setting)
+            memory[provider.name] = {
+                "peak_memory_mib": peak_mib(functools.partial(step, 0), setting.device),
+                "saved_memory_mib": saved_mib(run, sets[layout][0]) if setting.backward else None,
+            }
+        timings = time_in_turn(steps, setting.device, self.min_time)
+        return {name: vars(timing) | memory[name] for name, timing in timings.items()}
+
+    def document(self) -> dict[str, Any]:
+        """The results file."""
+        from ddrf_fast.ops import _native
+
+        options = vars(self.options) | {"min_time": self.min_time, "mode": list(self.options.mode or MODES)}
+        metadata = {
+            "op": self.operation.name,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": self.options.device,
+            "device_name": environment.device_name(self.options.device),
+            "threads": torch.get_num_threads(),
+            "load_average": round(self.load, 2),
+            "versions": self.versions | environment.peer_versions(),
+            "commit": self.commit,
+            "native_libraries": {name: loaded for name, (loaded, _) in _native.status().items()},
+            "options": {key: value for key, value in options.items() if key not in ("json", "op")},
+            "roof": {
+                self.options.dtype: _short(
+                    {"tflops": self.roof.flops_per_s / 1e12, "gbytes_per_s": self.roof.bytes_per_s / 1e9}
+                )
+            },
+            "skipped": {provider: dict(reasons) for provider, reasons in self.skipped.items()},
+            "cases_not_run": self.not_run,
+            "summary": summarise(self.records),
+        }
+        return {"metadata": metadata, "records": self.records}
+
+
+UNTIMED = {"median_ms": None, "iqr_ms": None, "calls": 0, "peak_memory_mib": None, "saved_memory_mib": None}
+
+
+def _derived(
+    median: float | None, best_peer: float | None, roof_ms: float, batch: int
+) -> dict[str, float | None]:
+    """What follows from a provider's median and its surroundings."""
+    return {
+        "samples_per_s": 1e3 * batch / median if median else None,
+        "ratio_to_best_peer": best_peer / median if median and best_peer else None,
+        "roof_fraction": roof_ms / median if median else None,
+    }
+
+
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Five digits are more than any timing has, and JSON has no infinity."""
+
+    def shorten(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+
+    return {key: shorten(value) for key, value in values.items()}
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per mode and for all: the geometric mean of ddrf_fast's ratio to the best peer, and the worst case."""
+    summary = {}
+    for mode in (*MODES, "all"):
+        ours = [r for r in records if r["provider"] == OURS and mode in (r["mode"], "all")]
+        if not ours:
+            continue
+        ranked = [r for r in ours if r["ratio_to_best_peer"] is not None]
+        worst = min(ranked, key=lambda r: r["ratio_to_best_peer"], default=None)
+        summary[mode] = _short(
+            {
+                "geometric_mean": geometric_mean(r["ratio_to_best_peer"] for r in ranked),
+                "cases": len(ranked),
+                "slower_than_best_peer": sum(r["ratio_to_best_peer"] < 1 for r in ranked),
+                "refused": sum(r["status"] != "ok" for r in ours),
+                "worst": worst and worst["ratio_to_best_peer"],
+                "worst_case": worst and f"{worst['case']} {worst['mode']}",
+            }
+        )
+    return summary
+
+
+def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], bound: str) -> None:
+    """One table, the fastest first."""
+    kind = f"{setting.mode} {setting.dtype} {setting.device}"
+    print(f"\n{case.name}  [{kind}]  roof {records[0]['roof_ms']:.4g} ms ({bound})")
+    kept = "saved MiB" if setting.backward else "peak MiB"
+    print(
+        f"{'':30} {'median ms':>10} {'IQR':>8} {'samples/s':>9} {'of roof':>8} {'to best peer':>12} {kept:>9}"
+    )
+    for r in sorted(records, key=lambda r: r["median_ms"] or float("inf")):
+        name = f"{'* ' if r['provider'] == OURS else '  '}{r['provider']}"
+        if r["median_ms"] is None:
+            print(f"{name:30} {r['status'].upper()}: {r['detail']}")
+            continue
+        memory = r["saved_memory_mib"] if setting.backward else r["peak_memory_mib"]
+        note = "" if r["peer"] or r["provider"] == OURS else "  (not ranked)"
+        print(
+            f"{name:30} {r['median_ms']:10.4g} {r['iqr_ms']:8.2g} {r['samples_per_s']:9.4g} "
+            f"{r['roof_fraction']:8.2f} {_or_dash(r['ratio_to_best_peer'], '12.2f')} "
+            f"{_or_dash(memory, '9.1f')}{note}"
+        )
+    sys.stdout.flush()
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    width = int(form.split(".")[0])
+    return f"{'-':>{width}}" if value is None else f"{value:{form}}"
+
+
+def summary_line(summary: dict[str, dict[str, Any]]) -> str:
+    """The last line of the output."""
+    parts = []
+    for mode, s in summary.items():
+        if s["geometric_mean"] is None:
+            parts.append(f"{mode} - (no case ranked)")
+            continue
+        parts.append(
+            f"{mode} {s['geometric_mean']:.2f} ({s['cases']} cases, {s['slower_than_best_peer']} slower, "
+            f"worst {s['worst']:.2f}: {s['worst_case']})"
+        )
+    refused = summary.get("all", {}).get("refused", 0)
+    warning = f"; {refused} REFUSED BY THE GATE" if refused else ""
+    return f"geometric mean of ddrf_fast to the best peer: {'; '.join(parts)}{warning}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 1 when ddrf_fast itself failed the gate somewhere."""
+    options = parse(arguments)
+    prepare_torch(options)
+    benchmark = Benchmark(load(options.op), options)
+    device = environment.device_name(options.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"roof ({options.dtype}): {benchmark.roof.flops_per_s / 1e12:.3g} TFLOP/s, "
+        f"{benchmark.roof.bytes_per_s / 1e9:.4g} GB/s"
+    )
+    if benchmark.load > 0.5:
+        print(f"WARNING: the machine was busy (load {benchmark.load:.1f}); do not trust these timings")
+    benchmark.run()
+    document = benchmark.document()
+    for provider, reasons in document["metadata"]["skipped"].items():
+        print(
+            f"\nskipped {provider}: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
+            end="",
+        )
+    for name, reason in document["metadata"]["cases_not_run"]:
+        print(f"\nnot run: {name}: {reason}", end="")
+    print()
+    if options.json:
+        results_schema.write(document, options.json)
+    print(summary_line(document["metadata"]["summary"]))
+    return 1 if document["metadata"]["summary"].get("all", {}).get("refused") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""The frame for measuring: arithmetic, the gate, the runner end to end, every committed result."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import registry, results_schema, roof, run, timing, verify
+from benchmarks.registry import Case, Provider, Setting, Work
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("**/*.json"))
+
+
+def test_geometric_mean_of_ratios():
+    assert results_schema.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+    assert results_schema.geometric_mean([3.0]) == pytest.approx(3.0)
+    assert results_schema.geometric_mean([]) is None
+
+
+def test_quartiles_interpolate():
+    assert timing.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == pytest.approx((2.0, 3.0, 4.0))
+    assert timing.quartiles([1.0, 2.0]) == pytest.approx((1.25, 1.5, 1.75))
+
+
+def test_roof_takes_the_larger_of_arithmetic_and_traffic():
+    machine = roof.Roof(flops_per_s=1e12, bytes_per_s=1e11)
+    assert machine.milliseconds(Work(flops=2e9, bytes=1e8)) == pytest.approx(2.0)
+    assert machine.bound(Work(flops=2e9, bytes=1e8)) == "arithmetic"
+    assert machine.milliseconds(Work(flops=2e9, bytes=3e8)) == pytest.approx(3.0)
+    assert machine.bound(Work(flops=2e9, bytes=3e8)) == "traffic"
+
+
+def _record(provider: str, mode: str, ratio: float | None, case: str = "c", status: str = "ok") -> dict:
+    return {"provider": provider, "mode": mode, "ratio_to_best_peer": ratio, "case": case, "status": status}
+
+
+def test_summary_counts_losses_and_refusals_and_ignores_peers():
+    summary = run.summarise(
+        [
+            _record("ddrf_fast", "fwd", 4.0, "a"),
+            _record("ddrf_fast", "fwd", 0.25, "b"),
+            _record("ddrf_fast", "fwdbwd", 8.0, "a"),
+            _record("ddrf_fast", "fwdbwd", None, "b", status="wrong"),
+            _record("grouped_nchw", "fwd", 1.0, "a"),
+        ]
+    )
+    assert summary["fwd"]["geometric_mean"] == pytest.approx(1.0)
+    assert (summary["fwd"]["worst"], summary["fwd"]["worst_case"]) == (0.25, "b fwd")
+    assert summary["fwd"]["slower_than_best_peer"] == 1
+    assert summary["fwdbwd"]["geometric_mean"] == pytest.approx(8.0)
+    assert summary["fwdbwd"]["refused"] == 1
+    assert summary["all"]["geometric_mean"] == pytest.approx(2.0)
+    line = run.summary_line(summary)
+    assert line.startswith("geometric mean of ddrf_fast to the best peer: fwd 1.00")
+    assert "1 REFUSED" in line
+
+
+def _small(op: str) -> tuple[registry.Operation, Case]:
+    """An operation and a case of its own kind, made tiny."""
+    operation = registry.load(op)
+    shape = {
+        "dynamic_conv": {
+            "B": 3,
+            "N": 2,
+            "I": 4,
+            "O": 6,
+            "H": 6,
+            "W": 5,
+            "k": 3,
+            "code": 2,
+            "bias": True,
+            "groups": 1,
+        }
+        | {"stride": 1, "padding": 1, "activation": "leaky_relu"},
+        "degrade": {"B": 3, "C": 2, "H": 9, "W": 8, "M": 3, "k": 5, "s": 2, "weights": "grid", "noise": True},
+        "model": {"B": 3, "H": 12, "W": 10},
+    }[op]
+    return operation, Case("tiny", shape, quick=True)
+
+
+@pytest.mark.parametrize("mode", registry.MODES)
+@pytest.mark.parametrize("op", registry.OPERATIONS)
+def test_every_provider_computes_the_operation(op: str, mode: str):
+    """Each against the float64 reference, gradients too: a peer that is wrong would flatter us."""
+    operation, case = _small(op)
+    setting = Setting(mode=mode)
+    gate = verify.Gate(operation, case, setting)
+    judged = 0
+    for provider in operation.providers:
+        if provider.warm_up or provider.skip(case, setting):
+            continue
+        verdict = gate.judge(provider, provider.build(case, setting))
+        assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
+        judged += 1
+    assert judged >= 4
+
+
+@pytest.mark.parametrize("weights", ["sample", "image", "output"])
+def test_degrade_peers_take_every_form_of_weights(weights: str):
+    operation, case = _small("degrade")
+    case = Case("tiny", {**case.shape, "weights": weights})
+    for mode in registry.MODES:
+        setting = Setting(mode=mode)
+        gate = verify.Gate(operation, case, setting)
+        for provider in operation.providers:
+            if not provider.warm_up and not provider.skip(case, setting):
+                verdict = gate.judge(provider, provider.build(case, setting))
+                assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": 2, "code": 0, "stride": 2},
+        {"groups": 4, "O": 4, "code": 0, "N": 1},
+        {"k": 1, "padding": 0},
+        {"k": 1, "padding": 0, "stride": 2, "code": 0, "bias": False, "activation": "none"},
+        {"B": 1},
+    ],
+)
+def test_dynamic_conv_peers_take_every_shape(change: dict):
+    operation, case = _small("dynamic_conv")
+    case = Case("tiny", {**case.shape, **change})
+    setting = Setting(mode="fwdbwd", layout="channels_last")
+    gate = verify.Gate(operation, case, setting)
+    for provider in operation.providers:
+        if not provider.warm_up and not provider.skip(case, setting):
+            verdict = gate.judge(provider, provider.build(case, setting))
+            assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
+
+
+def _spoilt(spoil) -> Provider:
+    """ddrf_fast's provider with its output changed."""
+    operation, _ = _small("dynamic_conv")
+    honest = operation.providers[0]
+
+    def build(case: Case, setting: Setting):
+        function = honest.build(case, setting)
+        return lambda inputs: spoil(function(inputs), inputs)
+
+    return Provider("spoilt", build)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mode", "status", "detail"),
+    [
+        (lambda y, t: y * 1.001, "fwd", "wrong", "error 1.0e-03 in output"),
+        (lambda y, t: y.index_fill(0, torch.tensor([2]), 0.0), "fwd", "wrong", "in output"),
+        (lambda y, t: y + float("nan"), "fwd", "wrong", "error inf in output"),
+        (lambda y, t: y[..., :-1], "fwdbwd", "wrong", "output has shape"),
+        (
+            lambda y, t: y.detach() + 0 * (t["x"].sum() + t["weight"].sum()),
+            "fwdbwd",
+            "failed",
+            "RuntimeError",
+        ),
+        (
+            lambda y, t: y + 0.1 * (t["bias"].sum() - t["bias"].sum().detach()),
+            "fwdbwd",
+            "wrong",
+            "gradient of bias",
+        ),
+    ],
+    ids=["a thousandth", "last sample missing", "nan", "shape", "no gradient", "one gradient"],
+)
+def test_gate_refuses(spoil, mode: str, status: str, detail: str):
+    operation, case = _small("dynamic_conv")
+    setting = Setting(mode=mode)
+    provider = _spoilt(spoil)
+    verdict = verify.Gate(operation, case, setting).judge(provider, provider.build(case, setting))
+    assert verdict.status == status
+    assert detail in verdict.detail
+
+
+def test_a_wrong_provider_is_recorded_and_not_ranked(monkeypatch: pytest.MonkeyPatch):
+    """One that is wrong, one that raises: both are recorded, neither is timed or the best peer."""
+    operation, case = _small("dynamic_conv")
+
+    def raises(case: Case, setting: Setting):
+        def run_it(inputs):
+            raise RuntimeError("out of luck\nsecond line")
+
+        return run_it
+
+    spoilt = _spoilt(lambda y, t: y * 0)
+    providers = (*operation.providers[:2], spoilt, Provider("unlucky", raises))
+    operation = registry.Operation(**{**vars(operation), "providers": providers, "cases": [case]})
+    monkeypatch.setattr(roof, "measure", lambda device, dtype: roof.Roof(1e11, 1e10))
+    benchmark = run.Benchmark(operation, run.parse(["dynamic_conv", "--min-time", "0.001", "--mode", "fwd"]))
+    benchmark.run()
+    results_schema.validate(benchmark.document())
+    records = {record["provider"]: record for record in benchmark.records}
+    assert records["spoilt"]["status"] == "wrong"
+    assert records["unlucky"]["detail"] == "RuntimeError: out of luck"
+    for name in ("spoilt", "unlucky"):
+        assert records[name]["median_ms"] is None
+        assert records[name]["ratio_to_best_peer"] is None
+    assert records["grouped_nchw"]["ratio_to_best_peer"] == 1.0
+
+
+def test_runner_end_to_end(tmp_path: Path):
+    file = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.run", "dynamic_conv", "--quick", "--json", str(file)]
+    command += ["--filter", "80->480", "--min-time", "0.001", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text())
+    results_schema.validate(document)
+    ours = [r for r in document["records"] if r["provider"] == "ddrf_fast"]
+    assert sorted(r["mode"] for r in ours) == ["fwd", "fwdbwd"]
+    assert all(r["threads"] == 1 for r in document["records"])
+    expected = math.sqrt(ours[0]["ratio_to_best_peer"] * ours[1]["ratio_to_best_peer"])
+    assert document["metadata"]["summary"]["all"]["geometric_mean"] == pytest.approx(expected, rel=1e-3)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("geometric mean of ddrf_fast to the best peer")
+    for record in ours:
+        peers = [
+            r["median_ms"]
+            for r in document["records"]
+            if r["mode"] == record["mode"] and r["peer"] and r["median_ms"]
+        ]
+        assert record["ratio_to_best_peer"] == pytest.approx(min(peers) / record["median_ms"], rel=1e-3)
+
+
+def test_runner_refuses_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["degrade", "--device", "cuda"])
+    assert stopped.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", registry.OPERATIONS)
+def test_cases_are_named_once_and_quick_and_compiled_ones_exist(op: str):
+    module, operation = sys.modules[f"benchmarks.{op}"], registry.load(op)
+    names = [case.name for case in operation.cases]
+    assert len(names) == len(set(names))
+    assert any(case.quick for case in operation.cases)
+    for named in ("QUICK", "COMPILED"):
+        chosen = getattr(module, named, set())
+        assert all(name in names for name in chosen if isinstance(name, str)), f"{named} names no case"
+
+
+def test_saved_memory_counts_what_autograd_keeps():
+    from benchmarks.memory import saved_mib
+
+    x = torch.rand(1 << 18, requires_grad=True)  # 1 MiB
+    assert saved_mib(lambda t: (t["x"] * 2.0).exp(), {"x": x}) == pytest.approx(1.0)
+    assert saved_mib(lambda t: t["x"] * t["x"], {"x": x}) == 0.0
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_results_fit_the_schema(path: Path):
+    results_schema.validate(json.loads(path.read_text()))
+
+
+def _document() -> dict:
+    """The smallest valid document: empty or zero wherever that is allowed."""
+
+    def empty(fields: dict) -> dict:
+        return {key: kind() if isinstance(kind, type) else 0.0 for key, kind in fields.items()}
+
+    known = {"op": "degrade", "mode": "fwd", "dtype": "float32", "layout": "nchw", "status": "ok"}
+    return {"metadata": empty(results_schema.METADATA), "records": [empty(results_schema.RECORD) | known]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"median_ms": None}, "status 'ok' with median_ms None"),
+        ({"mode": "backwards"}, "mode must be one of"),
+        ({"threads": "2"}, "threads has type str"),
+        ({"peer": 1}, "peer has type int"),
+        ({"iqr_ms": float("nan")}, "must be finite"),
+        ({"plan": "read from /home/somebody/x"}, "must not name a machine's folders"),
+        ({"extra": 1}, "unknown \\['extra'\\]"),
+    ],
+)
+def test_schema_refuses(change: dict, message: str):
+    document = _document()
+    results_schema.validate(document)
+    document["records"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        results_schema.validate(document)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path):
+    document = _document()
+    document["records"][0]["detail"] = SimpleNamespace()
+    with pytest.raises(ValueError, match="detail has type"):
+        results_schema.write(document, tmp_path / "r.json")
+    assert list(tmp_path.iterdir()) == []
