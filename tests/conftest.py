@@ -1,10 +1,14 @@
 """What every test shares: the real images, poisoned memory, and what is skipped where."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+import ddrf_fast
+from ddrf_fast.ops import _native
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +30,15 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"DDRF_FAST_DATA={value} is not a folder")
     return path
+
+
+@pytest.fixture(params=["reference", "native"])
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test once in plain torch and once on the compiled CPU kernels."""
+    if request.param == "native" and not _native.status()["_C"][0]:
+        pytest.skip(_native.status()["_C"][1])
+    with ddrf_fast.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -11,19 +11,12 @@ from helpers import assert_accurate
 from torch import Tensor
 
 import ddrf_fast
-from ddrf_fast.ops import _native
 from ddrf_fast.reference import philox
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
 SCIPY_MODE = {"reflect": "mirror", "replicate": "nearest", "circular": "wrap", "zeros": "constant"}
-
-
-@pytest.fixture(autouse=True, params=["reference", "native"])
-def backend(request):
-    if request.param == "native" and not _native.status()["_C"][0]:
-        pytest.skip(_native.status()["_C"][1])
-    with ddrf_fast.use_backend(request.param):
-        yield request.param
 
 
 def _source(index: int, size: int, padding: str) -> int | None:

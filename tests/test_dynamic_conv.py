@@ -7,17 +7,10 @@ from helpers import assert_accurate
 from torch import Tensor
 
 import ddrf_fast
-from ddrf_fast.ops import _native
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True, params=["reference", "native"])
-def backend(request):
-    if request.param == "native" and not _native.status()["_C"][0]:
-        pytest.skip(_native.status()["_C"][1])
-    with ddrf_fast.use_backend(request.param):
-        yield request.param
 
 
 def definition(
