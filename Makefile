@@ -29,7 +29,7 @@ demo: $(VENV)/.compiled
 	$(BIN)/ddrf-fast demo
 
 test: $(VENV)/.developing $(VENV)/.compiled
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal  # each worker has its core
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from benchmarks.timing import time_in_turn
 
 @dataclass(frozen=True)
 class Roof:
-    """Operations per second of large dense arithmetic, bytes (read and written) per second of a large copy."""
+    """Operations per second of large dense arithmetic, bytes per second (in and out) of a large copy."""
 
     flops_per_s: float
     bytes_per_s: float

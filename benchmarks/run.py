@@ -38,11 +38,10 @@ from benchmarks.registry import (
     load,
     targets,
 )
-from benchmarks.results_schema import geometric_mean
+from benchmarks.report import OURS, print_case, short, summarise, summary_line
 from benchmarks.timing import time_in_turn
 from benchmarks.verify import Gate
 
-OURS = "ddrf_fast"
 # Input sets are rotated until they exceed this: beyond a CPU's second-level cache (a layer's input was just
 # written by the layer before, so it may be in the third), beyond all of a GPU's.
 ROTATED_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
@@ -138,6 +137,8 @@ class Benchmark:
             for case in self.operation.cases
             if self.options.filter in case.name and (case.quick or not self.options.quick)
         ]
+        if not cases:
+            raise SystemExit(f"no case of {self.operation.name} has {self.options.filter!r} in its name")
         for case, mode in itertools.product(cases, self.options.mode or MODES):
             if mode not in case.modes:
                 continue
@@ -202,7 +203,7 @@ class Benchmark:
             }
             timed = figures.get(provider.name, UNTIMED)
             derived = _derived(timed["median_ms"], min(medians, default=None), shared["roof_ms"], case.B)
-            records.append(_short(shared | own | timed | derived))
+            records.append(short(shared | own | timed | derived))
         if setting.device == "cuda":
             torch.cuda.empty_cache()
         return records
@@ -250,7 +251,7 @@ class Benchmark:
             "native_libraries": {name: loaded for name, (loaded, _) in _native.status().items()},
             "options": {key: value for key, value in options.items() if key not in ("json", "op")},
             "roof": {
-                self.options.dtype: _short(
+                self.options.dtype: short(
                     {"tflops": self.roof.flops_per_s / 1e12, "gbytes_per_s": self.roof.bytes_per_s / 1e9}
                 )
             },
@@ -273,83 +274,6 @@ def _derived(
         "ratio_to_best_peer": best_peer / median if median and best_peer else None,
         "roof_fraction": roof_ms / median if median else None,
     }
-
-
-def _short(values: dict[str, Any]) -> dict[str, Any]:
-    """Five digits are more than any timing has, and JSON has no infinity."""
-
-    def shorten(value: Any) -> Any:
-        if not isinstance(value, float):
-            return value
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-
-    return {key: shorten(value) for key, value in values.items()}
-
-
-def summarise(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per mode and for all: the geometric mean of ddrf_fast's ratio to the best peer, and the worst case."""
-    summary = {}
-    for mode in (*MODES, "all"):
-        ours = [r for r in records if r["provider"] == OURS and mode in (r["mode"], "all")]
-        if not ours:
-            continue
-        ranked = [r for r in ours if r["ratio_to_best_peer"] is not None]
-        worst = min(ranked, key=lambda r: r["ratio_to_best_peer"], default=None)
-        summary[mode] = _short(
-            {
-                "geometric_mean": geometric_mean(r["ratio_to_best_peer"] for r in ranked),
-                "cases": len(ranked),
-                "slower_than_best_peer": sum(r["ratio_to_best_peer"] < 1 for r in ranked),
-                "refused": sum(r["status"] != "ok" for r in ours),
-                "worst": worst and worst["ratio_to_best_peer"],
-                "worst_case": worst and f"{worst['case']} {worst['mode']}",
-            }
-        )
-    return summary
-
-
-def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], bound: str) -> None:
-    """One table, the fastest first."""
-    kind = f"{setting.mode} {setting.dtype} {setting.device}"
-    print(f"\n{case.name}  [{kind}]  roof {records[0]['roof_ms']:.4g} ms ({bound})")
-    kept = "saved MiB" if setting.backward else "peak MiB"
-    print(
-        f"{'':30} {'median ms':>10} {'IQR':>8} {'samples/s':>9} {'of roof':>8} {'to best peer':>12} {kept:>9}"
-    )
-    for r in sorted(records, key=lambda r: r["median_ms"] or float("inf")):
-        name = f"{'* ' if r['provider'] == OURS else '  '}{r['provider']}"
-        if r["median_ms"] is None:
-            print(f"{name:30} {r['status'].upper()}: {r['detail']}")
-            continue
-        memory = r["saved_memory_mib"] if setting.backward else r["peak_memory_mib"]
-        note = "" if r["peer"] or r["provider"] == OURS else "  (not ranked)"
-        print(
-            f"{name:30} {r['median_ms']:10.4g} {r['iqr_ms']:8.2g} {r['samples_per_s']:9.4g} "
-            f"{r['roof_fraction']:8.2f} {_or_dash(r['ratio_to_best_peer'], '12.2f')} "
-            f"{_or_dash(memory, '9.1f')}{note}"
-        )
-    sys.stdout.flush()
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    width = int(form.split(".")[0])
-    return f"{'-':>{width}}" if value is None else f"{value:{form}}"
-
-
-def summary_line(summary: dict[str, dict[str, Any]]) -> str:
-    """The last line of the output."""
-    parts = []
-    for mode, s in summary.items():
-        if s["geometric_mean"] is None:
-            parts.append(f"{mode} - (no case ranked)")
-            continue
-        parts.append(
-            f"{mode} {s['geometric_mean']:.2f} ({s['cases']} cases, {s['slower_than_best_peer']} slower, "
-            f"worst {s['worst']:.2f}: {s['worst_case']})"
-        )
-    refused = summary.get("all", {}).get("refused", 0)
-    warning = f"; {refused} REFUSED BY THE GATE" if refused else ""
-    return f"geometric mean of ddrf_fast to the best peer: {'; '.join(parts)}{warning}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 
 ROUNDS = 9
 FEW_ROUNDS = 3
-# Slower than the fastest by the first factor: timed in FEW_ROUNDS only; by the second: its first call is all.
+# So many times slower than the fastest: FEW_ROUNDS only, or nothing beyond the first two calls.
 FAR_BEHIND = 4.0
 HOPELESS = 20.0
 
@@ -63,18 +63,18 @@ def time_in_turn(steps: Mapping[str, Step], device: str, min_time: float) -> dic
         min_time: Seconds that each provider is timed for; slow ones take what their fewer rounds take.
     """
     seconds = _seconds_cuda if device == "cuda" else _seconds_cpu
-    once = {name: seconds(step, 0, 1) for name, step in steps.items()}
-    fastest = min(once.values(), default=0.0)
+    first = {name: [seconds(step, i, 1) for i in range(2)] for name, step in steps.items()}
+    fastest = min((min(pair) for pair in first.values()), default=0.0)
 
     samples, rounds, calls = {}, {}, {}
-    for name, step in steps.items():
-        if once[name] > max(HOPELESS * fastest, min_time):
-            samples[name], rounds[name], calls[name] = [1e3 * once[name]], 0, 1
-            continue
-        estimate = min(once[name], seconds(step, 1, 1))
-        samples[name] = []
-        rounds[name] = FEW_ROUNDS if estimate > FAR_BEHIND * fastest else ROUNDS
-        calls[name] = max(1, round(min_time / ROUNDS / max(estimate, 1e-9)))
+    for name, pair in first.items():
+        once = min(pair)
+        if once > max(HOPELESS * fastest, min_time):
+            samples[name], rounds[name], calls[name] = [1e3 * value for value in pair], 0, 1
+        else:
+            samples[name] = []
+            rounds[name] = FEW_ROUNDS if once > FAR_BEHIND * fastest else ROUNDS
+            calls[name] = max(1, round(min_time / ROUNDS / max(once, 1e-9)))
 
     names = list(steps)
     for turn in range(max(rounds.values(), default=0)):

@@ -10,11 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import registry, results_schema, roof, run, timing, verify
+from benchmarks import registry, report, results_schema, roof, run, timing, verify
 from benchmarks.registry import Case, Provider, Setting, Work
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("**/*.json"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny shapes: on a busy machine threads that wait for each other take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_geometric_mean_of_ratios():
@@ -41,7 +50,7 @@ def _record(provider: str, mode: str, ratio: float | None, case: str = "c", stat
 
 
 def test_summary_counts_losses_and_refusals_and_ignores_peers():
-    summary = run.summarise(
+    summary = report.summarise(
         [
             _record("ddrf_fast", "fwd", 4.0, "a"),
             _record("ddrf_fast", "fwd", 0.25, "b"),
@@ -56,7 +65,7 @@ def test_summary_counts_losses_and_refusals_and_ignores_peers():
     assert summary["fwdbwd"]["geometric_mean"] == pytest.approx(8.0)
     assert summary["fwdbwd"]["refused"] == 1
     assert summary["all"]["geometric_mean"] == pytest.approx(2.0)
-    line = run.summary_line(summary)
+    line = report.summary_line(summary)
     assert line.startswith("geometric mean of ddrf_fast to the best peer: fwd 1.00")
     assert "1 REFUSED" in line
 
@@ -236,6 +245,13 @@ def test_runner_refuses_a_device_that_is_not_there(
         run.main(["degrade", "--device", "cuda"])
     assert stopped.value.code == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_runner_refuses_a_filter_that_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    operation, _ = _small("degrade")
+    monkeypatch.setattr(roof, "measure", lambda device, dtype: roof.Roof(1e11, 1e10))
+    with pytest.raises(SystemExit, match="no case of degrade has 'unheard of'"):
+        run.Benchmark(operation, run.parse(["degrade", "--filter", "unheard of"])).run()
 
 
 @pytest.mark.parametrize("op", registry.OPERATIONS)

@@ -242,7 +242,7 @@ def differentiable(
             tensors, output = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
             slope = negative_slope(ctx.rest)
             if slope is not None:
-                grad = torch.where(output > 0, grad, grad * slope)
+                grad = _through_rectifier(grad, output, slope)
             wanted = ctx.needs_input_grad[:num_tensors]
             mask = sum(1 << i for i, want in enumerate(wanted) if want)
             grads = call_backward(grad, *tensors, *backward_arguments(ctx.rest), mask)
@@ -254,6 +254,13 @@ def differentiable(
         return _backend.run(name, *args)  # a third of the Function's overhead
 
     return call
+
+
+def _through_rectifier(grad: Tensor, output: Tensor, slope: float) -> Tensor:
+    """The gradient before a rectifier, from its output. Torch's own kernels are far faster than a `where`."""
+    if slope == 0:
+        return torch.ops.aten.threshold_backward(grad, output, 0)
+    return torch.ops.aten.leaky_relu_backward(grad, output, slope, True)
 
 
 def _needs_function(tensors: Sequence[Tensor | None]) -> bool:
