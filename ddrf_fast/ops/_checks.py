@@ -24,6 +24,8 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     """An int, or two of them, as two."""
+    if type(value) is int and value >= minimum:  # the usual case, at a tenth of the cost
+        return value, value
     values = (value, value) if _is_int(value) else value
     if not isinstance(values, Sequence) or len(values) != 2 or not all(_is_int(v) for v in values):
         raise TypeError(f"{name} must be an int or two ints, got {value!r}")
