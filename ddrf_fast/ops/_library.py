@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from ddrf_fast.ops import _backend, _native
+from ddrf_fast.reference._common import is_channels_last
 
 _LIBRARY = torch.library.Library("ddrf_fast", "DEF")
 # Where the CUDA C++ kernels register, so that Python can choose between them and Triton.
 _NATIVE_LIBRARY = torch.library.Library("ddrf_fast_native", "DEF")
-_native.status()
+_native.status()  # the first call loads what is compiled, which registers itself
 
 # The positions, among an operator's tensors, of those that have the batch as their first dimension; it is
 # told the number of dimensions of each (None for a missing one), because some may come shared or per sample.
@@ -104,21 +105,16 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
     first = int(backward)  # a gradient comes before the tensors, and is per sample
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-        size, tensors = info.batch_size, range(first + num_tensors)
-        in_dims = [
-            d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)
-        ]  # lists have lists
-        ndims = [
-            None if args[i] is None else args[i].dim() - (in_dims[i] is not None)
-            for i in range(first, first + num_tensors)
-        ]
-        samples = per_sample(ndims)
-        folded = {i + first for i in samples} | set(range(first))
+        size, tensors = info.batch_size, range(first, first + num_tensors)
+        # For a list of ints there comes a list of Nones.
+        in_dims = [d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)]
+        samples = per_sample(
+            [None if args[i] is None else args[i].dim() - (in_dims[i] is not None) for i in tensors]
+        )
         wanted = [bool(args[-1] >> i & 1) for i in range(num_tensors)] if backward else []
-        shared = [i for i in tensors if i not in folded]
-        if any(in_dims[i] is not None for i in shared) or any(
-            w and i not in samples for i, w in enumerate(wanted)
-        ):
+        shared_mapped = any(in_dims[i] is not None for i in tensors if i - first not in samples)
+        shared_wanted = any(want and i not in samples for i, want in enumerate(wanted))
+        if shared_mapped or shared_wanted:
             slices = [
                 operator(*(a if d is None else a.select(d, v) for a, d in zip(args, in_dims, strict=True)))
                 for v in range(size)
@@ -135,21 +131,21 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
         def unfold(out: Tensor) -> Tensor:
             return out.unflatten(0, (size, out.shape[0] // size))
 
+        folded = {i + first for i in samples} | set(range(first))
         out = operator(
             *(fold(a, in_dims[i]) if i in folded and a is not None else a for i, a in enumerate(args))
         )
         if not backward:
             return unfold(out), 0
-        return tuple(unfold(o) if wanted[i] else o for i, o in enumerate(out)), tuple(
-            0 if wanted[i] else None for i in range(len(out))
-        )
+        pairs = [(unfold(o), 0) if want else (o, None) for o, want in zip(out, wanted, strict=False)]
+        return tuple(zip(*pairs, strict=True))
 
     return rule
 
 
 def layout_of(x: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised tensor [B, C, H, W] in the layout of an operation's answer to `x`; for fakes."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if is_channels_last(x):
         batch, channels, height, width = shape
         return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
     return x.new_empty(shape)
