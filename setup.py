@@ -212,7 +212,7 @@ class BuildNative(BuildExtension):
             "libraries": [extension.name for extension in self.extensions],
             "cuda": CUDA.architectures,
             "cuda_reason": CUDA.reason,
-            "nvcc": flags.nvcc_version(NVCC) if CUDA.architectures else None,
+            "nvcc": flags.nvcc_version(NVCC) if NVCC else None,
             "debug": is_set("DDRF_FAST_DEBUG"),
         }
         print("ddrf_fast build configuration")
