@@ -309,8 +309,8 @@ def share_work(batch: int) -> None:
         for _ in range(3):
             work()
         after = nanoseconds_of_threads()
-        used = sorted((after[task] - before.get(task, 0) for task in after), reverse=True)
-        assert used[1] > 0.5 * used[0], used
+        first, *others = sorted((after[task] - before.get(task, 0) for task in after), reverse=True)
+        assert sum(others) > 0.5 * first, (first, others)  # the second thread need not be the same each time
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="threads' time is not counted here")
