@@ -5,14 +5,13 @@
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.registry import DTYPES, LAYOUTS, MODES, OPERATIONS
+from ddrf_fast._files import replacing
 
 STATUS = ("ok", "wrong", "failed")
 NUMBER = (int, float)
@@ -119,15 +118,8 @@ def write(document: Mapping[str, Any], path: Path) -> None:
     """Validates and writes, whole or not at all."""
     validate(document)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(_dump(document))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(_dump(document))
 
 
 def _dump(document: Mapping[str, Any]) -> str:

@@ -266,3 +266,11 @@ def test_classical_fusions():
     flat, detail = torch.full((1, 1, 32, 32), 0.5), torch.full((1, 1, 32, 32), 0.5)
     detail[..., 16, 16] = 1.0
     assert laplacian_pyramid(flat, detail)[0, 0, 16, 16] > 0.95
+
+
+def test_a_weights_file_can_be_read_by_others(tmp_path):
+    """Its mode is that of any new file, not the private one that safetensors gives."""
+    (tmp_path / "plain").touch()
+    path = save_model(DDRFNet(), tmp_path / "weights.safetensors")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert {file.name for file in tmp_path.iterdir()} == {"plain", "weights.safetensors"}

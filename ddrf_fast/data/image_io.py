@@ -1,13 +1,13 @@
 """Image files to arrays and back: 8 and 16 bit, grey and colour, without a loss that nobody asked for."""
 
-import contextlib
 import os
-import uuid
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike
+
+from ddrf_fast._files import replacing
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings of the files that are taken for images, in lower case."""
@@ -94,18 +94,11 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     done, encoded = cv2.imencode(suffix, image if image.ndim == 2 else image[:, :, ::-1], parameters)
     if not done:
         raise ValueError(f"{path}: cannot be encoded")
-    # In the same folder, since a file is replaced in one step within a file system only.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with open(temporary, "xb") as file:
-            file.write(encoded.data)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from error
-        raise
+        with replacing(path) as temporary:
+            temporary.write_bytes(encoded.data)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from error
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

@@ -6,10 +6,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddrf_fast._files import replacing
+
 
 def save_tensor(path: str | Path, kind: str, tensor: Tensor, **metadata: str) -> None:
-    """Writes `tensor` under the name `kind`, with `metadata`."""
-    save_file({kind: tensor.detach().cpu().contiguous()}, str(path), metadata=metadata)
+    """Writes `tensor` under the name `kind`, with `metadata`; a file is replaced whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({kind: tensor.detach().cpu().contiguous()}, temporary, metadata=metadata)
 
 
 def load_tensor(path: str | Path, kind: str) -> tuple[Tensor, dict[str, str]]:

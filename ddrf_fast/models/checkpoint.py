@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddrf_fast._files import replacing
 from ddrf_fast.models.ddrfnet import DDRFNet, DDRFNetConfig
 
 FORMAT = "ddrf_fast.ddrfnet"
@@ -44,14 +44,8 @@ def save_model(model: DDRFNet, path: str | os.PathLike[str], record: dict[str, A
         "record": json.dumps(record or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)  # mkstemp gives 0o600
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 
