@@ -1,7 +1,7 @@
 """The dynamic convolution as a module: a bank of kernels, and the router that mixes it."""
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,35 @@ class DynamicConv2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, code: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        code: Tensor | None = ...,
+        attention: Tensor | None = ...,
+        pooled: Tensor | None = ...,
+        return_mean: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        code: Tensor | None = ...,
+        attention: Tensor | None = ...,
+        pooled: Tensor | None = ...,
+        *,
+        return_mean: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        code: Tensor | None = None,
+        attention: Tensor | None = None,
+        pooled: Tensor | None = None,
+        return_mean: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Applies the layer.
 
         Args:
@@ -122,9 +150,13 @@ class DynamicConv2d(nn.Module):
             code: Tensor[B, D] for the whole image, or a map Tensor[B, D, h, w] of any resolution, which is
                 interpolated bilinearly over the image (corners on corners).
             attention: Tensor[B, N] (or [B, N, out_channels]) to use in place of the router's.
+            pooled: Tensor[B, in_channels], the mean of ``x`` over its pixels where that is known already, as
+                from ``return_mean`` of the layer before; the router then need not read ``x``.
+            return_mean: return the mean of the output over its pixels, too.
 
         Returns:
-            Tensor[B, out_channels, H', W'] in the dtype of ``x``.
+            Tensor[B, out_channels, H', W'] in the dtype of ``x``; with ``return_mean`` a pair: that, and its
+            mean Tensor[B, out_channels].
 
         Raises:
             ValueError: the code is missing, not wanted, or of another shape.
@@ -142,12 +174,17 @@ class DynamicConv2d(nn.Module):
                 )
             code = code.to(x.dtype)
             if code.dim() == 4:
-                x, code = torch.cat((x, stretch(code, x.shape[2], x.shape[3])), dim=1), None
+                code_map, code = stretch(code, x.shape[2], x.shape[3]), None
+                x = torch.cat((x, code_map), dim=1)
+                if pooled is not None:
+                    pooled = torch.cat((pooled, code_map.mean(dim=(2, 3))), dim=1)
         if attention is None:
-            attention = self.router(x, code)
-        if self.average:
+            scale = 1.0 / self.num_kernels if self.average else 1.0
+            attention = self.router(x if pooled is None else pooled, code, scale)
+        elif self.average:
             attention = attention / self.num_kernels
-        return dynamic_conv(
+        # mypy cannot choose an overload by a bool.
+        return dynamic_conv(  # type: ignore[call-overload, misc]
             x,
             self.weight,
             attention,
@@ -158,6 +195,7 @@ class DynamicConv2d(nn.Module):
             groups=self.groups,
             code=code,
             activation=self.activation,
+            return_mean=return_mean,
         )
 
     def extra_repr(self) -> str:

@@ -1,8 +1,9 @@
 """Routers: how a dynamic convolution decides, for each sample, how much of each kernel it takes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddrf_fast.ops import route
 
 
 class Router(nn.Module):
@@ -65,21 +66,28 @@ class Router(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature.fill_(temperature)
 
-    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """Computes the attention.
 
         Args:
-            x: Tensor[B, C, H, W].
+            x: Tensor[B, C, H, W], or its mean Tensor[B, C] over the pixels where that is known already.
             code: Tensor[B, D], further channels that are constant over the image (their mean is their value),
                 with C + D = ``in_channels``.
+            scale: multiplies the result.
 
         Returns:
-            Tensor[B, N], positive, each row summing to 1, in the dtype of ``x``.
+            Tensor[B, N], positive, each row summing to ``scale``, in the dtype of ``x``.
         """
-        pooled = x.mean(dim=(2, 3))
-        if code is not None:
-            pooled = torch.cat((pooled, code.to(pooled.dtype)), dim=1)
-        return F.softmax(self.excite(F.relu(self.squeeze(pooled))) / self.temperature, dim=1)
+        return route(
+            x,
+            self.squeeze.weight,
+            self.squeeze.bias,
+            self.excite.weight,
+            self.excite.bias,
+            code=None if code is None else code.to(x.dtype),
+            temperature=self.temperature,
+            scale=scale,
+        )
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, num_kernels={self.num_kernels}"

@@ -1,0 +1,16 @@
+"""Checks that the constructors of the drop-in convolutions share."""
+
+from ddrf_fast.ops._checks import integer
+
+
+def channels(in_name: str, in_channels: int, out_name: str, out_channels: int, groups: int) -> None:
+    """Both are positive multiples of `groups`.
+
+    Raises:
+        TypeError: One of the three is not an int.
+        ValueError: One is below 1, or not a multiple of `groups`.
+    """
+    integer("groups", groups, 1)
+    for name, value in ((in_name, in_channels), (out_name, out_channels)):
+        if integer(name, value, 1) % groups:
+            raise ValueError(f"{name} must be a multiple of groups={groups}, got {value}")

@@ -1,0 +1,225 @@
+"""StyleGAN's modulated convolution: a shared kernel, scaled for each sample by a style.
+
+    w_b = w . s_b (per input channel)                     modulation
+    d_bo = (sum_{i,u,v} w_b[o,i,u,v]^2 + 1e-8)^(-1/2)     demodulation
+    y_b = conv2d(x_b, w_b . d_b)
+
+A bank of one kernel with in_scale = s and out_scale = d. d needs no kernel of a sample either: the sum is the
+matrix product of s^2 [B, I] and sum_{u,v} w^2 [I, O].
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddrf_fast.ops import dynamic_conv
+from ddrf_fast.ops._checks import integer, shape, tensor
+
+EPSILON = 1e-8
+
+
+def _demodulation(w: Tensor, s: Tensor, epsilon: float | Tensor) -> Tensor:
+    """d [B, O], whatever autocast says: squares leave the range of half precision."""
+    power = w.square().sum(dim=(2, 3))
+    if not torch.is_autocast_enabled(s.device.type):
+        return (s.square() @ power.T + epsilon).rsqrt()
+    with torch.autocast(s.device.type, enabled=False):
+        return (s.square() @ power.T + epsilon).rsqrt()
+
+
+def _convolve(
+    x: Tensor, w: Tensor, in_scale: Tensor, out_scale: Tensor | None, padding: int | tuple[int, int]
+) -> Tensor:
+    return dynamic_conv(
+        x,
+        w[None].to(x.dtype),
+        x.new_ones(x.shape[0], 1),
+        in_scale=in_scale.to(x.dtype),
+        out_scale=None if out_scale is None else out_scale.to(x.dtype),
+        padding=padding,
+    )
+
+
+def _checked(x: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """w and s in one dtype, float32 at least; their squares leave the range of half precision."""
+    tensor("x", x, ["[B, I, H, W]"])
+    tensor("w", w, ["[O, I, kh, kw]"])
+    shape("x", x, (x.shape[0], w.shape[1], *x.shape[2:]), "[B, I, H, W]")
+    shape("s", tensor("s", s, ["[B, I]"]), x.shape[:2], "[B, I]")
+    dtype = torch.promote_types(torch.promote_types(w.dtype, s.dtype), torch.float32)
+    return w.to(dtype), s.to(dtype)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    w: Tensor,
+    s: Tensor,
+    demodulate: bool = True,
+    padding: int | tuple[int, int] = 0,
+    input_gain: Tensor | None = None,
+) -> Tensor:
+    r"""Scales a kernel by a style, normalises it, and convolves.
+
+    .. math::
+        y_b = \mathrm{conv2d}\bigl(x_b,\; g_b \odot d_b \odot s_b \odot w\bigr), \qquad
+        d_{bo} = \Bigl(\sum_{i,u,v} (s_{bi}\, w_{oiuv})^2 + 10^{-8}\Bigr)^{-1/2}
+
+    Karras et al., *Alias-Free Generative Adversarial Networks* (2021, arXiv:2106.12423), after *Analyzing and
+    Improving the Image Quality of StyleGAN* (2020, arXiv:1912.04958). Arguments and numbers are those of the
+    function of this name in StyleGAN3; as there, ``w`` (for each output channel) and ``s`` (over the batch)
+    are first divided by their root mean square where they are demodulated, which keeps them in the range of
+    float16. No kernel of a sample is stored, in the backward neither, and it is differentiable to any order.
+
+    Args:
+        x: Tensor[B, I, H, W].
+        w: Tensor[O, I, kh, kw], of any floating dtype.
+        s: Tensor[B, I], the styles, of any floating dtype.
+        demodulate: normalise the kernels; without, d is 1.
+        padding: zeros at every side, int or pair.
+        input_gain: g, further factors of the input channels, which demodulation does not undo: Tensor[],
+            Tensor[I] or Tensor[B, I].
+
+    Returns:
+        Tensor[B, O, H', W'] in the dtype of ``x``.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, a device or an option does not fit.
+
+    Example:
+        >>> modulated_conv2d(torch.randn(2, 8, 9, 9), torch.randn(4, 8, 3, 3), torch.randn(2, 8)).shape
+        torch.Size([2, 4, 7, 7])
+    """
+    w, s = _checked(x, w, s)
+    out_scale = None
+    if demodulate:
+        w = w * w.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+        s = s * s.square().mean().rsqrt()
+        out_scale = _demodulation(w, s, EPSILON)
+    return _convolve(x, w, s if input_gain is None else s * input_gain, out_scale, padding)
+
+
+class ModulatedConv2d(nn.Module):
+    r"""StyleGAN2's modulated convolution, with the affine layer that makes the style.
+
+    .. math::
+        y_b = \mathrm{conv2d}\bigl(x_b,\; d_b \odot s_b \odot \gamma w\bigr), \qquad
+        s_b = A(\mathrm{style}_b), \qquad
+        d_{bo} = \Bigl(\sum_{i,u,v} (s_{bi}\, \gamma\, w_{oiuv})^2 + 10^{-8}\Bigr)^{-1/2}
+
+    Karras et al., *Analyzing and Improving the Image Quality of StyleGAN* (CVPR 2020, arXiv:1912.04958).
+    State dict and numbers are those of ``ModulatedConv2d`` of rosinality/stylegan2-pytorch (there with
+    ``upsample`` and ``downsample`` off). Kernels are drawn with unit variance and multiplied by
+    :math:`\gamma = 1 / \sqrt{I k^2}` at run time ("equalised learning rate"), as are the weights of A by
+    1 / sqrt(style_dim).
+
+    Kernel and styles are divided by their root mean square before they are rounded to the dtype of ``x`` (or
+    autocast's), so that float16 does not overflow. d makes up for it, in the share of 1e-8 too.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: height and width.
+        style_dim: length of the style; None for a layer without A, which takes s itself.
+        demodulate: normalise the kernels; without, d is 1 (StyleGAN's layer to RGB).
+        padding: zeros at every side, int or pair; None for ``kernel_size // 2``.
+
+    Attributes:
+        weight: Parameter[1, O, I, k, k].
+        modulation: A, with ``weight`` Parameter[I, style_dim] and ``bias`` Parameter[I] (ones at first), or
+            None.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size is below 1.
+
+    Example:
+        >>> layer = ModulatedConv2d(8, 16, 3, style_dim=32)
+        >>> layer(torch.randn(2, 8, 12, 10), torch.randn(2, 32)).shape
+        torch.Size([2, 16, 12, 10])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        style_dim: int | None = None,
+        demodulate: bool = True,
+        padding: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        integer("in_channels", in_channels, 1)
+        integer("out_channels", out_channels, 1)
+        integer("kernel_size", kernel_size, 1)
+        self.demodulate = demodulate
+        self.padding = kernel_size // 2 if padding is None else padding
+        self.scale = 1 / math.sqrt(in_channels * kernel_size * kernel_size)
+        self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size))
+        self.modulation = None if style_dim is None else StyleAffine(style_dim, in_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the kernel with unit variance (class docstring), and the affine layer."""
+        nn.init.normal_(self.weight)
+        if self.modulation is not None:
+            self.modulation.reset_parameters()
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            x: Tensor[B, in_channels, H, W].
+            style: Tensor[B, style_dim], or Tensor[B, in_channels] without the affine layer.
+
+        Returns:
+            Tensor[B, out_channels, H', W'] in the dtype of ``x``.
+
+        Raises:
+            TypeError, ValueError: as :func:`modulated_conv2d`.
+        """
+        s = style if self.modulation is None else self.modulation(style)
+        w, s = _checked(x, self.weight[0], s)
+        w = self.scale * w
+        if not self.demodulate:
+            return _convolve(x, w, s, None, self.padding)
+        # The result does not depend on these, so no gradient goes through them; zeros stay zeros.
+        w_size = w.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-8)
+        s_size = s.detach().square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
+        w, s = w / w_size, s / s_size
+        epsilon = EPSILON / (s_size * w_size.flatten()).square()
+        return _convolve(x, w, s, _demodulation(w, s, epsilon), self.padding)
+
+    def extra_repr(self) -> str:
+        _, out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return (
+            f"{in_channels}, {out_channels}, kernel_size={kernel_size}, demodulate={self.demodulate}, "
+            f"padding={self.padding}"
+        )
+
+
+class StyleAffine(nn.Module):
+    """The affine layer A of :class:`ModulatedConv2d`: style @ weight^T / sqrt(style_dim) + bias.
+
+    Args:
+        style_dim: length of the style.
+        in_channels: channels that it scales.
+    """
+
+    def __init__(self, style_dim: int, in_channels: int) -> None:
+        super().__init__()
+        integer("style_dim", style_dim, 1)
+        self.weight = nn.Parameter(torch.empty(in_channels, style_dim))
+        self.bias = nn.Parameter(torch.empty(in_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weights of unit variance, and biases of 1."""
+        nn.init.normal_(self.weight)
+        nn.init.ones_(self.bias)
+
+    def forward(self, style: Tensor) -> Tensor:
+        """Tensor[B, style_dim] -> Tensor[B, in_channels]."""
+        return F.linear(style, self.weight / math.sqrt(self.weight.shape[1]), self.bias)
