@@ -43,8 +43,15 @@ QUICK = {
 COMPILED = QUICK | {"ddrfnet 3x3 32->32 @200 B1 N8", "resnet18 3x3 128->128 @28 B32 N4"}
 
 
-def _case(name: str, **shape: int | str | bool) -> Case:
-    shape = {"groups": 1, "stride": 1, "code": 0, "bias": False, "activation": "none"} | shape
+def _case(family: str, name: str, **shape: int | str | bool) -> Case:
+    shape = {
+        "family": family,
+        "groups": 1,
+        "stride": 1,
+        "code": 0,
+        "bias": False,
+        "activation": "none",
+    } | shape
     shape["padding"] = int(shape["k"]) // 2
     return Case(name, shape, quick=name in QUICK, compiled=name in COMPILED)
 
@@ -58,15 +65,16 @@ def _cases() -> list[Case]:
 def _literature(b: int, n: int) -> list[Case]:
     cases = []
     for i, o, size in CONDCONV_1X1:
-        cases.append(
-            _case(f"condconv 1x1 {i}->{o} @{size} B{b} N{n}", B=b, N=n, I=i, O=o, H=size, W=size, k=1)
-        )
+        shape = {"B": b, "N": n, "I": i, "O": o, "H": size, "W": size, "k": 1}
+        cases.append(_case("condconv 1x1", f"condconv 1x1 {i}->{o} @{size} B{b} N{n}", **shape))
     for c, k, size, s in CONDCONV_DEPTHWISE:
         name = f"condconv dw{k} {c} @{size}{' s2' if s == 2 else ''} B{b} N{n}"
-        cases.append(_case(name, B=b, N=n, I=c, O=c, H=size, W=size, k=k, stride=s, groups=c))
+        shape = {"B": b, "N": n, "I": c, "O": c, "H": size, "W": size, "k": k, "stride": s, "groups": c}
+        cases.append(_case("condconv depthwise", name, **shape))
     for i, o, size, s in RESNET18_3X3:
         name = f"resnet18 3x3 {i}->{o} @{size}{' s2' if s == 2 else ''} B{b} N{n}"
-        cases.append(_case(name, B=b, N=n, I=i, O=o, H=size, W=size, k=3, stride=s, bias=True))
+        shape = {"B": b, "N": n, "I": i, "O": o, "H": size, "W": size, "k": 3, "stride": s}
+        cases.append(_case("resnet18", name, **shape, bias=True))
     return cases
 
 
@@ -75,7 +83,7 @@ def _ddrfnet() -> list[Case]:
     for i, o, b, size, code, n in DDRFNET_3X3:
         name = f"ddrfnet 3x3 {i}->{o}{f' +code{code}' if code else ''} @{size} B{b} N{n}"
         shape = {"B": b, "N": n, "I": i, "O": o, "H": size, "W": size, "k": 3}
-        cases.append(_case(name, **shape, code=code, bias=True, activation="leaky_relu"))
+        cases.append(_case("ddrfnet", name, **shape, code=code, bias=True, activation="leaky_relu"))
     return cases
 
 

@@ -66,7 +66,7 @@ def reference(case: Case, t: Inputs) -> Tensor:
 
 
 @contextlib.contextmanager
-def replaced(function: Callable[..., Tensor]) -> Iterator[None]:
+def replaced(function: Callable[..., Any]) -> Iterator[None]:
     """Puts `function` where the package's modules call `dynamic_conv`."""
     import ddrf_fast
 
@@ -85,27 +85,8 @@ def replaced(function: Callable[..., Tensor]) -> Iterator[None]:
             module.dynamic_conv = original
 
 
-def _as_public(formula: peers.Formula) -> Callable[..., Tensor]:
-    """A peer's formula with the signature of `ddrf_fast.dynamic_conv`, as far as the network uses it."""
-
-    def function(
-        x: Tensor,
-        weight: Tensor,
-        attention: Tensor,
-        bias: Tensor | None = None,
-        *,
-        code: Tensor | None = None,
-        **keywords: Any,
-    ) -> Tensor:
-        case = Case("layer", keywords)
-        t = {"x": x, "weight": weight, "attention": attention, "bias": bias}
-        return peers.complete(formula, case, t if code is None else t | {"code": code})
-
-    return function
-
-
 def _peer(name: str, formula: peers.Formula, layout: str, compiled: bool = False) -> Provider:
-    function = _as_public(formula)
+    function = peers.as_public(formula)
 
     def build(case: Case, setting: Setting) -> Run:
         run = torch.compile(forward, dynamic=False) if compiled else forward
@@ -124,21 +105,18 @@ def _loop_channels_last(case: Case, t: Inputs, x: Tensor) -> Tensor:
     return peers.loop(case, t, x.contiguous(memory_format=torch.channels_last))
 
 
-def _static(
-    x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor, *, code: Tensor | None = None, **keywords: Any
-) -> Tensor:
+def _static(case: Case, t: Inputs, x: Tensor) -> Tensor:
     """The first kernel alone and no code: a layer's least work."""
-    kernel = weight[0, :, : x.shape[1] // keywords["groups"]]
-    return F.conv2d(
-        x, kernel, bias[0], keywords["stride"], keywords["padding"], keywords["dilation"], keywords["groups"]
-    )
+    x = t["x"]
+    kernel = t["weight"][0, :, : x.shape[1] // case.groups]
+    return F.conv2d(x, kernel, t["bias"][0], case.stride, case.padding, case.dilation, case.groups)
 
 
 @functools.cache
 def _flops(case_name: str) -> int:
     case = next(case for case in OPERATION.cases if case.name == case_name)
     counter = FlopCounterMode(display=False)
-    with replaced(_static), torch.no_grad(), counter:
+    with replaced(peers.as_public(_static)), torch.no_grad(), counter:
         forward(inputs(case, Setting(), seed=0))
     return counter.get_total_flops()
 

@@ -1,8 +1,8 @@
 """What is measured: operations, their cases (shapes), and the providers that compete on them.
 
-An operation module (dynamic_conv.py, degrade.py, model.py) builds one `Operation`. Everything else - the
-gate, the timing, the roof, the runner, the microbenchmarks under pytest - works on these types and knows no
-operation.
+An operation module (dynamic_conv.py, degrade.py, model.py, efficientnet.py) builds one `Operation`.
+Everything else - the gate, the timing, the roof, the runner, the microbenchmarks under pytest - works on
+these types and knows no operation.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-OPERATIONS = ("dynamic_conv", "degrade", "model")
+OPERATIONS = ("dynamic_conv", "degrade", "model", "efficientnet")
 MODES = ("fwd", "fwdbwd")
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # "tf32" is float32 tensors with TF32 allowed; "float32" is IEEE float32 for everybody, on GPUs too.
@@ -94,6 +94,7 @@ class Provider:
             something less (a lower precision, say) and is shown for information.
         precision: Name of the dtype whose error it is allowed; None: the setting's.
         warm_up: Whether building is so slow that it only takes part with --compile.
+        of: What it computes instead of the operation, for comparison: with inputs and a reference of its own.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Provider:
     peer: bool = True
     precision: str | None = None
     warm_up: bool = False
+    of: "Operation | None" = None
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,11 @@ class Operation:
         reference: Case, inputs -> output. It is given float64 inputs and is the truth.
         work: Case, setting -> the least work, for the roof.
         per_sample: Names of the inputs with a batch dimension; the gate compares some samples of a batch.
-        images: Names of the inputs that come in the layout of the setting, or of the provider.
+        images: Names of the inputs (networks too) that come in the layout of the setting, or the provider.
         exact: Inputs -> inputs without what providers may legitimately draw differently (noise).
         plan: Case, inputs -> how ddrf_fast runs it, in words.
         depth: How many roundings deep it is, roughly: a factor on the error that the gate allows.
+        coupled: Whether the samples of a training batch depend on each other (by batch normalisation).
     """
 
     name: str
@@ -139,6 +142,7 @@ class Operation:
     plan: Callable[[Case, Inputs], str]
     exact: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
     depth: float = 1.0
+    coupled: bool = False
 
     def draw(self, case: Case, setting: Setting, provider: Provider, seed: int) -> Inputs:
         """Random inputs as the provider wants to have them."""
@@ -159,7 +163,12 @@ def convert(value: Any, dtype: torch.dtype | None = None, layout: str | None = N
     """A copy of an input in another floating dtype or layout: a leaf that requires a gradient if it did."""
     if isinstance(value, nn.Module):
         module = copy.deepcopy(value)
-        return module if dtype is None else module.to(dtype)
+        module = module if dtype is None else module.to(dtype)
+        for parameter in module.parameters():
+            # Not Module.to, which takes banks of kernels [N, O, I, kh, kw] for volumes.
+            if layout is not None and parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[layout])
+        return module
     if not isinstance(value, Tensor):
         return value
     copied = value.detach().clone()

@@ -2,12 +2,16 @@
 
 import math
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.registry import MODES, Case, Setting
 from benchmarks.results_schema import geometric_mean
 
 OURS = "ddrf_fast"
+# What the names of providers begin with that run a network without dynamic convolutions.
+STATIC = "static_"
 
 
 def short(values: dict[str, Any]) -> dict[str, Any]:
@@ -22,46 +26,80 @@ def short(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per mode and for all: the geometric mean of ddrf_fast's ratio to the best peer, and the worst case."""
+    """Per mode and for all: how ddrf_fast stands to the best peer, over all cases and over groups of them;
+    and its throughput relative to the static network's, where there is one."""
     summary = {}
     for mode in (*MODES, "all"):
-        ours = [r for r in records if r["provider"] == OURS and mode in (r["mode"], "all")]
+        in_mode = [r for r in records if mode in (r["mode"], "all")]
+        ours = [r for r in in_mode if r["provider"] == OURS]
         if not ours:
             continue
         ranked = [r for r in ours if r["ratio_to_best_peer"] is not None]
-        worst = min(ranked, key=lambda r: r["ratio_to_best_peer"], default=None)
-        summary[mode] = short(
-            {
-                "geometric_mean": geometric_mean(r["ratio_to_best_peer"] for r in ranked),
-                "cases": len(ranked),
-                "slower_than_best_peer": sum(r["ratio_to_best_peer"] < 1 for r in ranked),
-                "refused": sum(r["status"] != "ok" for r in ours),
-                "worst": worst and worst["ratio_to_best_peer"],
-                "worst_case": worst and f"{worst['case']} {worst['mode']}",
-            }
-        )
+        groups = defaultdict(list)
+        for record in ranked:
+            for name in _groups(record["shape"]):
+                groups[name].append(record)
+        summary[mode] = _figures(ranked) | {
+            "refused": sum(r["status"] != "ok" for r in ours),
+            "groups": {name: _figures(members) for name, members in groups.items()},
+            "to_static": short(_to_static(in_mode)),
+        }
     return summary
+
+
+def _groups(shape: Mapping[str, Any]) -> list[str]:
+    groups = [shape["family"]] if "family" in shape else []
+    return [*groups, "with code"] if shape.get("code") else groups
+
+
+def _figures(ranked: list[dict[str, Any]]) -> dict[str, Any]:
+    ratios = [r["ratio_to_best_peer"] for r in ranked]
+    worst = min(ranked, key=lambda r: r["ratio_to_best_peer"], default=None)
+    return short(
+        {
+            "geometric_mean": geometric_mean(ratios),
+            "cases": len(ratios),
+            "slower_than_best_peer": sum(ratio < 1 for ratio in ratios),
+            "below_0.9": sum(ratio < 0.9 for ratio in ratios),
+            "worst": worst and worst["ratio_to_best_peer"],
+            "worst_case": worst and f"{worst['case']} {worst['mode']}",
+        }
+    )
+
+
+def _to_static(records: list[dict[str, Any]]) -> dict[str, float]:
+    """By case: the best time of the static network over that of ddrf_fast."""
+    times: dict[str, dict[str, float]] = defaultdict(dict)
+    for r in records:
+        if r["median_ms"] is not None:
+            times[f"{r['case']} {r['mode']}"][r["provider"]] = r["median_ms"]
+    found = {}
+    for case, by_provider in times.items():
+        static = [time for name, time in by_provider.items() if name.startswith(STATIC)]
+        if static and OURS in by_provider:
+            found[case] = min(static) / by_provider[OURS]
+    return found
 
 
 def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], bound: str) -> None:
     """One table, the fastest first."""
     kind = f"{setting.mode} {setting.dtype} {setting.device}"
     print(f"\n{case.name}  [{kind}]  roof {records[0]['roof_ms']:.4g} ms ({bound})")
-    kept = "saved MiB" if setting.backward else "peak MiB"
     print(
-        f"{'':30} {'median ms':>10} {'IQR':>8} {'samples/s':>9} {'of roof':>8} {'to best peer':>12} {kept:>9}"
+        f"{'':32} {'median ms':>10} {'IQR':>8} {'samples/s':>9} {'of roof':>8} {'to best peer':>12} "
+        f"{'peak MiB':>9}{' saved MiB' if setting.backward else ''}"
     )
     for r in sorted(records, key=lambda r: r["median_ms"] or float("inf")):
         name = f"{'* ' if r['provider'] == OURS else '  '}{r['provider']}"
         if r["median_ms"] is None:
-            print(f"{name:30} {r['status'].upper()}: {r['detail']}")
+            print(f"{name:32} {r['status'].upper()}: {r['detail']}")
             continue
-        memory = r["saved_memory_mib"] if setting.backward else r["peak_memory_mib"]
+        saved = f" {_or_dash(r['saved_memory_mib'], '9.1f')}" if setting.backward else ""
         note = "" if r["peer"] or r["provider"] == OURS else "  (not ranked)"
         print(
-            f"{name:30} {r['median_ms']:10.4g} {r['iqr_ms']:8.2g} {r['samples_per_s']:9.5g} "
+            f"{name:32} {r['median_ms']:10.4g} {r['iqr_ms']:8.2g} {r['samples_per_s']:9.5g} "
             f"{r['roof_fraction']:8.2f} {_or_dash(r['ratio_to_best_peer'], '12.2f')} "
-            f"{_or_dash(memory, '9.1f')}{note}"
+            f"{_or_dash(r['peak_memory_mib'], '9.1f')}{saved}{note}"
         )
     sys.stdout.flush()
 
@@ -69,6 +107,24 @@ def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], boun
 def _or_dash(value: float | None, form: str) -> str:
     width = int(form.split(".")[0])
     return f"{'-':>{width}}" if value is None else f"{value:{form}}"
+
+
+def summary_table(summary: dict[str, dict[str, Any]]) -> str:
+    """A block per mode: all cases, the groups, the static network."""
+    lines = [
+        f"\n{'ddrf_fast to the best peer':26} {'gmean':>6} {'cases':>5} {'slower':>6} {'< 0.9':>5}  worst"
+    ]
+    for mode, s in summary.items():
+        for name, figures in ({mode: s} | {f"  {group}": f for group, f in s["groups"].items()}).items():
+            if figures["geometric_mean"] is not None:
+                lines.append(
+                    f"{name:26} {figures['geometric_mean']:6.2f} {figures['cases']:5} "
+                    f"{figures['slower_than_best_peer']:6} {figures['below_0.9']:5}  "
+                    f"{figures['worst']:.2f}: {figures['worst_case']}"
+                )
+    for case, ratio in summary.get("all", {}).get("to_static", {}).items():
+        lines.append(f"throughput relative to the static network: {ratio:.3f}  {case}")
+    return "\n".join(lines)
 
 
 def summary_line(summary: dict[str, dict[str, Any]]) -> str:

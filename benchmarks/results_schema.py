@@ -31,12 +31,26 @@ METADATA: dict[str, Any] = {
     "roof": dict,  # dtype -> {"tflops", "gbytes_per_s"}
     "skipped": dict,  # provider -> {reason: number of cases}
     "cases_not_run": list,  # [name, reason]
-    "summary": dict,  # mode -> {"geometric_mean", "cases", "worst", "worst_case"}
+    "summary": dict,  # mode, or "all" -> SUMMARY
+}
+# How ddrf_fast stands to the best peer. Cases in which it was refused or had no peer are not counted.
+FIGURES: dict[str, Any] = {
+    "geometric_mean": OPTIONAL_NUMBER,
+    "cases": int,
+    "slower_than_best_peer": int,  # cases
+    "below_0.9": int,  # cases
+    "worst": OPTIONAL_NUMBER,
+    "worst_case": (str, type(None)),
+}
+SUMMARY: dict[str, Any] = FIGURES | {
+    "refused": int,  # cases in which ddrf_fast did not pass the gate
+    "groups": dict,  # family of cases, or "with code" -> FIGURES
+    "to_static": dict,  # case and mode -> throughput relative to the static network's (efficientnet only)
 }
 RECORD: dict[str, Any] = {
     "op": str,
     "case": str,
-    "shape": dict,
+    "shape": dict,  # "family", where there is one, is a group in the summary
     "provider": str,
     "peer": bool,  # counts when the best peer is looked for
     "mode": str,
@@ -54,7 +68,7 @@ RECORD: dict[str, Any] = {
     "ratio_to_best_peer": OPTIONAL_NUMBER,  # above 1: faster than the best peer of the case
     "roof_ms": NUMBER,
     "roof_fraction": OPTIONAL_NUMBER,
-    "peak_memory_mib": OPTIONAL_NUMBER,  # of one call; GPUs only
+    "peak_memory_mib": OPTIONAL_NUMBER,  # that one call adds at its peak
     "saved_memory_mib": OPTIONAL_NUMBER,  # kept for the backward; fwdbwd only
     "plan": str,  # how ddrf_fast ran it; empty for peers
     "versions": dict,
@@ -82,6 +96,10 @@ def validate(document: Mapping[str, Any]) -> None:
     if set(document) != {"metadata", "records"}:
         raise ValueError(f"a results file holds metadata and records, got {sorted(document)}")
     _check_fields(document["metadata"], METADATA, "metadata")
+    for mode, summary in document["metadata"]["summary"].items():
+        _check_fields(summary, SUMMARY, f"summary.{mode}")
+        for group, figures in summary["groups"].items():
+            _check_fields(figures, FIGURES, f"summary.{mode}.groups.{group}")
     for number, record in enumerate(document["records"]):
         place = f"records[{number}]"
         _check_fields(record, RECORD, place)

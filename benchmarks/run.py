@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment, results_schema, roof
-from benchmarks.memory import peak_mib, saved_mib
+from benchmarks.memory import peak_on_gpu, peaks_on_cpu, saved_mib
 from benchmarks.registry import (
     DTYPES,
     LAYOUTS,
@@ -36,10 +36,9 @@ from benchmarks.registry import (
     Setting,
     input_bytes,
     load,
-    targets,
 )
-from benchmarks.report import OURS, print_case, short, summarise, summary_line
-from benchmarks.timing import time_in_turn
+from benchmarks.report import OURS, print_case, short, summarise, summary_line, summary_table
+from benchmarks.timing import FEW_ROUNDS, measured_step, time_in_turn
 from benchmarks.verify import Gate
 
 # Input sets are rotated until they exceed this: beyond a CPU's second-level cache (a layer's input was just
@@ -91,28 +90,6 @@ def prepare_torch(options: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = options.dtype == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
-
-
-def measured_step(run: Run, sets: list[Inputs], setting: Setting):
-    """A function of a running number: one call, forward or forward and all gradients, on the next inputs."""
-    if not setting.backward:
-
-        def forward(i: int) -> None:
-            with torch.no_grad():
-                run(sets[i % len(sets)])
-
-        return forward
-
-    wanted = [list(targets(inputs).values()) for inputs in sets]
-    grads: list[torch.Tensor] = []
-
-    def step(i: int) -> None:
-        output = run(sets[i % len(sets)])
-        if not grads:
-            grads.append(torch.randn_like(output))
-        torch.autograd.grad(output, wanted[i % len(sets)], grads[0])
-
-    return step
 
 
 class Benchmark:
@@ -170,10 +147,10 @@ class Benchmark:
         runs = {provider.name: provider.build(case, setting) for provider in providers}
         gate = Gate(self.operation, case, setting)
         verdicts = {provider.name: gate.judge(provider, runs[provider.name]) for provider in providers}
+        plan = self.operation.plan(case, gate.truth(self.operation).inputs)
         del gate
         passed = [provider for provider in providers if verdicts[provider.name].status == "ok"]
-        pool = self.input_pool(case, setting)
-        figures = self.measure(setting, passed, runs, pool)
+        figures = self.measure(case, setting, passed, runs)
         medians = [figures[provider.name]["median_ms"] for provider in passed if provider.peer]
 
         shared = {
@@ -188,7 +165,6 @@ class Benchmark:
             "versions": self.versions,
             "commit": self.commit,
         }
-        plan = self.operation.plan(case, pool[0])
         records = []
         for provider in providers:
             verdict = verdicts[provider.name]
@@ -208,31 +184,40 @@ class Benchmark:
             torch.cuda.empty_cache()
         return records
 
-    def input_pool(self, case: Case, setting: Setting) -> list[Inputs]:
-        """Input sets that together are too large for the cache."""
-        first = self.operation.inputs(case, setting, seed=2)
+    def input_sets(self, case: Case, setting: Setting, provider: Provider) -> list[Inputs]:
+        """As many as are too large for the cache, in the provider's layout."""
+        operation = provider.of or self.operation
+        first = operation.draw(case, setting, provider, seed=2)
         count = math.ceil(ROTATED_BYTES[setting.device] / max(input_bytes(first), 1))
-        count = min(max(count, 2), MOST_SETS[setting.device])
-        return [first] + [self.operation.inputs(case, setting, seed=2 + i) for i in range(1, count)]
+        count = min(count, MOST_SETS[setting.device])
+        return [first] + [operation.draw(case, setting, provider, seed=2 + i) for i in range(1, count)]
 
     def measure(
-        self, setting: Setting, providers: list[Provider], runs: dict[str, Run], pool: list[Inputs]
-    ) -> dict[str, dict[str, float | None]]:
-        """Times and memory by provider. Those that want the same layout share their input sets."""
-        sets: dict[str, list[Inputs]] = {}
-        steps, memory = {}, {}
+        self, case: Case, setting: Setting, providers: list[Provider], runs: dict[str, Run]
+    ) -> dict[str, dict[str, Any]]:
+        """Times and memory by provider. Those that want the same inputs in the same layout share them."""
+        shared: dict[tuple[str, str], list[Inputs]] = {}
+        sets, steps = {}, {}
         for provider in providers:
-            layout = provider.layout or setting.layout
-            if layout not in sets:
-                sets[layout] = [self.operation.arrange(inputs, setting, provider) for inputs in pool]
-            run = runs[provider.name]
-            step = steps[provider.name] = measured_step(run, sets[layout], setting)
-            memory[provider.name] = {
-                "peak_memory_mib": peak_mib(functools.partial(step, 0), setting.device),
-                "saved_memory_mib": saved_mib(run, sets[layout][0]) if setting.backward else None,
-            }
-        timings = time_in_turn(steps, setting.device, self.min_time)
-        return {name: vars(timing) | memory[name] for name, timing in timings.items()}
+            key = ((provider.of or self.operation).name, provider.layout or setting.layout)
+            if key not in shared:
+                shared[key] = self.input_sets(case, setting, provider)
+            sets[provider.name] = shared[key]
+            steps[provider.name] = measured_step(runs[provider.name], shared[key], setting)
+        peers = [provider.name for provider in providers if provider.peer]
+        timings = time_in_turn(steps, setting.device, self.min_time, peers)
+        # Not those that were called once or twice only, nor those that would be compiled again.
+        in_rounds = [p.name for p in providers if timings[p.name].calls >= FEW_ROUNDS]
+        if setting.device == "cuda":
+            peaks = {name: peak_on_gpu(functools.partial(steps[name], 0)) for name in in_rounds}
+        else:
+            wanted = [p.name for p in providers if p.name in in_rounds and not p.warm_up]
+            peaks = peaks_on_cpu(self.operation.name, case, setting, wanted)
+        saved = {name: saved_mib(runs[name], sets[name][0]) for name in in_rounds} if setting.backward else {}
+        return {
+            name: vars(timing) | {"peak_memory_mib": peaks.get(name), "saved_memory_mib": saved.get(name)}
+            for name, timing in timings.items()
+        }
 
     def document(self) -> dict[str, Any]:
         """The results file."""
@@ -301,6 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     print()
     if options.json:
         results_schema.write(document, options.json)
+    print(summary_table(document["metadata"]["summary"]))
     print(summary_line(document["metadata"]["summary"]))
     return 1 if document["metadata"]["summary"].get("all", {}).get("refused") else 0
 

@@ -9,7 +9,7 @@ import functools
 import pytest
 
 from benchmarks.registry import OPERATIONS, Case, Operation, Provider, Setting, load
-from benchmarks.run import measured_step
+from benchmarks.timing import measured_step
 from benchmarks.verify import Gate
 
 pytest.importorskip("pytest_benchmark")
@@ -43,6 +43,6 @@ def test_provider(benchmark, operation: Operation, case: Case, mode: str, provid
     run = provider.build(case, setting)
     verdict = _gate(operation.name, case.name, mode).judge(provider, run)
     assert verdict.status == "ok", verdict.detail
-    inputs = operation.arrange(operation.inputs(case, setting, seed=2), setting, provider)
+    inputs = (provider.of or operation).draw(case, setting, provider, seed=2)
     step = measured_step(run, [inputs], setting)
     benchmark.pedantic(step, args=(0,), rounds=9, warmup_rounds=1)

@@ -6,15 +6,20 @@ median over blocks and the distance between the quartiles. On GPUs a block lies 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.registry import Inputs, Run, Setting, targets
+
 ROUNDS = 9
-FEW_ROUNDS = 3
-# So many times slower than the fastest: FEW_ROUNDS only, or nothing beyond the first two calls.
+# When one call takes longer than all the rounds should.
+ROUNDS_OF_LONG_CALLS = 5
+# So many times slower than the fastest peer: FEW_ROUNDS, or only the first two calls when they are long.
 FAR_BEHIND = 4.0
+FEW_ROUNDS = 3
+# Only the first call when it is long.
 HOPELESS = 20.0
 
 Step = Callable[[int], object]
@@ -27,6 +32,28 @@ class Timing:
     median_ms: float
     iqr_ms: float
     calls: int
+
+
+def measured_step(run: Run, sets: list[Inputs], setting: Setting) -> Step:
+    """A function of a running number: one call, forward or forward and all gradients, on the next inputs."""
+    if not setting.backward:
+
+        def forward(i: int) -> None:
+            with torch.no_grad():
+                run(sets[i % len(sets)])
+
+        return forward
+
+    wanted = [list(targets(inputs).values()) for inputs in sets]
+    grads: list[torch.Tensor] = []
+
+    def step(i: int) -> None:
+        output = run(sets[i % len(sets)])
+        if not grads:
+            grads.append(torch.randn_like(output))
+        torch.autograd.grad(output, wanted[i % len(sets)], grads[0])
+
+    return step
 
 
 def _seconds_cpu(step: Step, first: int, calls: int) -> float:
@@ -54,30 +81,39 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def time_in_turn(steps: Mapping[str, Step], device: str, min_time: float) -> dict[str, Timing]:
+def time_in_turn(
+    steps: Mapping[str, Step], device: str, min_time: float, peers: Collection[str] = ()
+) -> dict[str, Timing]:
     """Times every step; a step is called with a running number, by which it picks its input set.
 
     Args:
         steps: By provider. Each must have run at least once already (warm).
         device: "cpu" or "cuda".
         min_time: Seconds that each provider is timed for; slow ones take what their fewer rounds take.
+        peers: Names of those whose fastest says who is slow; all where there is none of them.
     """
+    if not steps:
+        return {}
     seconds = _seconds_cuda if device == "cuda" else _seconds_cpu
-    first = {name: [seconds(step, i, 1) for i in range(2)] for name, step in steps.items()}
-    fastest = min((min(pair) for pair in first.values()), default=0.0)
+    first = {name: seconds(step, 0, 1) for name, step in steps.items()}
+    peers = [name for name in steps if name in peers] or list(steps)
+    long = max(HOPELESS * min(first[name] for name in peers), min_time)
+    tried = {name: [t] if t > long else [t, seconds(steps[name], 1, 1)] for name, t in first.items()}
+    fastest = min(min(tried[name]) for name in peers)
 
     samples, rounds, calls = {}, {}, {}
-    for name, pair in first.items():
+    for name, pair in tried.items():
         once = min(pair)
-        if once > max(HOPELESS * fastest, min_time):
-            samples[name], rounds[name], calls[name] = [1e3 * value for value in pair], 0, 1
-        else:
-            samples[name] = []
-            rounds[name] = FEW_ROUNDS if once > FAR_BEHIND * fastest else ROUNDS
-            calls[name] = max(1, round(min_time / ROUNDS / max(once, 1e-9)))
+        if once > max(FAR_BEHIND * fastest, min_time):
+            samples[name], rounds[name], calls[name] = [1e3 * t for t in pair], 0, 1
+            continue
+        rounds[name] = ROUNDS_OF_LONG_CALLS if once > min_time else ROUNDS
+        if once > FAR_BEHIND * fastest:
+            rounds[name] = FEW_ROUNDS
+        samples[name], calls[name] = [], max(1, round(min_time / ROUNDS / max(once, 1e-9)))
 
     names = list(steps)
-    for turn in range(max(rounds.values(), default=0)):
+    for turn in range(max(rounds.values())):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             if turn < rounds[name]:

@@ -3,7 +3,8 @@
 Providers run on the whole case, at its true size, on inputs drawn for this check alone. The float64 reference
 runs on the first and the last sample of the batch only, which is what makes it affordable: the gradient that
 is sent back is zero for the other samples, so that gradients summed over the batch (of a kernel bank, of a
-network's parameters) can be compared as well.
+network's parameters) can be compared as well. Where samples depend on each other (batch normalisation in
+training) it runs on all of them.
 """
 
 from collections import defaultdict
@@ -52,14 +53,14 @@ def gradients(output: Tensor, inputs: Inputs, grad: Tensor) -> dict[str, Tensor]
     }
 
 
-class Gate:
-    """Judges the providers of one case in one setting."""
+class Truth:
+    """Inputs of an operation, and what the float64 reference makes of them."""
 
-    def __init__(self, operation: Operation, case: Case, setting: Setting, seed: int = 1):
-        self.operation, self.setting = operation, setting
+    def __init__(self, operation: Operation, case: Case, setting: Setting, seed: int):
         self.inputs = operation.exact(operation.inputs(case, setting, seed))
         batch = self.inputs[operation.per_sample[0]].shape[0]
-        self.samples = sorted({0, batch - 1})
+        every = operation.coupled and setting.backward
+        self.samples = list(range(batch)) if every else sorted({0, batch - 1})
 
         truth = {}
         for name, value in self.inputs.items():
@@ -82,29 +83,45 @@ class Gate:
             self.grad = grad.new_zeros((batch, *grad.shape[1:]))
             self.grad[self.samples] = grad
 
+
+class Gate:
+    """Judges the providers of one case in one setting."""
+
+    def __init__(self, operation: Operation, case: Case, setting: Setting, seed: int = 1):
+        self.operation, self.case, self.setting, self.seed = operation, case, setting, seed
+        self.truths: dict[str, Truth] = {}
+
+    def truth(self, operation: Operation) -> Truth:
+        """Computed when it is first asked for."""
+        if operation.name not in self.truths:
+            self.truths[operation.name] = Truth(operation, self.case, self.setting, self.seed)
+        return self.truths[operation.name]
+
     def judge(self, provider: Provider, run: Run) -> Verdict:
         """Runs the provider once and compares."""
-        inputs = self.operation.arrange(self.inputs, self.setting, provider)
+        operation = provider.of or self.operation
+        truth = self.truth(operation)
+        inputs = operation.arrange(truth.inputs, self.setting, provider)
         try:
             with torch.set_grad_enabled(self.setting.backward):
                 output = run(inputs)
-            actual = {"output": output[self.samples]}
-            shape, expected_shape = list(actual["output"].shape), list(self.expected["output"].shape)
+            actual = {"output": output[truth.samples]}
+            shape, expected_shape = list(actual["output"].shape), list(truth.expected["output"].shape)
             if shape != expected_shape:
                 return Verdict("wrong", None, f"output has shape {shape}, expected {expected_shape}")
             if self.setting.backward:
-                for name, gradient in gradients(output, inputs, self.grad.to(output)).items():
-                    per_sample = name in self.operation.per_sample
-                    actual[f"gradient of {name}"] = gradient[self.samples] if per_sample else gradient
+                for name, gradient in gradients(output, inputs, truth.grad.to(output)).items():
+                    per_sample = name in operation.per_sample
+                    actual[f"gradient of {name}"] = gradient[truth.samples] if per_sample else gradient
         except Exception as error:  # whatever a peer raises must not end the run: it is part of the result
             first_line = str(error).strip().partition("\n")[0]
             return Verdict("failed", None, f"{type(error).__name__}: {first_line[:200]}")
 
         worst, where = 0.0, "output"
-        for name, expected in self.expected.items():
+        for name, expected in truth.expected.items():
             error = relative_error(actual[name], expected)
             if error >= worst:
                 worst, where = error, name
-        allowed = TOLERANCE[provider.precision or self.setting.dtype] * self.operation.depth
+        allowed = TOLERANCE[provider.precision or self.setting.dtype] * operation.depth
         status = "ok" if worst <= allowed else "wrong"
         return Verdict(status, worst, f"largest error {worst:.1e} in {where}, allowed {allowed:g}")

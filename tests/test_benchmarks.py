@@ -1,5 +1,6 @@
 """The frame for measuring: arithmetic, the gate, the runner end to end, every committed result."""
 
+import functools
 import json
 import math
 import subprocess
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import registry, report, results_schema, roof, run, timing, verify
+from benchmarks import efficientnet, memory, plot, registry, report, results_schema, roof, run, timing, verify
+from benchmarks.models.efficientnet import EfficientNetB0
 from benchmarks.registry import Case, Provider, Setting, Work
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +47,18 @@ def test_roof_takes_the_larger_of_arithmetic_and_traffic():
     assert machine.bound(Work(flops=2e9, bytes=3e8)) == "traffic"
 
 
-def _record(provider: str, mode: str, ratio: float | None, case: str = "c", status: str = "ok") -> dict:
-    return {"provider": provider, "mode": mode, "ratio_to_best_peer": ratio, "case": case, "status": status}
+def _record(
+    provider: str, mode: str, ratio: float | None, case: str = "c", status: str = "ok", **more: object
+) -> dict:
+    return {
+        "provider": provider,
+        "mode": mode,
+        "ratio_to_best_peer": ratio,
+        "case": case,
+        "status": status,
+        "shape": {},
+        "median_ms": 1.0,
+    } | more
 
 
 def test_summary_counts_losses_and_refusals_and_ignores_peers():
@@ -65,9 +77,77 @@ def test_summary_counts_losses_and_refusals_and_ignores_peers():
     assert summary["fwdbwd"]["geometric_mean"] == pytest.approx(8.0)
     assert summary["fwdbwd"]["refused"] == 1
     assert summary["all"]["geometric_mean"] == pytest.approx(2.0)
+    assert summary["fwd"]["groups"] == summary["fwd"]["to_static"] == {}
     line = report.summary_line(summary)
     assert line.startswith("geometric mean of ddrf_fast to the best peer: fwd 1.00")
     assert "1 REFUSED" in line
+
+
+def test_summary_tells_groups_and_large_losses():
+    family, other = {"family": "ddrfnet"}, {"family": "resnet18"}
+    summary = report.summarise(
+        [
+            _record("ddrf_fast", "fwd", 4.0, "a", shape=family | {"code": 16}),
+            _record("ddrf_fast", "fwd", 1.0, "b", shape=family | {"code": 0}),
+            _record("ddrf_fast", "fwd", 0.89, "c", shape=other),
+            _record("ddrf_fast", "fwd", 0.9, "d", shape=other),
+            _record("ddrf_fast", "fwdbwd", 0.5, "d", shape=other),
+        ]
+    )
+    groups = summary["fwd"]["groups"]
+    assert {name: g["geometric_mean"] for name, g in groups.items()} == pytest.approx(
+        {"ddrfnet": 2.0, "with code": 4.0, "resnet18": math.sqrt(0.89 * 0.9)}, rel=1e-4
+    )
+    assert (groups["resnet18"]["below_0.9"], groups["resnet18"]["worst_case"]) == (1, "c fwd")
+    assert (summary["fwd"]["below_0.9"], summary["all"]["below_0.9"]) == (1, 2)
+    table = report.summary_table(summary).splitlines()
+    assert any(line.split()[:4] == ["with", "code", "4.00", "1"] for line in table)
+
+
+def test_summary_compares_with_the_fastest_static_network():
+    summary = report.summarise(
+        [
+            _record("ddrf_fast", "fwd", 1.2, "a", median_ms=5.0),
+            _record("static_nchw", "fwd", None, "a", median_ms=8.0),
+            _record("static_channels_last", "fwd", None, "a", median_ms=4.0),
+            _record("grouped_nchw", "fwd", 1.0, "a", median_ms=6.0),
+            _record("ddrf_fast", "fwd", 1.2, "b", median_ms=5.0),
+        ]
+    )
+    assert summary["all"]["to_static"] == {"a fwd": pytest.approx(0.8)}
+    assert "relative to the static network: 0.800  a fwd" in report.summary_table(summary)
+
+
+def test_slow_providers_take_few_calls(monkeypatch: pytest.MonkeyPatch):
+    """Seconds a call, and how often each is called: those that can be the best peer at least five times."""
+    seconds = {"fastest": 1.0, "behind": 3.9, "far behind": 5.0, "hopeless": 21.0}
+    called = dict.fromkeys(seconds, 0)
+
+    def clock(step, first: int, calls: int) -> float:
+        called[step] += calls
+        return seconds[step] * calls
+
+    monkeypatch.setattr(timing, "_seconds_cpu", clock)
+    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=0.5)
+    assert {name: t.calls for name, t in timings.items()} == {
+        "fastest": 5,
+        "behind": 5,
+        "far behind": 2,
+        "hopeless": 1,
+    }
+    assert called == {"fastest": 7, "behind": 7, "far behind": 2, "hopeless": 1}
+    assert {name: t.median_ms / 1e3 for name, t in timings.items()} == pytest.approx(seconds)
+    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=90.0)
+    assert {name: t.calls for name, t in timings.items()} == {
+        "fastest": 9 * 10,
+        "behind": 9 * 3,
+        "far behind": 3 * 2,
+        "hopeless": 3,
+    }
+    # However fast ddrf_fast is, its peers are judged among themselves.
+    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", 0.5, ["far behind", "hopeless"])
+    assert [t.calls for t in timings.values()] == [5, 5, 5, 2]
+    assert timing.time_in_turn({}, "cpu", min_time=1.0) == {}
 
 
 def _small(op: str) -> tuple[registry.Operation, Case]:
@@ -89,6 +169,7 @@ def _small(op: str) -> tuple[registry.Operation, Case]:
         | {"stride": 1, "padding": 1, "activation": "leaky_relu"},
         "degrade": {"B": 3, "C": 2, "H": 9, "W": 8, "M": 3, "k": 5, "s": 2, "weights": "grid", "noise": True},
         "model": {"B": 3, "H": 12, "W": 10},
+        "efficientnet": {"B": 3, "H": 64, "W": 64},
     }[op]
     return operation, Case("tiny", shape, quick=True)
 
@@ -228,6 +309,8 @@ def test_runner_end_to_end(tmp_path: Path):
     assert document["metadata"]["summary"]["all"]["geometric_mean"] == pytest.approx(expected, rel=1e-3)
     last = done.stdout.splitlines()[-1]
     assert last.startswith("geometric mean of ddrf_fast to the best peer")
+    if memory.CPU_PEAKS:
+        assert all(r["peak_memory_mib"] > 0.1 for r in ours)
     for record in ours:
         peers = [
             r["median_ms"]
@@ -265,12 +348,71 @@ def test_cases_are_named_once_and_quick_and_compiled_ones_exist(op: str):
         assert all(name in names for name in chosen if isinstance(name, str)), f"{named} names no case"
 
 
+@pytest.mark.parametrize(
+    ("num_kernels", "parameters", "gmacs"), [(0, 5_288_548, 0.39), (4, 13_314_116, 0.40)]
+)
+def test_efficientnet_is_the_published_one(num_kernels: int, parameters: int, gmacs: float):
+    """5.29 M parameters and 0.39 G multiply-adds; 13.31 M with CondConv, whose mixing adds 0.01 G."""
+    assert sum(p.numel() for p in EfficientNetB0(num_kernels).parameters()) == parameters
+    assert efficientnet.macs(num_kernels, 224, 224) / 1e9 == pytest.approx(gmacs, abs=0.005)
+
+
+def test_efficientnet_with_uniform_kernels_is_the_static_one():
+    """Every kernel of a bank alike and routings that sum to 1: the static network with these kernels."""
+    torch.manual_seed(0)
+    static, dynamic = EfficientNetB0(0).eval(), EfficientNetB0(4).eval()
+    state = static.state_dict()
+    for name, value in dynamic.state_dict().items():
+        if ".routing.weight" in name:
+            value.zero_()
+        elif ".routing.bias" in name:
+            value.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).logit())
+        else:
+            value.copy_(state[name])  # a bank's kernels are each a copy
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(dynamic(image, efficientnet.grouped), static(image), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not memory.CPU_PEAKS, reason="the system does not tell")
+@pytest.mark.parametrize(
+    ("code", "mib"),
+    [
+        ("a = torch.ones(16 << 20)", 64),
+        ("a = torch.ones(10 << 18); del a; a = torch.ones(12 << 18); b = a[: 3 << 18] + 1; del a, b", 15),
+        ("a = [numpy.ones(1 << 14) for _ in range(200)]; del a", 25),
+        ("torch.empty(64 << 20)", 0),
+        ("pass", 0),
+    ],
+    ids=["one", "freed and reused", "outside torch", "never touched", "nothing"],
+)
+def test_peak_memory_on_cpu_is_what_is_alive(code: str, mib: float):
+    step = functools.partial(exec, f"import numpy, torch; {code}; a = None", {})
+    assert memory.worker(1).submit(memory.growth, step).result() == pytest.approx(mib, abs=1.0)
+
+
 def test_saved_memory_counts_what_autograd_keeps():
     from benchmarks.memory import saved_mib
 
     x = torch.rand(1 << 18, requires_grad=True)  # 1 MiB
     assert saved_mib(lambda t: (t["x"] * 2.0).exp(), {"x": x}) == pytest.approx(1.0)
     assert saved_mib(lambda t: t["x"] * t["x"], {"x": x}) == 0.0
+
+
+def test_plot_is_drawn_from_files_alone_and_the_same_each_time(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    files = [str(path) for path in COMMITTED]
+    for name in ("a.svg", "b.svg"):
+        plot.main([*files, "-o", str(tmp_path / name)])
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text()
+    records = [record for path in COMMITTED for record in json.loads(path.read_text())["records"]]
+    ratios = [record["ratio_to_best_peer"] for record in records if record["provider"] == "ddrf_fast"]
+    assert drawn.count("✗ ") == sum(ratio < 1 for ratio in ratios)
+    for record in records:
+        assert record["case"].replace(">", "&gt;") in drawn
+    with pytest.raises(SystemExit):
+        plot.main([*files, "-o", "plot.txt"])
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
@@ -314,3 +456,20 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(ValueError, match="detail has type"):
         results_schema.write(document, tmp_path / "r.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "summary.fwd: missing \\[\\], unknown \\['extra'\\]"),
+        ({"cases": 1.5}, "summary.fwd.cases has type"),
+    ],
+)
+def test_schema_refuses_a_summary(change: dict, message: str):
+    document = _document()
+    summary = report.summarise([_record("ddrf_fast", "fwd", 2.0)])
+    document["metadata"]["summary"] = summary
+    results_schema.validate(document)
+    summary["fwd"] |= change
+    with pytest.raises(ValueError, match=message):
+        results_schema.validate(document)

@@ -11,6 +11,7 @@ The layout in a name is that of the input, which is handed over in it for nothin
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,27 @@ def complete(formula: Formula, case: Case, t: Inputs) -> Tensor:
     """The formula with the code before it and the activation after it."""
     y = formula(case, t, with_code(t, t["x"]))
     return F.leaky_relu(y, 0.01) if case.activation == "leaky_relu" else y
+
+
+def as_public(formula: Formula) -> Callable[..., Any]:
+    """The formula with the signature of `ddrf_fast.dynamic_conv`, as far as networks use it."""
+
+    def function(
+        x: Tensor,
+        weight: Tensor,
+        attention: Tensor,
+        bias: Tensor | None = None,
+        *,
+        code: Tensor | None = None,
+        return_mean: bool = False,
+        **keywords: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        case = Case("layer", {"activation": None} | keywords)
+        t = {"x": x, "weight": weight, "attention": attention, "bias": bias}
+        y = complete(formula, case, t if code is None else t | {"code": code})
+        return (y, y.mean(dim=(2, 3))) if return_mean else y
+
+    return function
 
 
 def _provider(name: str, formula: Formula, layout: str, skip=None, compiled: bool = False) -> Provider:

@@ -1,0 +1,1 @@
+"""Whole networks that benchmarks are made of, where ddrf_fast has none."""
