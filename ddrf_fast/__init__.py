@@ -1,6 +1,7 @@
 """Custom kernels for dynamic convolution and dynamic degradation, and DDRF-Net built on them.
 
     ddrf_fast.dynamic_conv(x, weight, attention)       a kernel for each sample, mixed from a bank
+    ddrf_fast.route(x, w1, b1, w2, b2)                 the attention that mixes it
     ddrf_fast.degrade(image, kernels, weights, ...)    spatially-varying blur, down-sampling and noise
     ddrf_fast.fuse(visible, infrared)                  an infrared and a visible image, fused
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         degrade,
         dynamic_conv,
         explain,
+        route,
         sample_conv2d,
         use_backend,
     )
@@ -35,6 +37,7 @@ _HOME = {
     "dynamic_conv": "ddrf_fast.ops",
     "explain": "ddrf_fast.ops",
     "fuse": "ddrf_fast.inference",
+    "route": "ddrf_fast.ops",
     "sample_conv2d": "ddrf_fast.ops",
     "use_backend": "ddrf_fast.ops",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "dynamic_conv",
     "explain",
     "fuse",
+    "route",
     "sample_conv2d",
     "use_backend",
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ddrf_fast
-from ddrf_fast.ops import _native
+from ddrf_fast.ops import _backend, _native
 
 ARGUMENTS = (torch.rand(1, 2, 5, 5), torch.rand(3, 4, 2, 3, 3), torch.rand(1, 3))
 
@@ -20,11 +20,43 @@ def test_the_compiled_library_is_loaded():
 def test_the_choice_is_explained():
     explained = ddrf_fast.explain(ddrf_fast.dynamic_conv, *ARGUMENTS)
     assert (explained.backend, explained.asked_for, explained.refused) == ("native", False, {})
-    assert str(explained) == "dynamic_conv: native (the first that can run)"
+    assert str(explained).splitlines()[0] == "dynamic_conv: native (the first that can run)"
     with pytest.raises(
-        ValueError, match="op must be one of dynamic_conv, sample_conv2d, degrade, got 'conv'"
+        ValueError, match="op must be one of dynamic_conv, sample_conv2d, degrade, route, got 'conv'"
     ):
         ddrf_fast.explain("conv", *ARGUMENTS)
+
+
+def test_the_plan_is_explained():
+    """A line more, where the backend tells how it runs a shape."""
+    for options in ({}, {"return_mean": True}):
+        explained = ddrf_fast.explain("dynamic_conv", *ARGUMENTS, **options)
+        expected = [f"  {explained.plan}"] if explained.plan else []
+        assert str(explained).splitlines()[1:] == expected
+    with ddrf_fast.use_backend("reference"):
+        explained = ddrf_fast.explain("dynamic_conv", *ARGUMENTS)
+        degraded = ddrf_fast.explain("degrade", torch.rand(1, 1, 5, 5), torch.ones(1, 1, 1), torch.ones(1, 1))
+    assert explained.plan == "unfolded patches, and a matrix product for each sample and group"
+    assert str(explained) == f"dynamic_conv: reference (asked for by name)\n  {explained.plan}"
+    assert degraded.plan
+
+
+def test_a_module_of_triton_kernels_may_lack_an_operation(monkeypatch):
+    class Module:
+        def unsupported(op, *args):
+            return None
+
+        def plan(op, *args):
+            return f"{op} in one tile"
+
+        def dynamic_conv(*args):
+            return None
+
+    monkeypatch.setattr(_backend, "_module", lambda name, op: Module)
+    monkeypatch.setattr(_backend, "_device", lambda args: "cuda")
+    assert _backend.unavailable("triton", "dynamic_conv", ARGUMENTS) is None
+    assert _backend.unavailable("triton", "route", ARGUMENTS) == "there is no Triton kernel for route"
+    assert ddrf_fast.explain("dynamic_conv", *ARGUMENTS).plan == "dynamic_conv in one tile"
 
 
 def test_a_backend_is_forced_for_a_block_and_for_good():

@@ -32,9 +32,10 @@ def count_operations(model, *inputs):
     def count(module, arguments, output):
         nonlocal total
         if isinstance(module, DynamicConv2d):
-            x = arguments[0]
+            x, code = (*arguments, None)[:2]
+            output = output[0] if isinstance(output, tuple) else output  # without its mean
             channels = module.in_channels + (
-                module.code_channels if arguments[1:] and arguments[1].dim() == 4 else 0
+                module.code_channels if code is not None and code.dim() == 4 else 0
             )
             positions = output.shape[0] * output.shape[2] * output.shape[3]
             total += 2 * positions * module.out_channels * channels * 9 + 2 * len(x) * module.weight.numel()
@@ -243,6 +244,21 @@ def test_weights_that_are_not_finite_are_not_saved(model, tmp_path):
     with pytest.raises(ValueError, match=r"fusion\.output\.weight"):
         save_model(model, path)
     assert path.read_bytes() == before
+
+
+def test_without_gradients_means_are_handed_on(model):
+    """Pooled once: the same images as where every router pools itself, and no mean of features is taken."""
+    visible, infrared = pair(2, 1, 18, 22)
+    for codes in (
+        (),
+        (torch.randn(2, 16), torch.randn(2, 16)),
+        (torch.randn(2, 16, 3, 4), torch.randn(2, 16)),
+    ):
+        expected = model(visible, infrared, *codes)
+        with torch.no_grad():
+            found = model(visible, infrared, *codes)
+        for actual, image in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, image, atol=1e-5, rtol=1e-5)
 
 
 def test_one_kernel_is_the_static_twin():

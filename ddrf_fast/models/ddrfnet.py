@@ -7,7 +7,9 @@
 After Fang, Zhao, Yang, Zhang, "Dynamic Degradation for Image Restoration and Fusion" (sections 3.3 and 3.5).
 What the paper leaves open was chosen for speed: everything runs at half resolution (``pixel_unshuffle``),
 where 32 channels cost what 8 cost at full resolution, and capacity comes from the number of kernels in each
-bank, which costs no operations.
+bank, which costs no operations. Where no gradients are recorded, each dynamic layer hands the mean of its
+output on to the router of the next one, so that nothing is read again for an attention (the mean of a sum is
+the sum of the means).
 """
 
 from dataclasses import dataclass
@@ -197,6 +199,18 @@ class DDRFNet(nn.Module):
         return stretch(code, image.shape[2] // 2, image.shape[3] // 2) * self.code_scale.view(-1, 1, 1)
 
 
+class Pooled(NamedTuple):
+    """Features with their mean over the pixels, where that is known.
+
+    Attributes:
+        values: Tensor[B, C, H, W].
+        mean: Tensor[B, C], or None.
+    """
+
+    values: Tensor
+    mean: Tensor | None = None
+
+
 class RestorationBranch(nn.Module):
     """Extracts the features of one modality and restores its image.
 
@@ -214,12 +228,12 @@ class RestorationBranch(nn.Module):
         self.tail = _dynamic(config, config.width, 4)
         _shrink(self.tail)
 
-    def forward(self, image: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, code: Tensor) -> tuple[Pooled, Tensor]:
         """Features Tensor[B, width, H/2, W/2] and restored image of Tensor[B, 1, H, W], H and W even."""
-        x = self.head(F.pixel_unshuffle(image, 2), code)
+        x = _apply(self.head, Pooled(F.pixel_unshuffle(image, 2)), code)
         for block in self.blocks:
             x = block(x, code)
-        return x, image + F.pixel_shuffle(self.tail(x), 2)
+        return x, image + F.pixel_shuffle(self.tail(x.values, pooled=x.mean), 2)
 
 
 class ResidualBlock(nn.Module):
@@ -233,8 +247,10 @@ class ResidualBlock(nn.Module):
         self.project = _dynamic(config, config.width, config.width)
         _shrink(self.project)
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        return x + self.project(self.expand(x, code))
+    def forward(self, x: Pooled, code: Tensor) -> Pooled:
+        change = _apply(self.project, _apply(self.expand, x, code))
+        mean = None if x.mean is None or change.mean is None else x.mean + change.mean
+        return Pooled(x.values + change.values, mean)
 
 
 class FusionHead(nn.Module):
@@ -262,8 +278,8 @@ class FusionHead(nn.Module):
 
     def forward(
         self,
-        infrared_features: Tensor,
-        visible_features: Tensor,
+        infrared_features: Pooled,
+        visible_features: Pooled,
         infrared: Tensor,
         visible: Tensor,
         infrared_code: Tensor,
@@ -274,12 +290,11 @@ class FusionHead(nn.Module):
         if infrared_code.dim() != visible_code.dim():
             size = images.shape[2:]
             infrared_code, visible_code = (_as_map(code, size) for code in (infrared_code, visible_code))
-        x = self.merge(
-            torch.cat((infrared_features, visible_features, images), dim=1),
-            torch.cat((infrared_code, visible_code), dim=1),
-        )
-        x = torch.cat((self.mix2(self.mix1(x)), images), dim=1)
-        share, correction = F.pixel_shuffle(self.output(x), 2).chunk(2, dim=1)
+        sources = Pooled(images, None if torch.is_grad_enabled() else images.mean(dim=(2, 3)))
+        code = torch.cat((infrared_code, visible_code), dim=1)
+        x = _apply(self.merge, _concatenate(infrared_features, visible_features, sources), code)
+        x = _concatenate(_apply(self.mix2, _apply(self.mix1, x)), sources)
+        share, correction = F.pixel_shuffle(self.output(x.values, pooled=x.mean), 2).chunk(2, dim=1)
         return infrared + torch.sigmoid(share) * (visible - infrared) + correction
 
 
@@ -315,6 +330,22 @@ def _dynamic(
         code_channels=code_channels,
         activation=activation,
         average=True,
+    )
+
+
+def _apply(layer: DynamicConv2d, x: Pooled, code: Tensor | None = None) -> Pooled:
+    """A layer with the mean of its output, unless gradients are recorded: then every router pools itself."""
+    if torch.is_grad_enabled():
+        return Pooled(layer(x.values, code))
+    return Pooled(*layer(x.values, code, pooled=x.mean, return_mean=True))
+
+
+def _concatenate(*parts: Pooled) -> Pooled:
+    """Along the channels."""
+    means = [part.mean for part in parts if part.mean is not None]
+    known = len(means) == len(parts)
+    return Pooled(
+        torch.cat([part.values for part in parts], dim=1), torch.cat(means, dim=1) if known else None
     )
 
 

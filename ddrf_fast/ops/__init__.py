@@ -4,6 +4,7 @@ from ddrf_fast.ops._backend import BackendUnavailableError, Explanation, use_bac
 from ddrf_fast.ops.degrade import degrade
 from ddrf_fast.ops.dynamic_conv import dynamic_conv
 from ddrf_fast.ops.explain import explain
+from ddrf_fast.ops.route import route
 from ddrf_fast.ops.sample_conv2d import sample_conv2d
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "degrade",
     "dynamic_conv",
     "explain",
+    "route",
     "sample_conv2d",
     "use_backend",
 ]

@@ -27,8 +27,10 @@ _ORDER = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference"
 _MODULE = {
     "dynamic_conv": "dynamic_conv",
     "dynamic_conv_backward": "dynamic_conv",
+    "dynamic_conv_mean": "dynamic_conv",
     "degrade": "degrade",
     "degrade_backward": "degrade",
+    "route": "route",
 }
 
 
@@ -87,7 +89,7 @@ def _device(args: tuple[Any, ...]) -> str:
 
 def _triton_reason(op: str, args: tuple[Any, ...]) -> str | None:
     try:
-        module = importlib.import_module(f"ddrf_fast.kernels.{_MODULE[op]}")
+        module = _module("triton", op)
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
     if _device(args) == "cpu":
@@ -99,6 +101,8 @@ def _triton_reason(op: str, args: tuple[Any, ...]) -> str | None:
             )
     elif _device(args) != "cuda":
         return f"Triton kernels are for CUDA tensors, not for {_device(args)!r}"
+    if not hasattr(module, op):
+        return f"there is no Triton kernel for {op}"
     return module.unsupported(op, *args)
 
 
@@ -122,12 +126,17 @@ def unavailable(name: str, op: str, args: tuple[Any, ...]) -> str | None:
     return _triton_reason(op, args)
 
 
+def _module(name: str, op: str) -> Any:
+    """Where the reference or the Triton kernels of an operation are."""
+    package = "reference" if name == "reference" else "kernels"
+    return importlib.import_module(f"ddrf_fast.{package}.{_MODULE[op]}")
+
+
 def _implementation(name: str, op: str) -> Callable[..., Any]:
     """The function of a backend that is called from Python; the native one is behind the dispatcher."""
     if name == "cuda":
         return getattr(torch.ops.ddrf_fast_native, op).default
-    package = "reference" if name == "reference" else "kernels"
-    return getattr(importlib.import_module(f"ddrf_fast.{package}.{_MODULE[op]}"), op)
+    return getattr(_module(name, op), op)
 
 
 def _choose(op: str, args: tuple[Any, ...]) -> tuple[str, dict[str, str]]:
@@ -171,21 +180,38 @@ class Explanation:
         backend: What runs it.
         asked_for: Whether that backend was asked for by name.
         refused: The backends that come before it and cannot run, with the reason.
+        plan: How it runs this shape, in words; empty where it does not tell.
     """
 
     op: str
     backend: str
     asked_for: bool
     refused: dict[str, str]
+    plan: str = ""
 
     def __str__(self) -> str:
         why = "asked for by name" if self.asked_for else "the first that can run"
         lines = [f"{self.op}: {self.backend} ({why})"]
+        lines += [f"  {self.plan}"] if self.plan else []
         lines += [f"  not {name}: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
+
+
+def _plan(name: str, op: str, args: tuple[Any, ...]) -> str:
+    """How a backend runs these arguments: its own words, or none."""
+    if name in ("native", "cuda"):
+        planner = f"{_MODULE[op]}_plan"
+        if not hasattr(torch.ops.ddrf_fast_native, planner):
+            return ""
+        key = "CPU" if name == "native" else "CUDA"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"ddrf_fast_native::{planner}", key):
+            return ""
+        return getattr(torch.ops.ddrf_fast_native, planner).default(*args)
+    plan = getattr(_module(name, op), "plan", None)
+    return "" if plan is None else plan(op, *args)
 
 
 def explain_raw(op: str, args: tuple[Any, ...]) -> Explanation:
     """What would run the raw operator `op` on these arguments."""
     name, refused = _choose(op, args)
-    return Explanation(op, name, _forced is not None, refused)
+    return Explanation(op, name, _forced is not None, refused, _plan(name, op, args))

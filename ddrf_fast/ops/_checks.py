@@ -61,3 +61,17 @@ def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> No
     """Exactly this shape; `meaning` spells it in symbols."""
     if len(value.shape) != len(expected) or any(a != b for a, b in zip(value.shape, expected, strict=True)):
         raise ValueError(f"{name} must be {meaning} = {tuple(expected)}, got shape {tuple(value.shape)}")
+
+
+def operand(
+    name: str, value: Any, sizes: Sequence[int], meaning: str, other_name: str, other: Tensor
+) -> None:
+    """None, or a tensor of exactly this shape, and of the dtype and on the device of another."""
+    if value is None:
+        return
+    usual = isinstance(value, Tensor) and value.shape == sizes
+    if usual and value.dtype == other.dtype and value.device == other.device:
+        return  # at a fifth of the cost of what follows
+    tensor(name, value, [meaning])
+    shape(name, value, sizes, meaning)
+    like(name, value, other_name, other)

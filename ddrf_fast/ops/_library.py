@@ -4,7 +4,8 @@ An operation is two raw operators, `x` and `x_backward`, and two autograd Functi
 operators have a schema, a fake, an autocast rule and a vmap rule; plain torch is registered for every device,
 and compiled kernels take precedence where they are loaded. Autograd stays outside of the operators, in
 `setup_context`-style Functions: with torch.library.register_autograd neither torch.func nor double backward
-would work.
+would work. Operators for inference alone (`route`, `dynamic_conv_mean`) have no gradient: public functions
+call them where nothing needs one (`needs_gradient`), and otherwise what autograd knows.
 """
 
 import functools
@@ -59,6 +60,11 @@ def define(
     torch.library.register_vmap(f"ddrf_fast::{name}", _vmap_rule(name, num_tensors, per_sample), lib=_LIBRARY)
     for key in ("AutocastCPU", "AutocastCUDA"):
         _LIBRARY.impl(name, _autocast_rule(name, key, autocast), key)
+
+
+def define_native(schema: str) -> None:
+    """Declares an operator of the compiled libraries alone, which may be without it."""
+    _NATIVE_LIBRARY.define(schema)
 
 
 def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., Any]:
@@ -119,10 +125,10 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
                 operator(*(a if d is None else a.select(d, v) for a, d in zip(args, in_dims, strict=True)))
                 for v in range(size)
             ]
-            if backward:
-                stacked = tuple(torch.stack(s) for s in zip(*slices, strict=True))
-                return stacked, (0,) * len(stacked)
-            return torch.stack(slices), 0
+            if isinstance(slices[0], Tensor):
+                return torch.stack(slices), 0
+            stacked = tuple(torch.stack(s) for s in zip(*slices, strict=True))
+            return stacked, (0,) * len(stacked)
 
         def fold(a: Tensor, dim: int | None) -> Tensor:
             a = a.unsqueeze(0).expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
@@ -135,9 +141,11 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
         out = operator(
             *(fold(a, in_dims[i]) if i in folded and a is not None else a for i, a in enumerate(args))
         )
-        if not backward:
+        if isinstance(out, Tensor):
             return unfold(out), 0
-        pairs = [(unfold(o), 0) if want else (o, None) for o, want in zip(out, wanted, strict=False)]
+        # A gradient that was not asked for is empty, and has no batch.
+        has_batch = wanted if backward else [True] * len(out)
+        pairs = [(unfold(o), 0) if has else (o, None) for o, has in zip(out, has_batch, strict=False)]
         return tuple(zip(*pairs, strict=True))
 
     return rule
@@ -245,7 +253,7 @@ def differentiable(
             return *(grads[i] if want else None for i, want in enumerate(wanted)), *(None for _ in ctx.rest)
 
     def call(*args: Any) -> Tensor:
-        if _needs_function(args[:num_tensors]):
+        if needs_gradient(args[:num_tensors]):
             return Forward.apply(*args)
         return _backend.run(name, *args)  # a third of the Function's overhead
 
@@ -259,7 +267,7 @@ def _through_rectifier(grad: Tensor, output: Tensor, slope: float) -> Tensor:
     return torch.ops.aten.leaky_relu_backward(grad, output, slope, True)
 
 
-def _needs_function(tensors: Sequence[Tensor | None]) -> bool:
+def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something may differentiate; transforms and forward mode don't show in `requires_grad`."""
     if torch._C._are_functorch_transforms_active():
         return True

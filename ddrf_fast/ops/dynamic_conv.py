@@ -13,11 +13,12 @@ never saved.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
-from ddrf_fast.ops import _checks, _library
+from ddrf_fast.ops import _backend, _checks, _library
 from ddrf_fast.reference import dynamic_conv as reference
 
 SCHEMAS = (
@@ -28,7 +29,12 @@ SCHEMAS = (
     "Tensor? code, Tensor? in_scale, Tensor? out_scale, Tensor? tap_scale, SymInt[2] stride, "
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups, int output_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "dynamic_conv_mean(Tensor x, Tensor weight, Tensor? attention, Tensor? bias, Tensor? code, "
+    "Tensor? in_scale, Tensor? out_scale, Tensor? tap_scale, SymInt[2] stride, SymInt[2] padding, "
+    "SymInt[2] dilation, SymInt groups, str activation) -> (Tensor, Tensor)",
 )
+# How the compiled CPU kernels run a shape, in words; for `explain`.
+_PLAN_SCHEMA = SCHEMAS[0].replace("dynamic_conv(", "dynamic_conv_plan(").replace("-> Tensor", "-> str")
 
 Activation = Literal["relu", "leaky_relu"]
 Size = int | Sequence[int]
@@ -44,6 +50,16 @@ def _fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _library.fake_gradients(args[: len(_TENSORS)], args[-1])
+
+
+def _mean(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Where a device has a kernel for dynamic_conv and none that makes the mean along the way."""
+    y = torch.ops.ddrf_fast.dynamic_conv.default(x, *args)
+    return y, reference.spatial_mean(y)
+
+
+def _fake_mean(x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _fake(x, weight, *args), x.new_empty((x.shape[0], weight.shape[1]))
 
 
 def _per_sample(dims: Sequence[int | None]) -> set[int]:
@@ -62,6 +78,7 @@ def _negative_slope(rest: Sequence[Any]) -> float | None:
 for _schema, _reference, _fake_of in (
     (SCHEMAS[0], reference.dynamic_conv, _fake),
     (SCHEMAS[1], reference.dynamic_conv_backward, _fake_backward),
+    (SCHEMAS[2], _mean, _fake_mean),
 ):
     _library.define(
         _schema,
@@ -71,6 +88,8 @@ for _schema, _reference, _fake_of in (
         num_tensors=len(_TENSORS),
         per_sample=_per_sample,
     )
+
+_library.define_native(_PLAN_SCHEMA)
 
 call = _library.differentiable(
     "dynamic_conv",
@@ -190,18 +209,55 @@ def arguments(
     if code is not None:
         _checks.tensor("code", code, ["[B, D]"])
         expected["code"] = ((batch, code.shape[1]), "[B, D]")
+    _checks.like("weight", weight, "x", x)
     for name, (sizes, meaning) in expected.items():
-        if tensors[name] is not None:
-            _checks.shape(name, _checks.tensor(name, tensors[name], [meaning]), sizes, meaning)
-    for name in _TENSORS[1:]:
-        if tensors[name] is not None:
-            _checks.like(name, tensors[name], "x", x)
+        _checks.operand(name, tensors[name], sizes, meaning, "x", x)
     if num_kernels < 1:
         raise ValueError("weight must hold at least one kernel, got N = 0")
 
     geometry = convolution_geometry(weight, stride, padding, dilation)
     check_convolution(x, weight, geometry, groups, 0 if code is None else code.shape[1], activation)
     return *tensors.values(), *geometry, groups, activation or "none"
+
+
+@overload
+def dynamic_conv(
+    x: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    stride: Size = ...,
+    padding: Size | str = ...,
+    dilation: Size = ...,
+    groups: int = ...,
+    code: Tensor | None = ...,
+    in_scale: Tensor | None = ...,
+    out_scale: Tensor | None = ...,
+    tap_scale: Tensor | None = ...,
+    activation: Activation | None = ...,
+    return_mean: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def dynamic_conv(
+    x: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    stride: Size = ...,
+    padding: Size | str = ...,
+    dilation: Size = ...,
+    groups: int = ...,
+    code: Tensor | None = ...,
+    in_scale: Tensor | None = ...,
+    out_scale: Tensor | None = ...,
+    tap_scale: Tensor | None = ...,
+    activation: Activation | None = ...,
+    return_mean: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def dynamic_conv(
@@ -219,7 +275,8 @@ def dynamic_conv(
     out_scale: Tensor | None = None,
     tap_scale: Tensor | None = None,
     activation: Activation | None = None,
-) -> Tensor:
+    return_mean: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Convolves each sample with its own kernel, mixed from a bank by attention.
 
     .. math::
@@ -248,10 +305,12 @@ def dynamic_conv(
         out_scale (Tensor[B, O], optional): Multiplies the mixed kernel, not the bias, per output channel.
         tap_scale (Tensor[B, kh, kw], optional): Multiplies the mixed kernel per tap (ODConv).
         activation: None, "relu" or "leaky_relu" (slope 0.01), applied last.
+        return_mean: Return the mean of the output over its pixels, too: what the router of the next dynamic
+            layer pools (`route`). Without gradients it is made along the way.
 
     Returns:
         Tensor[B, O, H', W'] with x's dtype and layout; H' = floor((H + 2 padding - dilation (kh - 1) - 1) /
-        stride) + 1.
+        stride) + 1. With `return_mean` a pair: that, and its mean Tensor[B, O].
 
     All tensors are float32, float64, bfloat16 or float16 with x's dtype; sums run in float32 (float64 for
     float64). Under torch.autocast they are cast to its dtype.
@@ -267,20 +326,24 @@ def dynamic_conv(
         >>> ddrf_fast.dynamic_conv(x, weight, attention, padding=1, activation="relu").shape
         torch.Size([2, 16, 32, 32])
     """
-    return call(
-        *arguments(
-            x,
-            weight,
-            attention,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            code=code,
-            in_scale=in_scale,
-            out_scale=out_scale,
-            tap_scale=tap_scale,
-            activation=activation,
-        )
+    args = arguments(
+        x,
+        weight,
+        attention,
+        bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        code=code,
+        in_scale=in_scale,
+        out_scale=out_scale,
+        tap_scale=tap_scale,
+        activation=activation,
     )
+    if not return_mean:
+        return call(*args)
+    if _library.needs_gradient(args[: len(_TENSORS)]):
+        y = call(*args)
+        return y, y.mean(dim=(2, 3))
+    return _backend.run("dynamic_conv_mean", *args)

@@ -1,11 +1,13 @@
 """explain: which backend runs an operation, and why."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ddrf_fast.ops._backend import Explanation, explain_raw
 from ddrf_fast.ops.degrade import arguments as degrade_arguments
 from ddrf_fast.ops.dynamic_conv import arguments as dynamic_conv_arguments
+from ddrf_fast.ops.route import arguments as route_arguments
 from ddrf_fast.ops.sample_conv2d import arguments as sample_conv2d_arguments
 
 # Public name -> (the check that makes the raw operator's arguments, the raw operator).
@@ -13,6 +15,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., tuple[Any, ...]], str]] = {
     "dynamic_conv": (dynamic_conv_arguments, "dynamic_conv"),
     "sample_conv2d": (sample_conv2d_arguments, "dynamic_conv"),
     "degrade": (degrade_arguments, "degrade"),
+    "route": (route_arguments, "route"),
 }
 
 
@@ -20,13 +23,14 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """Tells which backend would run an operation on these arguments, and why the others would not.
 
     Args:
-        op: The operation, by name or as the function: "dynamic_conv", "sample_conv2d" or "degrade".
+        op: The operation, by name or as the function: "dynamic_conv", "sample_conv2d", "degrade" or
+            "route".
         *args: As for the operation.
         **kwargs: As for the operation.
 
     Returns:
-        An `Explanation`; printed, it reads as a sentence for the choice and a line for each backend passed
-        over.
+        An `Explanation`; printed, it reads as a sentence for the choice, a line on how that backend runs
+        this shape where it tells, and a line for each backend passed over.
 
     Raises:
         ValueError: There is no such operation, or its arguments are wrong.
@@ -39,10 +43,13 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         >>> with ddrf_fast.use_backend("reference"):
         ...     print(ddrf_fast.explain("sample_conv2d", x, weight))
         sample_conv2d: reference (asked for by name)
+          unfolded patches, and a matrix product for each sample and group
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in _OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(_OPERATIONS)}, got {name!r}")
     arguments, raw = _OPERATIONS[name]
+    if name == "dynamic_conv" and kwargs.pop("return_mean", False):
+        raw = "dynamic_conv_mean"
     found = explain_raw(raw, arguments(*args, **kwargs))
-    return Explanation(name, found.backend, found.asked_for, found.refused)
+    return replace(found, op=name)

@@ -248,3 +248,8 @@ def degrade_backward(
         product = (wide_grad * noise).sum(dim=1, keepdim=True)
         grads[3] = product.sum_to_size(noise_std.shape).to(image.dtype)
     return grads[0], *(g.contiguous() for g in grads[1:])
+
+
+def plan(op: str, *args: object) -> str:
+    """How it runs, for `explain`."""
+    return "a convolution for each basis kernel at the output's sites, then the weighted sum"

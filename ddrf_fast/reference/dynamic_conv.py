@@ -17,6 +17,7 @@ Kernels are mixed in float32 (float64 for float64) and rounded once. Arguments a
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +125,17 @@ def dynamic_conv(
     return in_layout_of(x, y)
 
 
+def dynamic_conv_mean(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """y as above, and its mean over the pixels [B, O], summed in the accumulation dtype."""
+    y = dynamic_conv(x, *args)
+    return y, spatial_mean(y)
+
+
+def spatial_mean(y: Tensor) -> Tensor:
+    """[B, C] of [B, C, H, W], in y's dtype."""
+    return y.mean(dim=(2, 3), dtype=accumulation_dtype(y.dtype)).to(y.dtype)
+
+
 def dynamic_conv_backward(
     grad: Tensor,
     x: Tensor,
@@ -207,3 +219,8 @@ def _contract(grad_mixed: Tensor, bank: Tensor, attention: Tensor | None) -> Ten
     # A bias has no dimension after the output channel: give both one.
     grad_mixed, bank = (t[..., None].flatten(2) for t in (grad_mixed, bank.to(grad_mixed.dtype)))
     return torch.einsum(subscripts, grad_mixed, bank)
+
+
+def plan(op: str, *args: Any) -> str:
+    """How it runs, for `explain`."""
+    return "unfolded patches, and a matrix product for each sample and group"
