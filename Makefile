@@ -44,7 +44,7 @@ format: $(VENV)/.developing
 
 bench: $(VENV)/.developing $(VENV)/.compiled
 	mkdir -p $(OUT)
-	for op in dynamic_conv degrade model; do \
+	for op in dynamic_conv degrade model efficientnet; do \
 	  $(BIN)/python -m benchmarks.run $$op --device cpu --json $(OUT)/$$op-cpu.json || exit 1; \
 	done
 

@@ -56,7 +56,12 @@ if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
   export TORCH_CUDA_ARCH_LIST
 fi
 step 120 "$PYTHON" setup.py --quiet build_ext --inplace
-step 80 "$PYTHON" -m pytest -m gpu -q tests
+# Compiling Triton kernels takes most of the tests' time. With pytest-xdist there is time for all of them.
+if "$PYTHON" -c 'import xdist' 2> /dev/null; then
+  step 80 "$PYTHON" -m pytest -m gpu -n 8 -q tests
+else
+  step 80 "$PYTHON" -m pytest -m "gpu and not slow" -q tests
+fi
 bench 70 dynamic_conv bfloat16 --dtype bfloat16 --layout channels_last
 bench 60 degrade float32
 bench 25 model bfloat16 --dtype bfloat16

@@ -171,7 +171,7 @@ def test_nan_and_infinity_stay():
 def test_same_bits_whatever_the_number_of_threads():
     named = [
         inputs(shape, hidden=40, dtype=torch.float32)
-        for shape in ((1, 48, 90, 91), (9, 3, 70, 80), (40, 600))
+        for shape in ((1, 48, 90, 91), (9, 3, 70, 80), (9, 203, 7, 7), (40, 600))
     ]
     named += [
         n | {"x": n["x"].contiguous(memory_format=torch.channels_last)} for n in named if n["x"].dim() == 4
@@ -397,13 +397,14 @@ def test_wrong_arguments_are_named(message):
 
 RAW_WRONG = {
     "x: expected 4 dimensions": {0: torch.rand(2, 3, 4)},
+    "x: expected at least one pixel": {0: torch.rand(2, 12, 0, 3)},
     "squeeze_weight: expected shape": {1: torch.rand(6, 13)},
     "squeeze_bias: expected shape": {2: torch.rand(7)},
     "squeeze_bias: needs": {1: None},
     "excite_weight: expected 2 dimensions": {3: torch.rand(4)},
     "excite_bias: expected dtype": {4: torch.rand(4).double()},
     "code: expected shape": {5: torch.rand(3, 2)},
-    "temperature: expected one number": {6: torch.rand(2)},
+    "temperature: expected a number": {6: torch.rand(1)},
     "normalization: expected": {7: "sum"},
 }
 

@@ -1,7 +1,10 @@
 """The calls that the Triton tests make: tiny for the interpreter, real sizes for the compiler and a GPU."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -12,6 +15,14 @@ def _random(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.randn(shape, dtype=torch.float32).to(device=device, dtype=dtype)
+
+
+def _image(device: str, case: "Conv | Route") -> Tensor:
+    """x, in the layout that the case asks for."""
+    if case.cut_out:
+        return _random(device, case.dtype, *case.shape[:3], case.shape[3] + 3)[..., 1:-2]
+    x = _random(device, case.dtype, *case.shape)
+    return x.contiguous(memory_format=torch.channels_last) if case.channels_last else x
 
 
 def wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -43,6 +54,29 @@ class Conv:
     activation: str = "none"
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    cut_out: bool = False  # x is a part of wider rows
+    mixed: str | None = None  # "in registers" or "once", whatever the byte count says
+    chunk_bytes: int | None = None  # what the backward's temporary may take
+
+    @contextlib.contextmanager
+    def as_asked(self) -> Iterator[None]:
+        """Within it, kernels are mixed as asked for, and the backward's temporary is as small."""
+        from ddrf_fast.kernels import _conv_plan
+
+        patched = {}
+        if self.mixed is not None:
+            patched["LAUNCH_BYTES"] = {"in registers": 1 << 60, "once": -1 << 60}[self.mixed]
+        if self.chunk_bytes is not None:
+            patched["MAX_MIXED_GRAD_BYTES"] = self.chunk_bytes
+        if not patched:
+            yield
+            return
+        _conv_plan.forget_choices()
+        try:
+            with mock.patch.multiple(_conv_plan, **patched):
+                yield
+        finally:
+            _conv_plan.forget_choices()
 
     def arguments(self, device: str) -> tuple[Any, ...]:
         batch, channels, *_ = self.shape
@@ -52,9 +86,8 @@ class Conv:
         def random(*shape: int) -> Tensor:
             return _random(device, self.dtype, *shape)
 
-        x = random(*self.shape)
         tensors = (
-            x.contiguous(memory_format=torch.channels_last) if self.channels_last else x,
+            _image(device, self),
             random(rows, self.out_channels, (channels + self.code) // self.groups, *self.kernel)
             / fan_in**0.5,
             random(batch, rows, *[self.out_channels][: self.attention == "BNO"]) if self.attention else None,
@@ -70,6 +103,44 @@ class Conv:
     @staticmethod
     def backward_arguments(args: tuple[Any, ...], grad: Tensor) -> tuple[Any, ...]:
         return grad, *args[:-1], mask_of(args[:8])
+
+
+@dataclass(frozen=True)
+class Route:
+    """Arguments of the raw operator route, which has no gradient of its own."""
+
+    shape: tuple[int, ...]  # of x
+    hidden: int = 0  # no first layer where 0
+    num_kernels: int = 4
+    code: int = 0
+    biases: bool = True
+    temperature: float | None = None
+    normalization: str = "softmax"
+    scale: float = 1.0
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    cut_out: bool = False
+
+    def as_asked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def arguments(self, device: str) -> tuple[Any, ...]:
+        def random(*shape: int) -> Tensor:
+            return _random(device, self.dtype, *shape)
+
+        batch, channels = self.shape[:2]
+        inputs = channels + self.code
+        return (
+            _image(device, self),
+            random(self.hidden, inputs) / inputs**0.5 if self.hidden else None,
+            random(self.hidden) if self.hidden and self.biases else None,
+            random(self.num_kernels, self.hidden or inputs),
+            random(self.num_kernels) if self.biases else None,
+            random(batch, self.code) if self.code else None,
+            None if self.temperature is None else torch.tensor(self.temperature, device=device),
+            self.normalization,
+            self.scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +160,9 @@ class Degrade:
     noise: str | None = None  # "sample" or "site"
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+
+    def as_asked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def arguments(self, device: str) -> tuple[Any, ...]:
         batch, _, *in_size = self.shape
@@ -130,7 +204,7 @@ class Degrade:
 HALF = torch.bfloat16
 
 # The interpreter takes about a millisecond a program: every feature once, at sizes with more than one tile.
-TINY: dict[str, Conv | Degrade] = {
+TINY: dict[str, Conv | Degrade | Route] = {
     "conv": Conv((2, 16, 6, 5), 8),
     "conv strided, per channel": Conv(
         (2, 8, 6, 5), 20, (3, 2), attention="BNO", stride=(2, 3), padding=(1, 2), activation="relu"
@@ -155,7 +229,31 @@ TINY: dict[str, Conv | Degrade] = {
     "conv per sample, code": Conv((2, 8, 5, 4), 8, (1, 1), attention=None, padding=(1, 0), code=3),
     "conv bfloat16": Conv((2, 8, 5, 4), 8, code=3, dtype=HALF),
     "conv float16": Conv((2, 8, 5, 4), 8, scales="i", dtype=torch.float16, channels_last=True),
+    "conv float16, NCHW": Conv((1, 8, 9, 8), 8, code=2, dtype=torch.float16),
+    "conv 1x1, rows apart": Conv((2, 8, 4, 5), 16, (1, 1), stride=(1, 2), padding=(0, 0), scales="io"),
+    "conv 1x1, direct": Conv((2, 1, 4, 5), 6, (1, 1), padding=(0, 0)),
+    "conv cut out": Conv((2, 8, 4, 8), 8, stride=(1, 2), dtype=torch.float16, cut_out=True),
+    "conv 1x1, cut out": Conv((2, 8, 4, 8), 8, (1, 1), padding=(0, 0), bias=False, cut_out=True),
+    "conv five samples": Conv((5, 8, 4, 4), 8, num_kernels=2, mixed="in registers", scales="io"),
+    "conv many kernels": Conv((3, 8, 4, 3), 8, num_kernels=9),
+    "conv many taps": Conv((1, 8, 7, 8), 8, (7, 5), padding=(3, 2), num_kernels=2),
+    "conv chunks": Conv((3, 8, 4, 5), 8, mixed="once", chunk_bytes=5000, scales="o"),
+    "conv chunks, code": Conv((3, 8, 4, 5), 8, code=3, attention="BNO", chunk_bytes=1),
+    "conv chunks, per sample": Conv((3, 8, 4, 5), 8, attention=None, scales="it", chunk_bytes=1),
+    "conv depthwise, many kernels": Conv((2, 6, 6, 5), 6, groups=6, num_kernels=9, scales="iot"),
+    "conv depthwise, float16": Conv((2, 8, 8, 8), 8, (5, 5), groups=8, padding=(2, 2), dtype=torch.float16),
+    "conv depthwise, per sample": Conv((2, 6, 5, 6), 6, groups=6, attention=None, scales="t"),
     "conv empty batch": Conv((0, 8, 5, 4), 8),
+    "route": Route((2, 5, 4, 3), 6, code=3, temperature=30.0),
+    "route one layer, sigmoid": Route((3, 70, 5, 5), num_kernels=5, normalization="sigmoid", scale=0.25),
+    "route pooled already": Route((3, 20), 17, num_kernels=1, biases=False, code=2, normalization="sigmoid"),
+    "route without biases": Route((1, 9, 1, 1), 4, num_kernels=3, biases=False, channels_last=True),
+    "route large": Route((2, 4, 130, 131), 8, temperature=1.5),
+    "route large, channels_last": Route((1, 3, 150, 152), 8, code=1, channels_last=True),
+    "route large, cut out": Route((1, 4, 130, 131), normalization="sigmoid", cut_out=True),
+    "route bfloat16": Route((2, 16, 8, 8), 4, dtype=HALF, channels_last=True),
+    "route float16": Route((2, 16, 8, 8), 4, dtype=torch.float16, normalization="sigmoid"),
+    "route empty batch": Route((0, 4, 3, 3), 4),
     "degrade": Degrade((2, 3, 7, 9)),
     "degrade one kernel, one pixel": Degrade((1, 1, 1, 1), size=1, num_kernels=1, noise="site"),
     "degrade strided, replicate, noise": Degrade(
@@ -179,8 +277,28 @@ TINY: dict[str, Conv | Degrade] = {
     "degrade empty batch": Degrade((0, 1, 8, 9)),
 }
 
+# Matrix products mix their kernels once or in registers, and the backward goes through the bank or not: every
+# feature in both ways.
+for _name in (
+    "conv",
+    "conv strided, per channel",
+    "conv dilated, groups, scales",
+    "conv code, channels_last",
+    "conv code, scales",
+    "conv without bias, 1x1",
+    "conv per sample",
+    "conv bfloat16",
+    "conv float16",
+    "conv float16, NCHW",
+    "conv cut out",
+    "conv 1x1, cut out",
+    "conv 1x1, rows apart",
+):
+    for _how in ("in registers", "once"):
+        TINY[f"{_name}, mixed {_how}"] = replace(TINY[_name], mixed=_how)
+
 # What people run: residual and mobile networks, the paper's fusion layers and its degradations.
-REAL: dict[str, Conv | Degrade] = {
+REAL: dict[str, Conv | Degrade | Route] = {
     "conv half": Conv((32, 64, 56, 56), 128, num_kernels=4, dtype=HALF, channels_last=True),
     "conv half, code": Conv(
         (2, 64, 96, 96), 64, num_kernels=4, code=32, activation="leaky_relu", dtype=HALF, channels_last=True
@@ -196,12 +314,44 @@ REAL: dict[str, Conv | Degrade] = {
         channels_last=True,
     ),
     "conv half, NCHW": Conv((32, 64, 56, 56), 128, num_kernels=4, dtype=HALF),
+    "conv half, strided, NCHW": Conv((32, 64, 56, 56), 128, num_kernels=4, stride=(2, 2), dtype=HALF),
+    "conv half, small map": Conv((32, 512, 7, 7), 512, num_kernels=4, dtype=HALF, channels_last=True),
+    "conv half, small map, NCHW": Conv((8, 512, 7, 7), 512, num_kernels=4, dtype=HALF),
+    "conv half, small map, scales": Conv(
+        (8, 256, 14, 14), 256, num_kernels=4, groups=2, scales="iot", dtype=HALF, mixed="in registers"
+    ),
+    "conv half, 1x1": Conv(
+        (8, 192, 7, 7), 1152, (1, 1), num_kernels=4, padding=(0, 0), dtype=HALF, channels_last=True
+    ),
+    "conv half, 1x1, eight kernels": Conv(
+        (8, 112, 14, 14),
+        672,
+        (1, 1),
+        8,
+        "BNO",
+        padding=(0, 0),
+        dtype=torch.float16,
+        channels_last=True,
+        mixed="in registers",
+    ),
+    "conv half, 1x1, NCHW": Conv((8, 80, 28, 28), 480, (1, 1), 4, padding=(0, 0), dtype=HALF),
+    "conv single, 1x1": Conv((8, 80, 14, 14), 480, (1, 1), 4, padding=(0, 0), bias=False),
     "conv single, odd sizes": Conv((3, 60, 31, 29), 52, num_kernels=4, code=7),
     "conv per sample": Conv((8, 64, 28, 28), 64, attention=None, scales="o"),
     "conv depthwise": Conv(
         (32, 96, 56, 56), 96, (5, 5), groups=96, stride=(2, 2), padding=(2, 2), dtype=HALF, channels_last=True
     ),
+    "conv depthwise, NCHW": Conv(
+        (8, 480, 14, 14), 480, (5, 5), 4, groups=480, padding=(2, 2), bias=False, dtype=torch.float16
+    ),
+    "conv depthwise, many kernels": Conv(
+        (8, 96, 28, 28), 96, num_kernels=32, groups=96, dtype=HALF, channels_last=True
+    ),
     "conv first layer": Conv((4, 1, 160, 160), 32, code=16, activation="relu"),
+    "route": Route((8, 64, 28, 28), 16, code=32, temperature=30.0, dtype=HALF, channels_last=True),
+    "route large": Route((1, 32, 200, 200), 16, 8, code=32, temperature=1.0, scale=0.125, dtype=HALF),
+    "route one layer": Route((8, 1152, 7, 7), 0, 8, normalization="sigmoid"),
+    "route pooled already": Route((16, 32), 16, 8, code=32, dtype=HALF),
     "degrade grid": Degrade((16, 3, 256, 256), 25, 12, "grid", (5, 5), scale=4, offset=1, noise="sample"),
     "degrade per site": Degrade((2, 3, 128, 128), 25, 12, padding="replicate", noise="site"),
     "degrade per pixel, half": Degrade(

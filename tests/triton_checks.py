@@ -12,45 +12,67 @@ from typing import Any
 import torch
 from helpers import assert_accurate
 from torch import Tensor
-from triton_cases import TINY, Conv, Degrade, wide
+from triton_cases import TINY, Conv, Degrade, Route, wide
 
 from ddrf_fast.kernels import degrade as degrade_kernels
 from ddrf_fast.kernels import dynamic_conv as conv_kernels
+from ddrf_fast.kernels import route as route_kernels
 from ddrf_fast.reference import degrade as degrade_reference
 from ddrf_fast.reference import dynamic_conv as conv_reference
+from ddrf_fast.reference import route as route_reference
 
 # In the interpreter, those that ask for every gradient on its own: with all scales, and each form of the
 # weights.
 ALONE = (
     "conv code, scales",
     "conv per sample",
+    "conv bfloat16, mixed in registers",
+    "conv chunks",
     "degrade one kernel, one pixel",
     "degrade grid",
     "degrade sample",
 )
 
 
-def operators(case: Conv | Degrade) -> tuple[ModuleType, ModuleType, str]:
+def operators(case: Conv | Degrade | Route) -> tuple[ModuleType, ModuleType, str]:
     """Kernels, reference and the operator's name."""
     if isinstance(case, Conv):
         return conv_kernels, conv_reference, "dynamic_conv"
+    if isinstance(case, Route):
+        return route_kernels, route_reference, "route"
     return degrade_kernels, degrade_reference, "degrade"
 
 
-def check(case: Conv | Degrade, device: str, *, each_alone: bool = True, floor: float | None = None) -> None:
+def check(
+    case: Conv | Degrade | Route, device: str, *, each_alone: bool = True, floor: float | None = None
+) -> None:
     """Forward, backward and layouts of one call, and whether each gradient asked for alone is the same."""
+    with case.as_asked():
+        _check(case, device, each_alone, floor)
+
+
+def _check(case: Conv | Degrade | Route, device: str, each_alone: bool, floor: float | None) -> None:
     kernels, reference, name = operators(case)
     torch.manual_seed(0)
     args = case.arguments(device)
     assert kernels.unsupported(name, *args) is None
     out = _compare(getattr(kernels, name), getattr(reference, name), args, "output", floor)[0]
-    grad = (
-        torch.randn(out.shape)
-        .to(device=device, dtype=case.dtype)
-        .transpose(2, 3)
-        .contiguous()
-        .transpose(2, 3)
-    )
+    if isinstance(case, Route):
+        assert kernels.plan(name, *args)
+        return
+    if isinstance(case, Conv):
+        with_mean = f"{name}_mean"
+        assert kernels.unsupported(with_mean, *args) is None
+        same, _ = _compare(getattr(kernels, with_mean), getattr(reference, with_mean), args, "mean", floor)
+        assert torch.equal(out, same), "the output differs where its mean is asked for"
+        assert kernels.plan(name, *args)
+    grad = torch.randn(out.shape).to(device=device, dtype=case.dtype)
+    if isinstance(case, Conv) and case.mixed == "once":
+        grad = grad.contiguous(
+            memory_format=torch.channels_last if case.channels_last else torch.contiguous_format
+        )
+    else:
+        grad = grad.transpose(2, 3).contiguous().transpose(2, 3)
     backward = f"{name}_backward"
     args = case.backward_arguments(args, grad)
     assert kernels.unsupported(backward, *args) is None
@@ -92,6 +114,24 @@ def check_standard_normal() -> None:
     assert abs(float(noise.std()) - 1) < 0.04
 
 
+def check_tuning() -> None:
+    """benchmarks.tune on a tiny shape: both ways are timed, a tile is chosen, and the table can be pasted."""
+    from benchmarks import tune
+    from ddrf_fast.kernels import _conv_plan
+
+    args = Conv((1, 8, 3, 3), 8, num_kernels=2, dtype=torch.bfloat16).arguments("cpu")
+    call = tune.Call("tiny", args, torch.randn_like(conv_kernels.dynamic_conv(*args)))
+    tune.compare_paths([call], "cpu", 0.0)
+    tune.BLOCKS = dict.fromkeys(tune.BLOCKS, ((16, 16),))
+    tune.WARPS_AND_STAGES = ((1, 1),)
+    for table in tune.TABLES:
+        tile = tune.best_tile(table, "scattered", [call], "interpreter", "cpu", 0.0)
+        assert tile in tune.candidates(table, "scattered", tile)
+        row = getattr(_conv_plan, table)["interpreter"]
+        pasted = eval("{" + tune.render(table, "interpreter", row) + "}", {"Tile": _conv_plan.Tile})
+        assert pasted == {"interpreter": row}
+
+
 def main(prefix: str) -> None:
     """Every tiny call whose name begins with `prefix`; poisoned memory shows what is not written."""
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -105,6 +145,9 @@ def main(prefix: str) -> None:
             print("ok:", name)
     if prefix == "degrade":
         check_standard_normal()
+    if prefix == "tune":
+        check_tuning()
+        print("ok: tune")
 
 
 if __name__ == "__main__":

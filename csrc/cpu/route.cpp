@@ -6,6 +6,8 @@
 //
 // x is read once, in any layout and without a copy: plane by plane, or where channels are innermost
 // in stretches of pixels whose length the shapes decide.
+#include "cpu/route.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,7 +17,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "common/capability.h"
@@ -23,71 +24,17 @@
 #include "common/dtype.h"
 #include "common/parallel.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace ddrf_fast {
 namespace {
 
-// A [B, C, H, W] tensor of any layout; strides in elements.
+// Those of the instruction set in use.
 template <class Scalar>
-struct Pixels {
-  const Scalar* data;
-  int64_t channels, height, width, stride[4];
-};
-
-// How many numbers of [pixels, channels] are added at once: whole pixels, in a loop worth its name.
-int64_t piece_size(int64_t channels) { return std::max<int64_t>(1, 256 / channels) * channels; }
-
-namespace route_default {
-#define DDRF_VECTOR_BYTES 16
-#include "cpu/route_kernels.h"
-#undef DDRF_VECTOR_BYTES
-}  // namespace route_default
-
+RouteKernels<Scalar> kernels() {
 #if DDRF_X86_CAPABILITIES
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-namespace route_avx2 {
-#define DDRF_VECTOR_BYTES 32
-#include "cpu/route_kernels.h"
-#undef DDRF_VECTOR_BYTES
-}  // namespace route_avx2
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-namespace route_avx512 {
-#define DDRF_VECTOR_BYTES 64
-#include "cpu/route_kernels.h"
-#undef DDRF_VECTOR_BYTES
-}  // namespace route_avx512
-#pragma GCC pop_options
+  if (cpu_capability() == Capability::kAvx512) return avx512::route_kernels<Scalar>();
+  if (cpu_capability() == Capability::kAvx2) return avx2::route_kernels<Scalar>();
 #endif
-
-// The functions above, of one instruction set.
-template <class Scalar>
-struct Kernels {
-  using Acc = accumulate_t<Scalar>;
-  void (*mean_planes)(const Pixels<Scalar>&, int64_t, int64_t, Acc*, int64_t);
-  void (*sum_pixels)(const Pixels<Scalar>&, int64_t, int64_t, int64_t, double*, Acc*);
-  void (*dot_products)(const Acc*, int64_t, int64_t, const Scalar*, int64_t, Acc*, int64_t);
-};
-
-template <class Scalar>
-Kernels<Scalar> kernels() {
-#define DDRF_ROUTE_KERNELS(CAPABILITY)                               \
-  {                                                                  \
-    CAPABILITY::mean_planes<Scalar>, CAPABILITY::sum_pixels<Scalar>, \
-        CAPABILITY::dot_products<Scalar>                             \
-  }
-#if DDRF_X86_CAPABILITIES
-  if (cpu_capability() == Capability::kAvx512) return DDRF_ROUTE_KERNELS(route_avx512);
-  if (cpu_capability() == Capability::kAvx2) return DDRF_ROUTE_KERNELS(route_avx2);
-#endif
-  return DDRF_ROUTE_KERNELS(route_default);
-#undef DDRF_ROUTE_KERNELS
+  return baseline::route_kernels<Scalar>();
 }
 
 // How many tasks of so many operations each are worth a thread.
@@ -99,7 +46,7 @@ int64_t grain(int64_t operations) {
 template <class Scalar>
 void pool(const Pixels<Scalar>& x, int64_t batch, int64_t row, accumulate_t<Scalar>* pooled) {
   using Acc = accumulate_t<Scalar>;
-  const Kernels<Scalar> k = kernels<Scalar>();
+  const RouteKernels<Scalar> k = kernels<Scalar>();
   const int64_t channels = x.channels, pixels = x.height * x.width;
   if (batch * channels == 0) return;
   if (x.stride[1] != 1 || channels == 1) {
@@ -110,28 +57,29 @@ void pool(const Pixels<Scalar>& x, int64_t batch, int64_t row, accumulate_t<Scal
   const int64_t parts = std::clamp<int64_t>(pixels * channels / 32768, 1, 64);
   std::vector<double> totals(batch * parts * channels);
   parallel_for(batch * parts, grain(pixels * channels / parts), [&](int64_t begin, int64_t end) {
-    std::vector<Acc> scratch(2 * piece_size(channels));
+    std::vector<Acc> scratch(scratch_size(channels));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts;
       k.sum_pixels(x, i / parts, part * pixels / parts, (part + 1) * pixels / parts,
                    totals.data() + i * channels, scratch.data());
     }
   });
+  const double share = 1.0 / static_cast<double>(pixels);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t c = 0; c < channels; ++c) {
       double total = 0;
       for (int64_t part = 0; part < parts; ++part) {
         total += totals[(b * parts + part) * channels + c];
       }
-      pooled[b * row + c] = static_cast<Acc>(total / pixels);
+      pooled[b * row + c] = static_cast<Acc>(total * share);
     }
   }
 }
 
 // result[b, o] = values[b, :] . weight[o, :] + bias[o]; values are [B, inputs].
 template <class Scalar>
-void linear(const std::vector<accumulate_t<Scalar>>& values, int64_t batch, int64_t inputs,
-            const Tensor& weight, const std::optional<Tensor>& bias, bool rectify,
+void linear(const accumulate_t<Scalar>* values, int64_t batch, int64_t inputs, const Tensor& weight,
+            const std::optional<Tensor>& bias, bool rectify,
             std::vector<accumulate_t<Scalar>>& result) {
   using Acc = accumulate_t<Scalar>;
   constexpr int64_t kSamples = 16, kOutputs = 4;  // of a task
@@ -147,7 +95,7 @@ void linear(const std::vector<accumulate_t<Scalar>>& values, int64_t batch, int6
       const int64_t b0 = i / groups * kSamples, o0 = i % groups * kOutputs;
       const int64_t size = std::min(kSamples, batch - b0), count = std::min(kOutputs, outputs - o0);
       Acc* target = result.data() + b0 * outputs + o0;
-      dot_products(values.data() + b0 * inputs, size, inputs, weights + o0 * inputs, count, target,
+      dot_products(values + b0 * inputs, size, inputs, weights + o0 * inputs, count, target,
                    outputs);
       for (int64_t b = 0; b < size; ++b) {
         for (int64_t o = 0; o < count; ++o) {
@@ -158,6 +106,17 @@ void linear(const std::vector<accumulate_t<Scalar>>& values, int64_t batch, int6
       }
     }
   });
+}
+
+// target[b * target_row + i] = source[b * row + i * step] for i < count.
+template <class Scalar>
+void copy_rows(const Scalar* source, int64_t row, int64_t step, int64_t batch, int64_t count,
+               accumulate_t<Scalar>* target, int64_t target_row) {
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t i = 0; i < count; ++i) {
+      target[b * target_row + i] = load_as_accumulate(source + b * row + i * step);
+    }
+  }
 }
 
 template <class Acc>
@@ -197,21 +156,19 @@ void run(const Tensor& x, const std::optional<Tensor>& squeeze_weight,
                   {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}},
                  batch, inputs, pooled.data());
   } else {
-    for (int64_t i = 0; i < batch * channels; ++i) {
-      const int64_t b = i / channels, c = i % channels;
-      pooled[b * inputs + c] = load_as_accumulate(data + b * x.stride(0) + c * x.stride(1));
-    }
+    copy_rows(data, x.stride(0), x.stride(1), batch, channels, pooled.data(), inputs);
   }
-  for (int64_t i = 0; i < batch * codes; ++i) {
-    pooled[i / codes * inputs + channels + i % codes] =
-        load_as_accumulate(code->const_data_ptr<Scalar>() + i);
+  if (code) {
+    copy_rows(code->const_data_ptr<Scalar>(), codes, 1, batch, codes, pooled.data() + channels,
+              inputs);
   }
   if (squeeze_weight) {
-    linear<Scalar>(pooled, batch, inputs, *squeeze_weight, squeeze_bias, true, hidden);
+    linear<Scalar>(pooled.data(), batch, inputs, *squeeze_weight, squeeze_bias, true, hidden);
   } else {
     hidden.swap(pooled);
   }
-  linear<Scalar>(hidden, batch, excite_weight.size(1), excite_weight, excite_bias, false, logits);
+  linear<Scalar>(hidden.data(), batch, excite_weight.size(1), excite_weight, excite_bias, false,
+                 logits);
 
   const int64_t count = excite_weight.size(0);
   Scalar* out = result.mutable_data_ptr<Scalar>();
@@ -237,6 +194,8 @@ Tensor route_cpu(Tensor x, std::optional<Tensor> squeeze_weight, std::optional<T
                   "x: expected 4 dimensions, or 2 where it is pooled, got shape ",
                   shape_text(x.sizes()));
   STD_TORCH_CHECK(x.is_cpu(), "x: expected a CPU tensor");
+  STD_TORCH_CHECK(x.dim() == 2 || (x.size(2) > 0 && x.size(3) > 0),
+                  "x: expected at least one pixel, got shape ", shape_text(x.sizes()));
   STD_TORCH_CHECK(normalization == "softmax" || normalization == "sigmoid",
                   "normalization: expected softmax or sigmoid, got ", normalization);
   const int64_t batch = x.size(0);
@@ -260,8 +219,8 @@ Tensor route_cpu(Tensor x, std::optional<Tensor> squeeze_weight, std::optional<T
   check_tensor("excite_weight", excite_weight, {count, units}, x);
   if (excite_bias) check_tensor("excite_bias", *excite_bias, {count}, x);
   if (temperature) {
-    STD_TORCH_CHECK(temperature->is_cpu() && temperature->numel() == 1,
-                    "temperature: expected one number on the CPU");
+    STD_TORCH_CHECK(temperature->is_cpu() && temperature->dim() == 0,
+                    "temperature: expected a number on the CPU, without dimensions");
   }
   squeeze_weight = as_contiguous(squeeze_weight);
   squeeze_bias = as_contiguous(squeeze_bias);

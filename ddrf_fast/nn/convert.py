@@ -84,6 +84,8 @@ class ConversionReport:
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)}, left {len(self.left)} that look like dynamic convolutions"]
         lines += [f"  {s.name}: {s.from_class} -> {s.to_class}" for s in self.swapped]
+        if self.swapped:
+            lines.append("  isinstance of an old class no longer finds these (in a loop over temperatures)")
         lines += [f"  {s.name or '(the model)'}: {s.from_class} left: {s.reason}" for s in self.left]
         return "\n".join(lines)
 

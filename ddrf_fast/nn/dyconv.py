@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddrf_fast.nn import _checks
+from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer
 
@@ -34,7 +35,7 @@ class DyConvAttention(nn.Module):
         return F.softmax(logits / self.temperature, dim=1)
 
 
-class DyConv2d(nn.Module):
+class DyConv2d(BankModule):
     r"""Dynamic convolution: K kernels, mixed for each sample by an attention with softmax.
 
     .. math::

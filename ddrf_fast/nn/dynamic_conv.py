@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.nn.router import Router
 from ddrf_fast.ops import dynamic_conv
 
 Activation = Literal["relu", "leaky_relu"]
 
 
-class DynamicConv2d(nn.Module):
+class DynamicConv2d(BankModule):
     r"""2-D convolution whose kernel is mixed for each sample from a bank of N kernels.
 
     .. math::

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddrf_fast.nn import _checks
+from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape
 
@@ -51,7 +52,7 @@ class CoefficientPredictor(nn.Module):
         return self.layers(x.mean(dim=(2, 3))).sigmoid()
 
 
-class DyNetConv2d(nn.Module):
+class DyNetConv2d(BankModule):
     r"""Convolution whose output channel t mixes, for each sample, its own group of g kernels.
 
     .. math::

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, shape, tensor
 
@@ -101,7 +102,7 @@ def modulated_conv2d(
     return _convolve(x, w, s if input_gain is None else s * input_gain, out_scale, padding)
 
 
-class ModulatedConv2d(nn.Module):
+class ModulatedConv2d(BankModule):
     r"""StyleGAN2's modulated convolution, with the affine layer that makes the style.
 
     .. math::

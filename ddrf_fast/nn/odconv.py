@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddrf_fast.nn import _checks
+from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer
 
@@ -86,7 +87,7 @@ class ODConvAttention(nn.Module):
         )
 
 
-class ODConv2d(nn.Module):
+class ODConv2d(BankModule):
     r"""Omni-dimensional dynamic convolution.
 
     .. math::

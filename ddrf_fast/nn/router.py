@@ -78,12 +78,13 @@ class Router(nn.Module):
         Returns:
             Tensor[B, N], positive, each row summing to ``scale``, in the dtype of ``x``.
         """
+        squeeze, excite = self.squeeze, self.excite
         return route(
             x,
-            self.squeeze.weight,
-            self.squeeze.bias,
-            self.excite.weight,
-            self.excite.bias,
+            squeeze.weight,
+            squeeze.bias,
+            excite.weight,
+            excite.bias,
             code=None if code is None else code.to(x.dtype),
             temperature=self.temperature,
             scale=scale,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddrf_fast.ops import _backend, _checks, _library
+from ddrf_fast.ops import _backend, _checks, _library, _native
 from ddrf_fast.reference import route as reference
 from ddrf_fast.reference._common import accumulation_dtype
 
@@ -57,6 +57,8 @@ _library.define(
     num_tensors=len(_TENSORS),
     per_sample=_per_sample,
 )
+_operator = torch.ops.ddrf_fast.route.default
+_COMPILED = _native.status()["_C"][0]
 
 
 def arguments(
@@ -131,6 +133,14 @@ def _temperature(value: float | Tensor | None, x: Tensor) -> Tensor | None:
     return x.new_ones((), dtype=accumulation_dtype(x.dtype)) * value
 
 
+def _runs_compiled(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the dispatcher would take these to the compiled operator."""
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            return False
+    return _backend._forced is None and not _library.needs_gradient(tensors)
+
+
 def route(
     x: Tensor,
     squeeze_weight: Tensor | None,
@@ -183,6 +193,18 @@ def route(
         >>> attention.shape, attention.sum(dim=1)
         (torch.Size([2, 4]), tensor([1., 1.]))
     """
+    if _COMPILED and type(x) is Tensor and not torch.compiler.is_compiling():
+        # The compiled operator checks everything itself, at a fraction of the cost. What it refuses, and
+        # whatever else is not usual, comes to the checks below, which find the words.
+        divisor: Any = temperature
+        if type(divisor) in (float, int) and divisor > 0:
+            divisor = torch.scalar_tensor(divisor, dtype=torch.float64)
+        tensors = x, squeeze_weight, squeeze_bias, excite_weight, excite_bias, code, divisor
+        try:
+            if type(scale) is float and _runs_compiled(tensors):
+                return _operator(*tensors, normalization, scale)
+        except (AttributeError, RuntimeError, TypeError):
+            pass
     args = arguments(
         x,
         squeeze_weight,
