@@ -96,6 +96,43 @@ CASES = {
     "many channels": Case(channels=(70, 37), size=(9, 17), padding=(1, 1), bank=2),
     "rows of several tiles": Case(batch=1, channels=(2, 3), size=(5, 530), padding=(1, 1)),
     "columns of several tiles": Case(batch=1, channels=(34, 3), size=(97, 40), padding=(1, 1), bank=1),
+    # The plans (csrc/cpu): Winograd with kernels mixed once, or block by block; blocks of kernels for small
+    # maps, with and without a pixel beyond the last whole vector; depthwise planes.
+    "Winograd": Case(channels=(16, 21), size=(31, 34), padding=(1, 1), code=2, activation="leaky_relu"),
+    "Winograd, everything": Case(
+        channels=(9, 8), size=(40, 26), padding=(2, 1), attention="channel", extras=EVERYTHING
+    ),
+    "Winograd, groups": Case(channels=(16, 24), size=(29, 30), padding=(0, 2), groups=2, bank=1),
+    "Winograd in blocks": Case(batch=3, channels=(18, 35), size=(14, 14), padding=(1, 1), code=3),
+    "Winograd, each sample's own": Case(channels=(8, 8), size=(30, 33), padding=(1, 1), attention="none"),
+    "Winograd, many channels": Case(batch=1, channels=(130, 9), size=(24, 24), padding=(1, 1), bank=2),
+    "1x1, 7x7": Case(batch=9, channels=(50, 24), size=(7, 7), kernel=(1, 1)),
+    "1x1, 14x14": Case(channels=(40, 70), size=(14, 14), kernel=(1, 1), bank=4, activation="relu"),
+    "1x1, large map": Case(batch=1, channels=(5, 9), size=(30, 40), kernel=(1, 1)),
+    "3x3, 7x7": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), bank=4),
+    "3x3, 7x7, each sample's own": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), attention="none"),
+    "3x3, stride 2, 14x14": Case(channels=(12, 16), size=(14, 14), padding=(1, 1), stride=(2, 2)),
+    "3x3, groups, 14x14": Case(channels=(24, 16), size=(14, 13), padding=(1, 1), groups=2),
+    "depthwise 3x3, 7x7": Case(channels=(7, 7), size=(7, 7), padding=(1, 1), groups=7),
+    "depthwise 5x5, 7x7": Case(channels=(6, 6), size=(7, 7), kernel=(5, 5), padding=(2, 2), groups=6),
+    "depthwise 5x5, 14x14": Case(
+        channels=(5, 5), size=(14, 14), kernel=(5, 5), padding=(2, 2), groups=5, extras=(), activation="relu"
+    ),
+    "depthwise 5x5, stride 2": Case(
+        channels=(6, 6), size=(14, 14), kernel=(5, 5), padding=(2, 2), groups=6, stride=(2, 2)
+    ),
+    "depthwise 3x3, stride 2, wide": Case(
+        channels=(3, 3), size=(15, 71), padding=(1, 1), groups=3, stride=(2, 2)
+    ),
+    "depthwise 7x7, wide": Case(channels=(4, 4), size=(9, 40), kernel=(7, 7), padding=(3, 3), groups=4),
+    "depthwise 5x5, not padded": Case(channels=(19, 19), size=(12, 13), kernel=(5, 5), groups=19),
+    "depthwise 3x3, padded more": Case(
+        channels=(3, 3), size=(6, 18), padding=(2, 3), groups=3, extras=EVERYTHING
+    ),
+    "depthwise, each sample's own": Case(
+        channels=(4, 4), size=(9, 8), padding=(1, 1), groups=4, attention="none"
+    ),
+    "depthwise, dilation": Case(channels=(18, 18), size=(9, 20), padding=(2, 2), dilation=(2, 2), groups=18),
     "one pixel": Case(size=(1, 1), padding=(1, 1)),
     "all ones": Case(batch=1, channels=(1, 1), size=(1, 1), kernel=(1, 1), bank=1, extras=EVERYTHING),
 }
@@ -200,6 +237,42 @@ def test_output_and_gradients_are_those_of_the_definition(name: str, dtype: torc
     check(CASES[name], seed=len(name), dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    ["Winograd", "Winograd in blocks", "1x1, 7x7", "columns of several tiles", "depthwise 5x5, 7x7",
+     "depthwise 5x5, 14x14", "depthwise 7x7, wide", "depthwise, dilation", "code, everything"],
+)  # fmt: skip
+def test_the_mean_is_that_of_the_output(name: str, layout: torch.memory_format, dtype: torch.dtype):
+    case = CASES[name]
+    tensors = case.tensors(3, dtype)
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
+    y, mean = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
+    assert torch.equal(y, forward(case, tensors))
+    wide = [None if t is None else t.double() for t in tensors]
+    exact = activated(case, definition(case, wide))
+    floor = FLOOR[dtype] * float(exact.abs().max() / exact.mean((2, 3)).abs().max())
+    assert_accurate(mean, exact.mean((2, 3)), floor=floor, name="mean")
+
+
+PLANS = {
+    "Winograd": "Winograd F(4x2, 3x3), kernels mixed once; the code as a bias",
+    "Winograd in blocks": "Winograd F(4x2, 3x3), kernels mixed a block at a time",
+    "1x1, 7x7": "matrix products, kernels mixed a block at a time",
+    "columns of several tiles": "matrix products, kernels mixed once, tile by tile",
+    "depthwise 5x5, 14x14": "depthwise, rows waiting in registers",
+    "depthwise, dilation": "depthwise, tap by tap",
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_plan_is_told(name: str):
+    case = CASES[name]
+    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(*case.tensors(), *case.geometry(), case.activation)
+    assert PLANS[name] in plan
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject):
@@ -229,7 +302,14 @@ def test_any_shape(data: st.DataObject):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-@pytest.mark.parametrize("name", ["3x3", "code, everything", "stride 2", "groups", "many channels"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3x3", "code, everything", "stride 2", "groups", "many channels", "Winograd", "Winograd in blocks",
+        "1x1, 7x7", "3x3, stride 2, 14x14", "depthwise 5x5, not padded", "depthwise 5x5, stride 2",
+        "depthwise, dilation",
+    ],
+)  # fmt: skip
 def test_layouts_give_the_same_numbers_and_keep_channels_last(name: str, layout: str, dtype: torch.dtype):
     case = CASES[name]
     tensors = case.tensors(3, dtype)

@@ -1,5 +1,5 @@
-// The raw operators ddrf_fast::dynamic_conv and ddrf_fast::dynamic_conv_backward on the CPU:
-// checks, outputs, and the choice of dtype and instruction set.
+// The raw operators ddrf_fast::dynamic_conv, dynamic_conv_mean and dynamic_conv_backward on the
+// CPU: checks, outputs, and the choice of dtype and instruction set.
 #include "cpu/dynamic_conv.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/capability.h"
@@ -150,8 +151,13 @@ DynamicConvOperands<Scalar> operands_of(const Arguments& a) {
 
 template <class Scalar>
 void call_forward(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                  Activation activation, const Image<Scalar>& y) {
-  DDRF_CALL(dynamic_conv<Scalar>, shape, operands, activation, y)
+                  Activation activation, const Image<Scalar>& y, Scalar* mean) {
+  DDRF_CALL(dynamic_conv<Scalar>, shape, operands, activation, y, mean)
+}
+
+template <class Scalar>
+std::string call_plan(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands) {
+  DDRF_CALL(dynamic_conv_plan<Scalar>, shape, operands)
 }
 
 template <class Scalar>
@@ -167,6 +173,23 @@ Activation activation_of(const std::string& name) {
   return Activation::kNone;
 }
 
+// y and, if asked for, its mean over the pixels.
+std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activation, bool with_mean) {
+  const DynamicConvShape shape = checked_shape(a);
+  const Activation act = activation_of(activation);
+  make_contiguous(a);
+  Tensor y =
+      empty_tensor(a.x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
+                   is_channels_last(a.x));
+  Tensor mean = empty_tensor(a.x, {with_mean ? shape.batch : 0, shape.out_channels});
+  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv", ([&] {
+                           call_forward<scalar_t>(
+                               shape, operands_of<scalar_t>(a), act, mutable_image<scalar_t>(y),
+                               with_mean ? mean.mutable_data_ptr<scalar_t>() : nullptr);
+                         }));
+  return {y, mean};
+}
+
 Tensor dynamic_conv_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention,
                         std::optional<Tensor> bias, std::optional<Tensor> code,
                         std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
@@ -175,17 +198,41 @@ Tensor dynamic_conv_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention
                         std::string activation) {
   Arguments a{x,         weight,    attention, bias,    code,     in_scale,
               out_scale, tap_scale, stride,    padding, dilation, groups};
+  return run_forward(a, activation, false).first;
+}
+
+std::tuple<Tensor, Tensor> dynamic_conv_mean_cpu(
+    Tensor x, Tensor weight, std::optional<Tensor> attention, std::optional<Tensor> bias,
+    std::optional<Tensor> code, std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
+    std::optional<Tensor> tap_scale, std::vector<int64_t> stride, std::vector<int64_t> padding,
+    std::vector<int64_t> dilation, int64_t groups, std::string activation) {
+  Arguments a{x,         weight,    attention, bias,    code,     in_scale,
+              out_scale, tap_scale, stride,    padding, dilation, groups};
+  return run_forward(a, activation, true);
+}
+
+std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention,
+                                  std::optional<Tensor> bias, std::optional<Tensor> code,
+                                  std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
+                                  std::optional<Tensor> tap_scale, std::vector<int64_t> stride,
+                                  std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                  int64_t groups, std::string activation) {
+  Arguments a{x,         weight,    attention, bias,    code,     in_scale,
+              out_scale, tap_scale, stride,    padding, dilation, groups};
   const DynamicConvShape shape = checked_shape(a);
-  const Activation act = activation_of(activation);
+  activation_of(activation);
   make_contiguous(a);
-  Tensor y =
-      empty_tensor(x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
-                   is_channels_last(x));
-  DDRF_DISPATCH_FLOATING(x.scalar_type(), "dynamic_conv", ([&] {
-                           call_forward<scalar_t>(shape, operands_of<scalar_t>(a), act,
-                                                  mutable_image<scalar_t>(y));
-                         }));
-  return y;
+  std::string result;
+  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan",
+                         ([&] { result = call_plan<scalar_t>(shape, operands_of<scalar_t>(a)); }));
+  switch (cpu_capability()) {
+    case Capability::kAvx512:
+      return "AVX-512: " + result;
+    case Capability::kAvx2:
+      return "AVX2: " + result;
+    default:
+      return "portable code: " + result;
+  }
 }
 
 using EightTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -241,7 +288,12 @@ EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
 
 STABLE_TORCH_LIBRARY_IMPL(ddrf_fast, CPU, m) {
   m.impl("dynamic_conv", TORCH_BOX(&dynamic_conv_cpu));
+  m.impl("dynamic_conv_mean", TORCH_BOX(&dynamic_conv_mean_cpu));
   m.impl("dynamic_conv_backward", TORCH_BOX(&dynamic_conv_backward_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ddrf_fast_native, CPU, m) {
+  m.impl("dynamic_conv_plan", TORCH_BOX(&dynamic_conv_plan_cpu));
 }
 
 }  // namespace ddrf_fast

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace ddrf_fast {
 
@@ -53,12 +54,16 @@ struct DynamicConvGradients {
   Scalar *weight, *attention, *bias, *code, *in_scale, *out_scale, *tap_scale;
 };
 
-// The same two functions for every instruction set; each is compiled in a file of its own.
+// The same three functions for every instruction set; each is compiled in a file of its own. `mean`
+// [B, O] is that of y over the pixels, or null.
 #define DDRF_DECLARE_DYNAMIC_CONV(CAPABILITY)                                                   \
   namespace CAPABILITY {                                                                        \
   template <class Scalar>                                                                       \
   void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands, \
-                    Activation activation, const Image<Scalar>& y);                             \
+                    Activation activation, const Image<Scalar>& y, Scalar* mean);               \
+  template <class Scalar>                                                                       \
+  std::string dynamic_conv_plan(const DynamicConvShape& shape,                                  \
+                                const DynamicConvOperands<Scalar>& operands);                   \
   template <class Scalar>                                                                       \
   void dynamic_conv_backward(const DynamicConvShape& shape,                                     \
                              const DynamicConvOperands<Scalar>& operands,                       \

@@ -1,259 +1,356 @@
-// Sum over taps with a kernel for each sample: the convolution, and its input gradient.
+// Sum over taps with a kernel for each sample: the convolution, and its input gradient, as products
+// of a sample's mixed kernel with pixels that are found through offsets (dynamic_conv_gemm.h).
 //
-// For a tile of outputs, each block of pixels is computed for all output channels at once:
-// kOutputs x kVectors sums stay in registers while the block runs over channels and taps, so that
-// each loaded vector of pixels is used kOutputs times and each weight kVectors times.
+// Two schedules:
+//   once    large maps: the kernels of some samples are mixed, then each task computes one tile of
+//           one sample for all its output channels.
+//   blocks  small maps, where mixing costs as much as the convolution: the pixels of all samples
+//           are laid out once; each task owns a block of output channels of several samples, mixes
+//           a piece of their kernels that stays in the cache, and multiplies. A kernel of the bank
+//           is read once for all these samples, and a whole mixed kernel never exists.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "common/parallel.h"
+#include "cpu/dynamic_conv_gemm.h"
+#include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_scratch.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
-// sums[o][kVectors vectors] += sum over channels and taps of weights * pixels.
-template <class Acc, int kOutputs, int kVectors>
-inline void accumulate_block(const Acc* input, int64_t channel_stride, int64_t channels,
-                             const int64_t* tap_offsets, int64_t taps, const Acc* weights,
-                             Acc* sums) {
-  constexpr int kLane = kLanes<Acc>, kPixels = kVectors * kLane;
-  // Without every loop over them unrolled the compiler keeps the sums in memory.
-  Vector<Acc> sum[kOutputs][kVectors];
-#pragma GCC unroll 8
-  for (int o = 0; o < kOutputs; ++o) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[o][v] = load_vector(sums + o * kPixels + v * kLane);
-  }
-  for (int64_t c = 0; c < channels; ++c, input += channel_stride) {
-    for (int64_t tap = 0; tap < taps; ++tap, weights += kOutputs) {
-      const Acc* pixels = input + tap_offsets[tap];
-      Vector<Acc> pixel[kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) pixel[v] = load_vector(pixels + v * kLane);
-#pragma GCC unroll 8
-      for (int o = 0; o < kOutputs; ++o) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sum[o][v] += pixel[v] * weights[o];
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int o = 0; o < kOutputs; ++o) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store_vector(sums + o * kPixels + v * kLane, sum[o][v]);
-  }
-}
-
-// The shape of one sum over taps, how it is blocked, and where its weights lie.
 template <class Scalar>
 class Correlation {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  // `in_channels` and `out_channels` are those of one group; `has_ones` adds a channel of ones.
-  Correlation(TapAxis y, TapAxis x, int64_t batch, int64_t groups, int64_t in_channels,
-              bool has_ones, int64_t out_channels)
-      : y_(std::move(y)),
+  // `in_channels` and `out_channels` are those of one group; `has_ones` adds a channel of ones;
+  // `kernel_taps` are all taps of the kernel, of which the axes keep some.
+  Correlation(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape,
+              bool has_ones)
+      : direction_(direction),
+        y_(std::move(y)),
         x_(std::move(x)),
-        groups_(groups),
-        channels_(in_channels + has_ones),
-        has_ones_(has_ones),
-        outputs_(out_channels),
-        narrow_(out_channels <= 2) {
-    // Channels are taken in turns whose pixels stay in the first-level cache from one block of
-    // outputs to the next; a turn and the sums of a tile stay in the second-level cache.
+        groups_(shape.groups),
+        kernel_taps_(shape.taps()),
+        has_ones_(has_ones) {
+    const bool forward = direction == Direction::kForward;
+    channels_ = (forward ? shape.in_per_group() : shape.out_per_group()) + has_ones;
+    outputs_ = forward ? shape.out_per_group() : shape.in_per_group();
+    for (int64_t u : y_.taps) {
+      for (int64_t v : x_.taps) kept_taps_.push_back(u * shape.kernel[1] + v);
+    }
+    const int64_t taps = static_cast<int64_t>(kept_taps_.size());
     const int64_t tap_rows = static_cast<int64_t>(y_.taps.size());
-    const int64_t tap_columns = static_cast<int64_t>(x_.taps.size());
-    const int64_t line = std::max<int64_t>(1, tap_rows) * (block_pixels() + tap_columns);
+    // Copying pixels once for each column of taps costs less than computing dropped columns.
+    const int64_t span = x_.taps.empty() ? 0 : static_cast<int64_t>(x_.taps.size()) - 1;
+    const bool compact = outputs_ >= kLanes<Acc> && span * 20 > x_.count;
+
+    // Channels are taken in turns whose pixels stay in the first-level cache from one block of
+    // outputs to the next.
+    tiles_ = choose_tiles(y_, x_, 0, block_pixels(), 0, kMapPixels, 1, compact);
+    in_blocks_ = tiles_.count() == 1 && taps > 0;
+    const int64_t line =
+        std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
+                                              (compact ? std::max<int64_t>(1, span + 1) : 1));
     const int64_t most =
-        std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 8, 512);
-    turns_ = std::max<int64_t>(1, ceil_div(channels_, most));
-    turn_channels_ = ceil_div(channels_, turns_);
-    const int64_t sum_channels = turns_ > 1 ? padded_outputs() : 0;
-    tiles_ = choose_tiles(y_, x_, turn_channels_ + sum_channels, block_pixels(),
-                          kSecondLevelBytes / int64_t{sizeof(Acc)}, kMaxPixels,
-                          ceil_div(kMinTasks, std::max<int64_t>(1, batch * groups)));
+        std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
+    const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
+    turn_channels_ = ceil_div(channels_, turns);
+
+    if (!in_blocks_) {
+      tiles_ =
+          choose_tiles(y_, x_, turn_channels_ + outputs_, block_pixels(),
+                       kSecondLevelBytes / int64_t{sizeof(Acc)}, kMaxPixels,
+                       ceil_div(kMinTasks, std::max<int64_t>(1, shape.batch * groups_)), compact);
+    }
     tap_offsets_ = tiles_.tap_offsets();
   }
 
-  const TapAxis& y() const { return y_; }
-  const TapAxis& x() const { return x_; }
+  // result[b] = act(sum + bias[b]) for all samples; with `sums`, also the sum over the pixels of
+  // each [batch][out channels][parts()].
+  void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
+           const Image<Scalar>& result, Acc* sums) const {
+    const int64_t batch = mixer.shape().batch;
+    if (in_blocks_) {
+      run_in_blocks(mixer, image, activation, result, sums);
+      return;
+    }
+    const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(has_ones_);
+    const int64_t step = std::clamp<int64_t>(
+        kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1), 1, std::max<int64_t>(1, batch));
+    const Scratch<Acc> kernels(step * kernel_size);
+    for (int64_t first = 0; first < batch; first += step) {
+      const int64_t count = std::min(step, batch - first);
+      mixer.mix_whole(first, count, has_ones_, kernels.get());
+      run_tiles(mixer, first, count, kernels.get(), image, activation, result, sums);
+    }
+  }
+
+  int64_t parts() const { return tiles_.count(); }
+  std::string name() const {
+    return std::string("matrix products, ") +
+           (in_blocks_ ? "kernels mixed a block at a time" : "kernels mixed once, tile by tile");
+  }
+
+ private:
+  static constexpr int64_t kFirstLevelBytes = 32 * 1024, kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kKernelBytes = 32 << 20;
+  static constexpr int64_t kMapPixels = 256;          // of a small map
+  static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
+  static constexpr int64_t kMostRows = 64, kMostSamples = 8;
+  static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
+
+  int64_t block_pixels() const {
+    return (outputs_ > 2 ? kBlockVectors : kNarrowVectors) * kLanes<Acc>;
+  }
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
-  int64_t packed_size() const { return padded_outputs() * channels_ * taps(); }
+  int64_t vectors(int64_t pixels) const { return ceil_div(pixels, kLanes<Acc>); }
 
-  // A group's weights are packed in blocks of output channels, in each of which those of one
-  // channel and tap lie side by side: that of (output, channel, tap) at start + (channel * taps +
-  // tap) * step.
-  struct Position {
-    int64_t start, step;
-  };
-  Position position(int64_t output) const {
-    const int64_t block = output / kMaxOutputs;
-    return {block * kMaxOutputs * channels_ * taps() + output % kMaxOutputs, block_outputs(block)};
+  // c += the product of some channels. A single pixel beyond the last whole vector (a 7x7 map has
+  // 49) is taken by dot products: a vector of its own would waste all its lanes but one.
+  void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
+                   int64_t depth, int64_t pixels, Acc* column, Acc* c, int64_t c_row) const {
+    const bool apart = direction_ == Direction::kForward && pixels > kLanes<Acc> &&
+                       pixels % kLanes<Acc> == 1 && depth >= kLanes<Acc>;
+    multiply(a, a_row, rows, b, table, depth, c, c_row, vectors(pixels - apart));
+    if (!apart) return;
+    const int64_t last = pixels - 1;
+    for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + last];
+    for (int64_t r = 0; r < rows; ++r) {
+      c[r * c_row + last] += dot_rows(a + r * a_row, column, depth);
+    }
   }
 
-  // Output channels with those that only fill the last block; their weights must be numbers.
-  int64_t padded_outputs() const {
-    const int64_t blocks = ceil_div(outputs_, kMaxOutputs);
-    return blocks == 0 ? 0 : (blocks - 1) * kMaxOutputs + block_outputs(blocks - 1);
+  Planes<Scalar> planes(const Image<const Scalar>& image, int64_t sample, int64_t group) const {
+    const int64_t in_channels = channels_ - has_ones_;
+    return {image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
+            image.stride[1],
+            image.stride[2],
+            image.stride[3],
+            in_channels,
+            y_.in_size,
+            x_.in_size,
+            has_ones_};
   }
 
-  // result[b] = act(sum + bias[b]) for `batch` samples: packed [batch][groups][packed_size()],
-  // bias [batch][groups * out_channels] or null. Strides: batch, channel, row, column.
-  void run(int64_t batch, const Image<const Scalar>& image, const Acc* packed, const Acc* bias,
-           Activation activation, const Image<Scalar>& result) const {
-    const int64_t tasks = batch * groups_ * tiles_.count();
+  // The offsets of all taps of some channels, which lie `a_channel` apart among the weights.
+  std::vector<Offsets> offsets(int64_t channels, int64_t a_channel) const {
+    std::vector<Offsets> result;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps(); ++tap) {
+        result.push_back({static_cast<int32_t>(c * a_channel + kept_taps_[tap]),
+                          static_cast<int32_t>(c * tiles_.channel_stride() + tap_offsets_[tap])});
+      }
+    }
+    return result;
+  }
+
+  // ---- once ----
+
+  void run_tiles(const Mixer<Scalar>& mixer, int64_t first, int64_t count, const Acc* kernels,
+                 const Image<const Scalar>& image, Activation activation,
+                 const Image<Scalar>& result, Acc* sums) const {
+    const bool forward = direction_ == Direction::kForward;
+    const int64_t row_size = mixer.row_size(has_ones_);
+    const int64_t group_size = row_size * mixer.shape().out_per_group();
+    const int64_t a_row = forward ? row_size : kernel_taps_;
+    const int64_t a_channel = forward ? kernel_taps_ : row_size;
+    const std::vector<Offsets> table = offsets(turn_channels_, a_channel);
+    const int64_t c_row = vectors(tiles_.pixels()) * kLanes<Acc>;
     const int64_t work = channels_ * taps() * outputs_ * tiles_.pixels();
     parallel_for(
-        tasks, std::max<int64_t>(1, kMinWork / (work + 1)), [&](int64_t begin, int64_t end) {
-          const int64_t blocks = ceil_div(tiles_.pixels(), block_pixels());
-          const int64_t block_size = padded_outputs() * block_pixels();
+        count * groups_ * tiles_.count(), std::max<int64_t>(1, kMinWork / (work + 1)),
+        [&](int64_t begin, int64_t end) {
           const Scratch<Acc> input(turn_channels_ * tiles_.channel_stride());
-          const Scratch<Acc> sums(turns_ > 1 ? blocks * block_size : block_size);
+          const Scratch<Acc> column(turn_channels_ * taps());
+          const Scratch<Acc> c(outputs_ * c_row);
           clear_slack(tiles_, turn_channels_, input.get());
           for (int64_t task = begin; task < end; ++task) {
             const int64_t tile = task % tiles_.count(), sample_group = task / tiles_.count();
-            const int64_t sample = sample_group / groups_, group = sample_group % groups_;
-            const int64_t in_channels = channels_ - has_ones_;
-            const Planes<Scalar> planes{
-                image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
-                image.stride[1],
-                image.stride[2],
-                image.stride[3],
-                in_channels,
-                y_.in_size,
-                x_.in_size,
-                has_ones_};
-            const Image<Scalar> group_result{
-                result.data + sample * result.stride[0] + group * outputs_ * result.stride[1],
-                {result.stride[0], result.stride[1], result.stride[2], result.stride[3]}};
-            run_tile(planes, packed + sample_group * packed_size(),
-                     bias == nullptr ? nullptr : bias + sample_group * outputs_, activation, tile,
-                     group_result, input.get(), sums.get());
+            const int64_t sample = first + sample_group / groups_, group = sample_group % groups_;
+            const Planes<Scalar> source = planes(image, sample, group);
+            const Acc* a = kernels + sample_group * group_size;
+            const Place place = place_of(tile);
+            start(mixer, sample, group * outputs_, outputs_, c_row, c.get());
+            for (int64_t channel = 0; channel < channels_; channel += turn_channels_) {
+              const int64_t channel_end = std::min(channel + turn_channels_, channels_);
+              copy_tile(source, channel, channel_end, y_, x_, tiles_, tile / tiles_.x.tiles,
+                        tile % tiles_.x.tiles, input.get());
+              add_product(a + channel * a_channel, a_row, outputs_, input.get(), table.data(),
+                          (channel_end - channel) * taps(), place.pixels, column.get(), c.get(),
+                          c_row);
+            }
+            finish(c.get(), c_row, outputs_, place, activation, result, sample, group * outputs_,
+                   sums, tile);
           }
         });
   }
 
- private:
-  static constexpr int kMaxOutputs = kManyRegisters ? 8 : 4;
-  static constexpr int kVectors = 3, kNarrowVectors = 6;
-  static constexpr int64_t kFirstLevelBytes = 26 * 1024, kSecondLevelBytes = 384 * 1024;
-  static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
+  // ---- blocks ----
 
-  // One or two output channels alone need more vectors of pixels to keep the units busy.
-  int64_t block_pixels() const { return (narrow_ ? kNarrowVectors : kVectors) * kLanes<Acc>; }
+  void run_in_blocks(const Mixer<Scalar>& mixer, const Image<const Scalar>& image,
+                     Activation activation, const Image<Scalar>& result, Acc* sums) const {
+    const int64_t batch = mixer.shape().batch;
+    const int64_t plane = tiles_.channel_stride();
+    // Blocks of outputs whose pieces of kernels, of as many samples as may be, stay in the cache.
+    const int64_t piece_row = turn_channels_ * kernel_taps_;
+    const auto fitting = [&](int64_t other) {
+      return kPieceBytes / (piece_row * other * int64_t{sizeof(Acc)});
+    };
+    const auto even = [](int64_t count) { return count + (count > 1 && count % 2); };
+    const int64_t most_rows =
+        std::clamp<int64_t>(fitting(std::min<int64_t>(batch, kMostSamples)), kBlockRows, kMostRows);
+    const int64_t block_rows =
+        ceil_div(ceil_div(outputs_, even(ceil_div(outputs_, most_rows))), kBlockRows) * kBlockRows;
+    const int64_t blocks = ceil_div(outputs_, block_rows);
+    const int64_t most_samples = std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
+    // One block of outputs is shared out by samples.
+    const int64_t least_sample_blocks = groups_ * blocks < 4 ? std::min<int64_t>(batch, 4) : 1;
+    const int64_t block_samples =
+        ceil_div(batch, std::max(ceil_div(batch, most_samples), least_sample_blocks));
+    const int64_t sample_blocks = ceil_div(batch, block_samples);
 
-  int64_t block_outputs(int64_t block) const {
-    const int64_t left = outputs_ - block * kMaxOutputs;
-    if (left > 4) return kMaxOutputs;
-    return left == 3 ? 4 : left;
+    // As many samples' pixels at a time as a cache may hold.
+    const Scratch<Acc> pixels(batch * groups_ * channels_ * plane);
+    const int64_t turns = ceil_div(channels_, turn_channels_);
+    parallel_for(batch * groups_ * turns, std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t task = begin; task < end; ++task) {
+                     const int64_t sample_group = task / turns;
+                     const int64_t channel = task % turns * turn_channels_;
+                     const int64_t channel_end = std::min(channel + turn_channels_, channels_);
+                     Acc* target = &pixels[(sample_group * channels_ + channel) * plane];
+                     copy_tile(planes(image, sample_group / groups_, sample_group % groups_),
+                               channel, channel_end, y_, x_, tiles_, 0, 0, target);
+                     clear_slack(tiles_, channel_end - channel, target);
+                   }
+                 });
+
+    const bool forward = direction_ == Direction::kForward;
+    const Place place = place_of(0);
+    const int64_t c_row = vectors(place.pixels) * kLanes<Acc>;
+    const std::vector<Offsets> table =
+        offsets(turn_channels_, forward ? kernel_taps_ : block_rows * kernel_taps_);
+    const std::vector<Offsets> last_table =
+        forward ? table
+                : offsets(turn_channels_, (outputs_ - (blocks - 1) * block_rows) * kernel_taps_);
+    parallel_for(groups_ * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
+      const int64_t piece_size = block_rows * piece_row;
+      const Scratch<Acc> pieces(block_samples * piece_size);
+      const Scratch<Acc> column(piece_row);
+      const Scratch<Acc> c(block_samples * block_rows * c_row);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = task % blocks, group_samples = task / blocks;
+        const int64_t group = group_samples % groups_;
+        const int64_t sample = group_samples / groups_ * block_samples;
+        const int64_t samples = std::min(block_samples, batch - sample);
+        const int64_t row = block * block_rows, rows = std::min(block_rows, outputs_ - row);
+        for (int64_t i = 0; i < samples; ++i) {
+          start(mixer, sample + i, group * outputs_ + row, rows, c_row, &c[i * block_rows * c_row]);
+        }
+        for (int64_t channel = 0; channel < channels_; channel += turn_channels_) {
+          const int64_t taken = std::min(turn_channels_, channels_ - channel);
+          const int64_t a_row = forward ? taken * kernel_taps_ : kernel_taps_;
+          const int64_t first_row = group * mixer.shape().out_per_group();
+          if (forward) {
+            mixer.mix_piece(sample, samples, first_row + row, rows, channel, taken, pieces.get(),
+                            piece_size);
+          } else {
+            mixer.mix_piece(sample, samples, first_row + channel, taken, row, rows, pieces.get(),
+                            piece_size);
+          }
+          for (int64_t i = 0; i < samples; ++i) {
+            add_product(&pieces[i * piece_size], a_row, rows,
+                        &pixels[(((sample + i) * groups_ + group) * channels_ + channel) * plane],
+                        (block == blocks - 1 ? last_table : table).data(), taken * taps(),
+                        place.pixels, column.get(), &c[i * block_rows * c_row], c_row);
+          }
+        }
+        for (int64_t i = 0; i < samples; ++i) {
+          finish(&c[i * block_rows * c_row], c_row, rows, place, activation, result, sample + i,
+                 group * outputs_ + row, sums, 0);
+        }
+      }
+    });
   }
 
-  void run_tile(const Planes<Scalar>& planes, const Acc* packed, const Acc* bias,
-                Activation activation, int64_t tile, const Image<Scalar>& result, Acc* input,
-                Acc* sums) const {
+  // ---- both ----
+
+  struct Place {
+    int64_t tile_y, tile_x, rows, columns, pixels;
+  };
+  Place place_of(int64_t tile) const {
     const int64_t tile_y = tile / tiles_.x.tiles, tile_x = tile % tiles_.x.tiles;
     const int64_t rows = std::min(tiles_.y.extent, y_.count - tile_y * tiles_.y.extent);
     const int64_t columns = std::min(tiles_.x.extent, x_.count - tile_x * tiles_.x.extent);
-    const int64_t pixels = (rows - 1) * tiles_.row_stride() + columns;
-    const int64_t block_size = padded_outputs() * block_pixels();
-    for (int64_t turn = 0; turn < turns_; ++turn) {
-      const int64_t channel = std::min(turn * turn_channels_, channels_);
-      const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-      copy_tile(planes, channel, channel_end, y_, x_, tiles_, tile_y, tile_x, input);
-      for (int64_t pixel = 0; pixel < pixels; pixel += block_pixels()) {
-        Acc* block_sums = turns_ > 1 ? sums + pixel / block_pixels() * block_size : sums;
-        if (turn == 0) start_sums(bias, block_sums);
-        add_channels(input + pixel, channel, channel_end, packed, block_sums);
-        if (turn == turns_ - 1) {
-          activate(activation, block_size, block_sums);
-          store_block(block_sums, pixel, rows, columns, tile_y, tile_x, result);
-        }
-      }
+    return {tile_y, tile_x, rows, columns, (rows - 1) * tiles_.row_stride() + columns};
+  }
+
+  void start(const Mixer<Scalar>& mixer, int64_t sample, int64_t output, int64_t rows,
+             int64_t c_row, Acc* c) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Acc value = direction_ == Direction::kForward ? mixer.beta(sample, output + r) : Acc(0);
+      std::fill_n(c + r * c_row, c_row, value);
     }
   }
 
-  void start_sums(const Acc* bias, Acc* sums) const {
-    const int64_t padded = padded_outputs();
-    for (int64_t o = 0; o < padded; ++o) {
-      const Acc value = bias != nullptr && o < outputs_ ? bias[o] : Acc(0);
-      std::fill_n(sums + o * block_pixels(), block_pixels(), value);
-    }
-  }
-
-  void add_channels(const Acc* input, int64_t begin, int64_t end, const Acc* packed,
-                    Acc* sums) const {
-    const int64_t blocks = ceil_div(outputs_, kMaxOutputs);
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t width = block_outputs(block);
-      const Acc* weights = packed + position(block * kMaxOutputs).start + begin * taps() * width;
-      Acc* block_sums = sums + block * kMaxOutputs * block_pixels();
-      const auto add = [&](auto kernel) {
-        kernel(input, tiles_.channel_stride(), end - begin, tap_offsets_.data(), taps(), weights,
-               block_sums);
-      };
-      if (narrow_) {
-        add(width == 1 ? accumulate_block<Acc, 1, kNarrowVectors>
-                       : accumulate_block<Acc, 2, kNarrowVectors>);
-      } else if (width == kMaxOutputs) {
-        add(accumulate_block<Acc, kMaxOutputs, kVectors>);
-      } else {
-        add(width == 1   ? accumulate_block<Acc, 1, kVectors>
-            : width == 2 ? accumulate_block<Acc, 2, kVectors>
-                         : accumulate_block<Acc, 4, kVectors>);
-      }
-    }
-  }
-
-  static void activate(Activation activation, int64_t count, Acc* sums) {
-    constexpr Acc kLeakySlope = Acc(0.01);
-    if (activation == Activation::kRelu) {
-      for (int64_t i = 0; i < count; ++i) sums[i] = sums[i] < 0 ? Acc(0) : sums[i];
-    } else if (activation == Activation::kLeakyRelu) {
-      for (int64_t i = 0; i < count; ++i) sums[i] = sums[i] < 0 ? sums[i] * kLeakySlope : sums[i];
-    }
-  }
-
-  // Stores the pixels of a block that are outputs, row by row.
-  void store_block(const Acc* sums, int64_t pixel, int64_t rows, int64_t columns, int64_t tile_y,
-                   int64_t tile_x, const Image<Scalar>& result) const {
+  // Stores the pixels that are outputs, row by row.
+  void finish(Acc* c, int64_t c_row, int64_t channels, const Place& place, Activation activation,
+              const Image<Scalar>& result, int64_t sample, int64_t output, Acc* sums,
+              int64_t tile) const {
     const int64_t row_stride = tiles_.row_stride();
-    const int64_t channel_step = result.stride[1];
+    activate(activation, channels * c_row, c);
     const int64_t step = result.stride[3] * x_.out_step;
-    int64_t row = pixel / row_stride, column = pixel % row_stride;
-    for (int64_t done = 0; done < block_pixels() && row < rows; ++row, column = 0) {
-      const int64_t count = std::min(columns - column, block_pixels() - done);
-      const Acc* source = sums + done;
-      done += row_stride - column;
-      if (count <= 0) continue;
-      const int64_t out_y = y_.out_offset + (tile_y * tiles_.y.extent + row) * y_.out_step;
-      const int64_t out_x = x_.out_offset + (tile_x * tiles_.x.extent + column) * x_.out_step;
-      Scalar* target = result.data + out_y * result.stride[2] + out_x * result.stride[3];
-      if (channel_step == 1 && step != 1) {
-        transpose(target, step, source, block_pixels(), outputs_, count);
-        continue;
+    const int64_t y = y_.out_offset + place.tile_y * tiles_.y.extent * y_.out_step;
+    const int64_t x = x_.out_offset + place.tile_x * tiles_.x.extent * x_.out_step;
+    Scalar* target = result.data + sample * result.stride[0] + output * result.stride[1] +
+                     y * result.stride[2] + x * result.stride[3];
+    const int64_t line = result.stride[2] * y_.out_step;
+    int64_t rows = place.rows, columns = place.columns;
+    // Rows that follow one another on both sides are one.
+    if (row_stride == columns && line == columns * step) {
+      columns *= rows;
+      rows = 1;
+    }
+    if (result.stride[1] == 1 && step != 1) {
+      for (int64_t row = 0; row < rows; ++row) {
+        transpose(target + row * line, step, c + row * row_stride, c_row, channels, columns);
       }
-      for (int64_t o = 0; o < outputs_; ++o) {
-        const Acc* line = source + o * block_pixels();
-        Scalar* out = target + o * channel_step;
-        if (step == 1) {
-          store_row(out, line, count);
-        } else {
-          for (int64_t i = 0; i < count; ++i) out[i * step] = static_cast<Scalar>(line[i]);
+    } else {
+      for (int64_t o = 0; o < channels; ++o) {
+        for (int64_t row = 0; row < rows; ++row) {
+          const Acc* source = c + o * c_row + row * row_stride;
+          Scalar* out = target + o * result.stride[1] + row * line;
+          if (step == 1) {
+            store_row(out, source, columns);
+          } else {
+            for (int64_t i = 0; i < columns; ++i) out[i * step] = static_cast<Scalar>(source[i]);
+          }
         }
       }
     }
+    if (sums == nullptr) return;
+    for (int64_t o = 0; o < channels; ++o) {
+      Acc sum(0);
+      for (int64_t row = 0; row < rows; ++row) {
+        sum += sum_row(c + o * c_row + row * row_stride, columns);
+      }
+      sums[(sample * groups_ * outputs_ + output + o) * parts() + tile] = sum;
+    }
   }
 
+  Direction direction_;
   TapAxis y_, x_;
-  int64_t groups_, channels_;
+  int64_t groups_, kernel_taps_;
   bool has_ones_;
-  int64_t outputs_;
-  bool narrow_;  // see block_pixels()
-  int64_t turns_ = 1, turn_channels_ = 1;
+  int64_t channels_, outputs_;
+  std::vector<int64_t> kept_taps_;  // among the kernel's
+  int64_t turn_channels_ = 1;
+  bool in_blocks_ = false;
   Tiles tiles_;
   std::vector<int64_t> tap_offsets_;
 };

@@ -6,18 +6,20 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "common/parallel.h"
+#include "cpu/dynamic_conv_bank_grad.h"
 #include "cpu/dynamic_conv_correlate.h"
+#include "cpu/dynamic_conv_depthwise.h"
 #include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_weight_grad.h"
+#include "cpu/dynamic_conv_winograd.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
 inline constexpr int64_t kKernelBytes = 32 << 20;
-inline constexpr int64_t kMixGrain = 1 << 15;  // multiplications worth a thread
-
 inline int64_t samples_at_once(const DynamicConvShape& shape, int64_t sample_bytes) {
   return std::max<int64_t>(1, std::min(kKernelBytes / (sample_bytes + 1), shape.batch));
 }
@@ -29,76 +31,75 @@ Image<Scalar> from_sample(const Image<Scalar>& image, int64_t b) {
   return result;
 }
 
-// Calls body(i, o, row) for the scaled kernels of samples [first, first + count).
+// A 1x1 convolution has no rows: where they follow one another in both images, they become one.
+template <class A, class B>
+DynamicConvShape flattened(const DynamicConvShape& given, const Image<A>& x, const Image<B>& y) {
+  DynamicConvShape shape = given;
+  const auto follow = [&](const auto& image) {
+    return image.stride[2] == shape.in_size[1] * image.stride[3];
+  };
+  for (int axis = 0; axis < 2; ++axis) {
+    if (shape.kernel[axis] != 1 || shape.stride[axis] != 1 || shape.padding[axis] != 0)
+      return shape;
+  }
+  if (!follow(x) || !follow(y)) return shape;
+  for (int64_t* size : {shape.in_size, shape.out_size}) {
+    size[1] *= size[0];
+    size[0] = 1;
+  }
+  return shape;
+}
+
+// Calls body(plan) with the best plan for a direction and, of the strides' residues, one.
 template <class Scalar, class Body>
-void for_each_row(const Mixer<Scalar>& mixer, int64_t first, int64_t count, const Body& body) {
-  using Acc = accumulate_t<Scalar>;
-  const DynamicConvShape& shape = mixer.shape();
-  const int64_t grain = kMixGrain / (shape.row_size() * (shape.bank + 2) + 1);
-  parallel_for(count * shape.out_channels, std::max<int64_t>(1, grain),
-               [&](int64_t begin, int64_t end) {
-                 const Scratch<Acc> row(shape.row_size());
-                 for (int64_t index = begin; index < end; ++index) {
-                   const int64_t i = index / shape.out_channels, o = index % shape.out_channels;
-                   mixer.mix(first + i, o, row.get());
-                   mixer.apply_scales(first + i, o, row.get());
-                   body(i, o, row.get());
-                 }
-               });
+void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
+               const DynamicConvShape& shape, bool has_ones, const Body& body) {
+  if (Depthwise<Scalar>::fits(shape)) {
+    body(Depthwise<Scalar>(direction, y, x, shape));
+  } else if (Winograd<Scalar>::fits(shape)) {
+    body(Winograd<Scalar>(direction, y, x, shape, has_ones));
+  } else {
+    body(Correlation<Scalar>(direction, y, x, shape, has_ones));
+  }
+}
+
+// Whether a code is a channel of ones; where no tap leaves the image it is like a bias.
+inline bool has_ones(const DynamicConvShape& shape, const TapAxis& y, const TapAxis& x) {
+  return shape.code_channels > 0 && (y.reaches_outside() || x.reaches_outside());
 }
 
 template <class Scalar>
-void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                  Activation activation, const Image<Scalar>& y) {
+void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scalar>& operands,
+                  Activation activation, const Image<Scalar>& y, Scalar* mean) {
   using Acc = accumulate_t<Scalar>;
-  if (shape.batch * shape.out_channels * shape.out_size[0] * shape.out_size[1] == 0) return;
-  const Mixer<Scalar> mixer(shape, operands);
+  const int64_t planes = given.batch * given.out_channels;
+  const int64_t pixels = given.out_size[0] * given.out_size[1];
+  if (planes * pixels == 0) return;
+  const DynamicConvShape shape = flattened(given, operands.x, y);
   const TapAxis axis_y = forward_axis(shape, 0), axis_x = forward_axis(shape, 1);
-  // Where no tap leaves the image the code adds the same everywhere, like a bias.
-  const bool has_ones =
-      shape.code_channels > 0 && (axis_y.reaches_outside() || axis_x.reaches_outside());
-  const int64_t in_channels = shape.in_per_group(), outputs = shape.out_per_group();
-  const int64_t taps = shape.taps();
-  const Correlation<Scalar> correlation(axis_y, axis_x, shape.batch, shape.groups, in_channels,
-                                        has_ones, outputs);
+  const bool ones = has_ones(shape, axis_y, axis_x);
+  Mixer<Scalar> mixer(shape, operands);
+  mixer.fold(ones);
+  with_plan<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones, [&](const auto& plan) {
+    const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
+    plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr);
+    for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
+      mean[i] = static_cast<Scalar>(sum_row(&sums[i * plan.parts()], plan.parts()) /
+                                    static_cast<Acc>(pixels));
+    }
+  });
+}
 
-  const int64_t kernel_size = shape.groups * correlation.packed_size();
-  const int64_t step = samples_at_once(shape, kernel_size * int64_t{sizeof(Acc)});
-  const Scratch<Acc> packed(step * kernel_size);
-  const Scratch<Acc> beta(step * shape.out_channels);
-  for (int64_t first = 0; first < shape.batch; first += step) {
-    const int64_t count = std::min(step, shape.batch - first);
-    for_each_row(mixer, first, count, [&](int64_t i, int64_t o, Acc* row) {
-      Acc& bias = beta[i * shape.out_channels + o];
-      bias = mixer.mix_bias(first + i, o);
-      int64_t channels = in_channels;
-      if (shape.code_channels > 0) {
-        // The folded code takes the place of the first code channel.
-        Acc* ones_row = row + in_channels * taps;
-        std::vector<Acc> folded(taps, Acc(0));
-        mixer.fold_code(first + i, row, folded.data());
-        std::copy(folded.begin(), folded.end(), ones_row);
-        if (has_ones) {
-          ++channels;
-        } else {
-          bias += sum_row(ones_row, taps);
-        }
-      }
-      Acc* target = &packed[i * kernel_size + o / outputs * correlation.packed_size()];
-      const auto pack = [&](int64_t output) {
-        const auto position = correlation.position(output);
-        for (int64_t k = 0; k < channels * taps; ++k) {
-          target[position.start + k * position.step] = row[k];
-        }
-      };
-      pack(o % outputs);
-      if (o % outputs != outputs - 1) return;
-      // The last channel also fills its block; what comes out there is dropped.
-      for (int64_t pad = outputs; pad < correlation.padded_outputs(); ++pad) pack(pad);
-    });
-    correlation.run(count, from_sample(operands.x, first), packed.get(), beta.get(), activation,
-                    from_sample(y, first));
-  }
+template <class Scalar>
+std::string dynamic_conv_plan(const DynamicConvShape& given,
+                              const DynamicConvOperands<Scalar>& operands) {
+  const DynamicConvShape shape = flattened(given, operands.x, operands.x);
+  const TapAxis y = forward_axis(shape, 0), x = forward_axis(shape, 1);
+  std::string result;
+  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x),
+                    [&](const auto& plan) { result = plan.name(); });
+  if (shape.code_channels > 0) result += "; the code as a bias, corrected along the border";
+  return result;
 }
 
 // The input gradient: for each residue of the strides, a sum over those taps that reach it, with
@@ -109,46 +110,13 @@ void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
   using Acc = accumulate_t<Scalar>;
   const DynamicConvShape& shape = mixer.shape();
   if (shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1] == 0) return;
-  const int64_t in_channels = shape.out_per_group(), outputs = shape.in_per_group();
-  std::vector<Correlation<Scalar>> phases;
-  std::vector<int64_t> start;  // of each phase's kernels in those of a sample
-  int64_t kernel_size = 0;
   for (int64_t y = 0; y < std::min(shape.stride[0], shape.in_size[0]); ++y) {
     for (int64_t x = 0; x < std::min(shape.stride[1], shape.in_size[1]); ++x) {
-      phases.emplace_back(input_grad_axis(shape, 0, y), input_grad_axis(shape, 1, x), shape.batch,
-                          shape.groups, in_channels, false, outputs);
-      start.push_back(kernel_size);
-      kernel_size += shape.groups * phases.back().packed_size();
-    }
-  }
-
-  const int64_t step = samples_at_once(shape, kernel_size * int64_t{sizeof(Acc)});
-  const Scratch<Acc> packed(step * kernel_size);
-  for (int64_t first = 0; first < shape.batch; first += step) {
-    const int64_t count = std::min(step, shape.batch - first);
-    for_each_row(mixer, first, count, [&](int64_t i, int64_t o, const Acc* row) {
-      for (size_t phase = 0; phase < phases.size(); ++phase) {
-        const Correlation<Scalar>& correlation = phases[phase];
-        Acc* target = &packed[start[phase] * step +
-                              (i * shape.groups + o / in_channels) * correlation.packed_size()];
-        // The last channel also fills its block; what comes out there is dropped.
-        for (int64_t c = 0; c < correlation.padded_outputs(); ++c) {
-          const auto position = correlation.position(c);
-          Acc* weights =
-              target + position.start + o % in_channels * correlation.taps() * position.step;
-          const Acc* source = row + std::min(c, outputs - 1) * shape.taps();
-          for (int64_t u : correlation.y().taps) {
-            for (int64_t v : correlation.x().taps) {
-              *weights = source[u * shape.kernel[1] + v];
-              weights += position.step;
-            }
-          }
-        }
-      }
-    });
-    for (size_t phase = 0; phase < phases.size(); ++phase) {
-      phases[phase].run(count, from_sample(grad, first), &packed[start[phase] * step], nullptr,
-                        Activation::kNone, from_sample(grad_x, first));
+      with_plan<Scalar>(Direction::kInputGradient, input_grad_axis(shape, 0, y),
+                        input_grad_axis(shape, 1, x), shape, false, [&](const auto& plan) {
+                          plan.run(mixer, grad, Activation::kNone, grad_x,
+                                   static_cast<Acc*>(nullptr));
+                        });
     }
   }
 }
@@ -202,12 +170,67 @@ void bias_gradient(const DynamicConvShape& shape, const Image<const Scalar>& gra
   }
 }
 
+// The gradients of the bank, the attention and the biases of plain mixtures, where there is a way
+// for the shape.
 template <class Scalar>
-void dynamic_conv_backward(const DynamicConvShape& shape,
+bool plain_gradients(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
+                     const DynamicConvGradients<Scalar>& gradients) {
+  using Acc = accumulate_t<Scalar>;
+  const DynamicConvShape& shape = mixer.shape();
+  const DynamicConvOperands<Scalar>& operands = mixer.operands();
+  if (!is_plain_mixture(shape, operands)) return false;
+  const bool needs_attention = gradients.attention != nullptr;
+  const Scratch<Acc> attention(shape.batch * shape.bank);
+  Acc* asked = needs_attention ? attention.get() : nullptr;
+  if (Depthwise<Scalar>::fits(shape)) {
+#if DDRF_VECTOR_BYTES == 64
+    const Depthwise<Scalar> depthwise(Direction::kForward, forward_axis(shape, 0),
+                                      forward_axis(shape, 1), shape);
+    if (!depthwise.has_kernel_gradient(operands.x, grad)) return false;
+    const Scratch<Acc> kernels(shape.batch * shape.out_channels * shape.taps());
+    depthwise.kernel_gradient(shape.batch, operands.x, grad, kernels.get());
+    contract_kernels(mixer, kernels.get(), gradients.weight, asked);
+#else
+    return false;
+#endif
+  } else if (!SmallMapGradient<Scalar>::fits(shape)) {
+    return false;
+  } else if (gradients.weight != nullptr || needs_attention) {
+    SmallMapGradient<Scalar>(mixer).run(operands.x, grad, gradients.weight, asked);
+  }
+  if (operands.bias != nullptr && (gradients.bias != nullptr || needs_attention)) {
+    const int64_t outputs = shape.out_channels;
+    const Scratch<Acc> beta(shape.batch * outputs), sum(shape.bank * outputs);
+    bias_gradient(shape, grad, shape.batch, beta.get());
+    std::fill_n(sum.get(), shape.bank * outputs, Acc(0));
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      const Acc* own = &beta[b * outputs];
+      for (int64_t n = 0; n < shape.bank; ++n) {
+        if (needs_attention) {
+          attention[b * shape.bank + n] +=
+              dot_rows(own, operands.bias + mixer.bank_index(b, n, 0), outputs);
+        }
+        if (shape.has_attention) {
+          add_scaled_row(&sum[n * outputs], mixer.attention(b, 0)[n], own, outputs);
+        }
+      }
+    }
+    if (gradients.bias != nullptr) {
+      store_row(gradients.bias, shape.has_attention ? sum.get() : beta.get(),
+                (shape.has_attention ? shape.bank : shape.batch) * outputs);
+    }
+  }
+  if (needs_attention) store_row(gradients.attention, attention.get(), shape.batch * shape.bank);
+  return true;
+}
+
+template <class Scalar>
+void dynamic_conv_backward(const DynamicConvShape& given,
                            const DynamicConvOperands<Scalar>& operands,
                            const Image<const Scalar>& grad,
                            const DynamicConvGradients<Scalar>& gradients) {
   using Acc = accumulate_t<Scalar>;
+  const DynamicConvShape shape = flattened(given, operands.x, grad);
   const Mixer<Scalar> mixer(shape, operands);
   if (gradients.x.data != nullptr) input_gradient(mixer, grad, gradients.x);
 
@@ -217,6 +240,7 @@ void dynamic_conv_backward(const DynamicConvShape& shape,
   const bool needs_bias =
       gradients.bias != nullptr || (gradients.attention != nullptr && operands.bias != nullptr);
   if (!needs_kernel && !needs_bias) return;
+  if (plain_gradients(mixer, grad, gradients)) return;
   const WeightGradient<Scalar> kernel_gradient(forward_axis(shape, 0), forward_axis(shape, 1),
                                                shape.batch, shape.groups, shape.in_per_group(),
                                                shape.code_channels > 0, shape.out_per_group());
@@ -241,7 +265,9 @@ void dynamic_conv_backward(const DynamicConvShape& shape,
 
 #define DDRF_INSTANTIATE(SCALAR)                                                                   \
   template void dynamic_conv(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,          \
-                             Activation, const Image<SCALAR>&);                                    \
+                             Activation, const Image<SCALAR>&, SCALAR*);                           \
+  template std::string dynamic_conv_plan(const DynamicConvShape&,                                  \
+                                         const DynamicConvOperands<SCALAR>&);                      \
   template void dynamic_conv_backward(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&, \
                                       const Image<const SCALAR>&,                                  \
                                       const DynamicConvGradients<SCALAR>&);

@@ -13,17 +13,43 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
+inline constexpr int64_t kMixGrain = 1 << 15;  // multiplications worth a thread
+
+// Where a correlation finds its weights in W_b [O][channels][taps]: the convolution sums over
+// the channels of one row, the input gradient over the rows.
+enum class Direction { kForward, kInputGradient };
+
 template <class Scalar>
 class Mixer {
  public:
   using Acc = accumulate_t<Scalar>;
 
   Mixer(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands)
-      : shape_(shape), operands_(operands) {}
+      : shape_(shape),
+        operands_(operands),
+        factors_(shape.has_attention ? shape.batch * shape.bank *
+                                           (shape.attention_per_channel ? shape.out_channels : 1)
+                                     : 1) {
+    if (!shape.has_attention) {
+      factors_[0] = Acc(1);
+      return;
+    }
+    const int64_t outputs = shape.attention_per_channel ? shape.out_channels : 1;
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      for (int64_t k = 0; k < shape.bank; ++k) {
+        for (int64_t o = 0; o < outputs; ++o) {
+          factors_[(b * outputs + o) * shape.bank + k] =
+              load_as_accumulate(operands.attention + attention_index(b, k, o));
+        }
+      }
+    }
+  }
 
-  Acc attention(int64_t b, int64_t k, int64_t o) const {
-    if (!shape_.has_attention) return Acc(1);
-    return load_as_accumulate(operands_.attention + attention_index(b, k, o));
+  // The attention of all kernels of the bank for a sample and an output channel.
+  const Acc* attention(int64_t b, int64_t o) const {
+    if (!shape_.has_attention) return &factors_[0];
+    return &factors_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
+                     shape_.bank];
   }
 
   int64_t attention_index(int64_t b, int64_t k, int64_t o) const {
@@ -36,20 +62,19 @@ class Mixer {
     return (shape_.has_attention ? k : b) * shape_.out_channels + o;
   }
 
-  // sum_k attention[b,k(,o)] weight[k,o], before the scales.
-  void mix(int64_t b, int64_t o, Acc* row) const {
-    std::fill_n(row, shape_.row_size(), Acc(0));
-    for (int64_t k = 0; k < shape_.bank; ++k) {
-      add_scaled_row(row, attention(b, k, o),
-                     operands_.weight + bank_index(b, k, o) * shape_.row_size(), shape_.row_size());
-    }
+  // sum_k attention[b,k(,o)] weight[k,o] before the scales, entries [first, first + count) of the
+  // row.
+  void mix(int64_t b, int64_t o, int64_t first, int64_t count, Acc* row) const {
+    combine_rows(row, attention(b, o), shape_.bank,
+                 operands_.weight + bank_index(b, 0, o) * shape_.row_size() + first,
+                 shape_.out_channels * shape_.row_size(), count);
   }
 
   Acc mix_bias(int64_t b, int64_t o) const {
     if (operands_.bias == nullptr) return Acc(0);
     Acc sum(0);
     for (int64_t k = 0; k < shape_.bank; ++k) {
-      sum += attention(b, k, o) * load_as_accumulate(operands_.bias + bank_index(b, k, o));
+      sum += attention(b, o)[k] * load_as_accumulate(operands_.bias + bank_index(b, k, o));
     }
     return sum;
   }
@@ -73,39 +98,122 @@ class Mixer {
     return load_as_accumulate(operands_.code + b * shape_.code_channels + d);
   }
 
-  // Multiplies a row by its three scales.
-  void apply_scales(int64_t b, int64_t o, Acc* row) const {
+  // Multiplies channels [first, first + count) of a row by their three scales.
+  void apply_scales(int64_t b, int64_t o, int64_t first, int64_t count, Acc* row) const {
     if (operands_.in_scale == nullptr && operands_.out_scale == nullptr &&
         operands_.tap_scale == nullptr) {
       return;
     }
-    const int64_t taps = shape_.taps();
-    for (int64_t c = 0; c < shape_.in_per_group() + shape_.code_channels; ++c) {
-      const Acc channel_scale = out_scale(b, o) * in_scale(b, o, c);
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        row[c * taps + tap] *= channel_scale * tap_scale(b, tap);
+    for (int64_t c = 0; c < count; ++c) {
+      const Acc factor = out_scale(b, o) * in_scale(b, o, first + c);
+      for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
+        row[c * shape_.taps() + tap] *= factor * tap_scale(b, tap);
       }
     }
   }
 
-  // The code channels of a row as one: sum_d row[I + d] code[d], added to result[taps].
-  void fold_code(int64_t b, const Acc* row, Acc* result) const {
-    const Acc* code_row = row + shape_.in_per_group() * shape_.taps();
-    for (int64_t d = 0; d < shape_.code_channels; ++d) {
-      add_scaled_row(result, code(b, d), code_row + d * shape_.taps(), shape_.taps());
+  // Mixes all biases and, where there is a code, folds it: with S_b = sum_d code[b,d] W_b[:, I+d]
+  // the code channels are one channel of ones with the kernel S_b. Where no tap leaves the image
+  // (`has_ones` false) that adds the same everywhere, like a bias.
+  void fold(bool has_ones) {
+    const int64_t taps = shape_.taps(), outputs = shape_.out_channels;
+    beta_ = Scratch<Acc>(shape_.batch * outputs);
+    if (has_ones) ones_ = Scratch<Acc>(shape_.batch * outputs * taps);
+    const int64_t size = shape_.code_channels * taps;
+    const int64_t grain = kMixGrain / (size * (shape_.bank + 2) + shape_.bank + 1);
+    parallel_for(shape_.batch * outputs, std::max<int64_t>(1, grain),
+                 [&](int64_t begin, int64_t end) {
+                   const Scratch<Acc> row(size), folded(taps);
+                   for (int64_t index = begin; index < end; ++index) {
+                     const int64_t b = index / outputs, o = index % outputs;
+                     beta_[index] = mix_bias(b, o);
+                     if (size == 0) continue;
+                     mix(b, o, shape_.in_per_group() * taps, size, row.get());
+                     apply_scales(b, o, shape_.in_per_group(), shape_.code_channels, row.get());
+                     Acc* target = has_ones ? &ones_[index * taps] : folded.get();
+                     std::fill_n(target, taps, Acc(0));
+                     for (int64_t d = 0; d < shape_.code_channels; ++d) {
+                       for (int64_t t = 0; t < taps; ++t)
+                         target[t] += code(b, d) * row[d * taps + t];
+                     }
+                     if (!has_ones) beta_[index] += sum_row(folded.get(), taps);
+                   }
+                 });
+  }
+
+  Acc beta(int64_t b, int64_t o) const { return beta_[b * shape_.out_channels + o]; }
+
+  const Acc* betas() const { return beta_.get(); }
+
+  // Elements of a mixed row: x's channels and, after fold(true), the channel of ones.
+  int64_t row_size(bool has_ones) const {
+    return (shape_.in_per_group() + has_ones) * shape_.taps();
+  }
+
+  // Rows [row, row + rows), channels [channel, channel + channels) of the scaled kernels of
+  // samples [first, first + samples): target[sample * stride + ...], [rows][channels][taps]. The
+  // channel after x's is that of ones.
+  void mix_piece(int64_t first, int64_t samples, int64_t row, int64_t rows, int64_t channel,
+                 int64_t channels, Acc* target, int64_t stride) const {
+    const int64_t taps = shape_.taps();
+    const int64_t real = std::min(channels, shape_.in_per_group() - channel);
+    // Whole rows of one sample lie side by side, in the bank too.
+    const bool merged =
+        real == channels && channels * taps == shape_.row_size() && !shape_.attention_per_channel;
+    const int64_t merged_rows = merged ? std::max<int64_t>(1, kMergedSize / (channels * taps)) : 1;
+    for (int64_t r = 0; r < rows; r += merged_rows) {
+      const int64_t taken = std::min(merged_rows, rows - r);
+      if (r + merged_rows < rows) {
+        prefetch(first, row + r + merged_rows, channel * taps, merged_rows * real * taps);
+      }
+      for (int64_t i = 0; i < samples; ++i) {
+        Acc* piece = target + i * stride + r * channels * taps;
+        mix(first + i, row + r, channel * taps, taken * real * taps, piece);
+        for (int64_t j = 0; j < taken; ++j) {
+          apply_scales(first + i, row + r + j, channel, real, piece + j * channels * taps);
+        }
+        if (real < channels) {
+          std::copy_n(&ones_[((first + i) * shape_.out_channels + row + r) * taps], taps,
+                      piece + real * taps);
+        }
+      }
     }
+  }
+
+  // The whole scaled kernels of samples [first, first + samples): [sample][O][channels][taps].
+  void mix_whole(int64_t first, int64_t samples, bool has_ones, Acc* target) const {
+    const int64_t outputs = shape_.out_channels, size = row_size(has_ones);
+    const int64_t grain = kMixGrain / (size * shape_.bank * samples + 1);
+    parallel_for(outputs, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+      mix_piece(first, samples, begin, end - begin, 0, shape_.in_per_group() + has_ones,
+                target + begin * size, outputs * size);
+    });
   }
 
   const DynamicConvShape& shape() const { return shape_; }
   const DynamicConvOperands<Scalar>& operands() const { return operands_; }
 
  private:
+  static constexpr int64_t kMergedSize = 512;  // entries of rows that are mixed in one go
+
+  // Entries of the next row, in all kernels of the bank: pieces of rows are too short for the
+  // hardware to see them coming.
+  void prefetch(int64_t b, int64_t o, int64_t first, int64_t count) const {
+    constexpr int64_t kLine = 64 / sizeof(Scalar);
+    for (int64_t k = 0; k < shape_.bank; ++k) {
+      const Scalar* row = operands_.weight + bank_index(b, k, o) * shape_.row_size() + first;
+      for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
+    }
+  }
+
   static Acc scale(const Scalar* scales, int64_t index) {
     return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);
   }
 
   const DynamicConvShape& shape_;
   const DynamicConvOperands<Scalar>& operands_;
+  Scratch<Acc> factors_;            // the attention, [B][N] or [B][O][N]
+  Scratch<Acc> beta_{0}, ones_{0};  // of fold(): [B][O], [B][O][taps]
 };
 
 // Contracts dW_b, sample after sample in batches, to the gradients of everything W_b is made of.
@@ -181,7 +289,7 @@ class BankGradient {
       const int64_t index = mixer_.bank_index(b, k, o);
       if (gradients_.bias != nullptr) {
         if (needs_sums()) {
-          bias_sum_[index] += mixer_.attention(b, k, o) * grad_bias;
+          bias_sum_[index] += mixer_.attention(b, o)[k] * grad_bias;
         } else {
           gradients_.bias[index] = static_cast<Scalar>(grad_bias);
         }
@@ -206,11 +314,11 @@ class BankGradient {
     }
     if (gradients_.code != nullptr || gradients_.in_scale != nullptr ||
         gradients_.out_scale != nullptr || gradients_.tap_scale != nullptr) {
-      mixer_.mix(b, o, mixed);
+      mixer_.mix(b, o, 0, size, mixed);
     }
     if (gradients_.code != nullptr) {
       std::copy_n(mixed, size, scaled);
-      mixer_.apply_scales(b, o, scaled);
+      mixer_.apply_scales(b, o, 0, shape_.in_per_group() + shape_.code_channels, scaled);
       for (int64_t d = 0; d < shape_.code_channels; ++d) {
         partial[code_at() + d] =
             dot_rows(scaled + (shape_.in_per_group() + d) * taps, ones_row, taps);
@@ -221,7 +329,7 @@ class BankGradient {
       add_scales(b, o, grad, mixed, partial);
     }
     if (gradients_.weight == nullptr && gradients_.attention == nullptr) return;
-    mixer_.apply_scales(b, o, grad);
+    mixer_.apply_scales(b, o, 0, shape_.in_per_group() + shape_.code_channels, grad);
     for (int64_t k = 0; k < shape_.bank; ++k) {
       const int64_t index = mixer_.bank_index(b, k, o) * size;
       if (gradients_.attention != nullptr) {
@@ -229,7 +337,7 @@ class BankGradient {
       }
       if (gradients_.weight == nullptr) continue;
       if (needs_sums()) {
-        add_scaled_row(&weight_sum_[index], mixer_.attention(b, k, o), grad, size);
+        add_scaled_row(&weight_sum_[index], mixer_.attention(b, o)[k], grad, size);
       } else {
         store_row(gradients_.weight + index, grad, size);
       }

@@ -69,7 +69,9 @@ struct AxisTiles {
 
   AxisTiles() = default;
 
-  AxisTiles(const TapAxis& axis, int64_t wanted_tiles) {
+  // With `compact` every tap that reads elsewhere has a run of its own, so that runs hold `extent`
+  // positions and no columns between two rows are computed for nothing.
+  AxisTiles(const TapAxis& axis, int64_t wanted_tiles, bool compact = false) {
     extent = std::max<int64_t>(1, ceil_div(axis.count, wanted_tiles));
     tiles = ceil_div(axis.count, extent);
     const size_t taps = axis.taps.size();
@@ -87,7 +89,7 @@ struct AxisTiles {
       const int64_t shift = axis.shift[tap];
       // Taps far apart (large dilation) get runs of their own rather than one long run.
       if (run_origin.empty() || floor_mod(shift - previous, axis.in_step) != 0 ||
-          (shift - previous) / axis.in_step > extent) {
+          (shift - previous) / axis.in_step > (compact ? 0 : extent)) {
         run_origin.push_back(shift);
       }
       tap_run[tap] = static_cast<int64_t>(run_origin.size()) - 1;
@@ -127,11 +129,11 @@ struct Tiles {
 // fit `budget` elements, and into at least `min_tiles` where there are enough rows. Depends on
 // shapes alone, never on the number of threads.
 inline Tiles choose_tiles(const TapAxis& y, const TapAxis& x, int64_t channels, int64_t slack,
-                          int64_t budget, int64_t max_pixels, int64_t min_tiles) {
+                          int64_t budget, int64_t max_pixels, int64_t min_tiles, bool compact) {
   constexpr int64_t kMaxColumns = 256;
   Tiles tiles;
   tiles.slack = slack;
-  tiles.x = AxisTiles(x, std::max<int64_t>(1, ceil_div(x.count, kMaxColumns)));
+  tiles.x = AxisTiles(x, std::max<int64_t>(1, ceil_div(x.count, kMaxColumns)), compact);
   for (int64_t wanted = 1;; wanted += 1 + wanted / 4) {
     tiles.y = AxisTiles(y, wanted);
     const bool fits = channels * tiles.channel_stride() <= budget && tiles.pixels() <= max_pixels &&

@@ -85,9 +85,30 @@ inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end
       Acc* line = lines + (c - begin) * channel_stride + first;
       if (step == 1) {
         load_row(line, source, last - first);
+      } else if (step == 2) {
+        load_every_second(line, source, last - first);
       } else {
         for (int64_t i = 0; i < last - first; ++i) line[i] = load_as_accumulate(source + i * step);
       }
+    }
+  }
+}
+
+template <class Acc>
+DDRF_INLINE Vector<Acc> rectified(Activation activation, Vector<Acc> value) {
+  if (activation == Activation::kNone) return value;
+  const Vector<Acc> slope = value * (activation == Activation::kRelu ? Acc(0) : Acc(0.01));
+  return value < 0 ? slope : value;
+}
+
+template <class Acc>
+inline void activate(Activation activation, int64_t count, Acc* values) {
+  constexpr Acc kLeakySlope = Acc(0.01);
+  if (activation == Activation::kRelu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? Acc(0) : values[i];
+  } else if (activation == Activation::kLeakyRelu) {
+    for (int64_t i = 0; i < count; ++i) {
+      values[i] = values[i] < 0 ? values[i] * kLeakySlope : values[i];
     }
   }
 }

@@ -35,6 +35,15 @@ inline constexpr bool kManyRegisters = DDRF_VECTOR_BYTES == 64;
 using Words = VectorType<uint32_t, DDRF_VECTOR_BYTES>::type;
 using Halfwords = VectorType<uint16_t, DDRF_VECTOR_BYTES / 2>::type;
 
+// body(std::integral_constant<int, 0>()), body(... 1 ...), up to kCount. Unlike an unrolled loop it
+// leaves no doubt that an array indexed by the constants can live in registers.
+template <int kCount, class Body>
+DDRF_INLINE void for_each_constant(const Body& body) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, kIndex>()), ...);
+  }(std::make_integer_sequence<int, kCount>());
+}
+
 template <class Scalar>
 DDRF_INLINE Vector<accumulate_t<Scalar>> load_vector(const Scalar* source) {
   using Acc = accumulate_t<Scalar>;
@@ -85,12 +94,92 @@ DDRF_INLINE void store_vector(Scalar* target, Vector<accumulate_t<Scalar>> value
   }
 }
 
+#if DDRF_VECTOR_BYTES == 64
+// Those of the lanes at source, source + 1, ... that the mask has, the rest zero; memory of the
+// rest is not touched.
+template <class Scalar>
+DDRF_INLINE Vector<accumulate_t<Scalar>> load_masked(const Scalar* source, uint32_t mask) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), source);
+  } else if constexpr (std::is_same_v<Scalar, double>) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), source);
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), source);
+    if constexpr (std::is_same_v<Scalar, c10::BFloat16>) {
+      const Words words = (Words)_mm512_slli_epi32(_mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+      Vector<float> result;
+      std::memcpy(&result, &words, sizeof(result));
+      return result;
+    } else {
+      return _mm512_maskz_cvtph_ps(0xffff, bits);
+    }
+  }
+}
+
+// The lanes that the mask has, the rest zero.
+template <class Acc>
+DDRF_INLINE Vector<Acc> masked(Vector<Acc> value, uint32_t mask) {
+  if constexpr (std::is_same_v<Acc, float>) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), value);
+  } else {
+    return _mm512_maskz_mov_pd(static_cast<__mmask8>(mask), value);
+  }
+}
+
+// Stores the lanes that the mask has.
+template <class Scalar>
+DDRF_INLINE void store_masked(Scalar* target, Vector<accumulate_t<Scalar>> value, uint32_t mask) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    _mm512_mask_storeu_ps(target, static_cast<__mmask16>(mask), value);
+  } else if constexpr (std::is_same_v<Scalar, double>) {
+    _mm512_mask_storeu_pd(target, static_cast<__mmask8>(mask), value);
+  } else {
+    __m256i bits;
+    store_vector(reinterpret_cast<Scalar*>(&bits), value);
+    _mm256_mask_storeu_epi16(target, static_cast<__mmask16>(mask), bits);
+  }
+}
+#endif
+
+// The first `count` lanes, 0 < count < kLanes, the rest zero.
+template <class Scalar>
+DDRF_INLINE Vector<accumulate_t<Scalar>> load_partial(const Scalar* source, int64_t count) {
+#if DDRF_VECTOR_BYTES == 64
+  return load_masked(source, (1u << count) - 1);
+#else
+  using Acc = accumulate_t<Scalar>;
+  Scalar lanes[kLanes<Acc>] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
+  return load_vector(lanes);
+#endif
+}
+
+template <class Scalar>
+DDRF_INLINE void store_partial(Scalar* target, Vector<accumulate_t<Scalar>> value, int64_t count) {
+#if DDRF_VECTOR_BYTES == 64
+  store_masked(target, value, (1u << count) - 1);
+#else
+  Scalar lanes[kLanes<accumulate_t<Scalar>>];
+  store_vector(lanes, value);
+  for (int64_t i = 0; i < count; ++i) target[i] = lanes[i];
+#endif
+}
+
+// The value with all lanes from `count` on set to zero.
+template <class Acc>
+DDRF_INLINE Vector<Acc> first_lanes(Vector<Acc> value, int64_t count) {
+  if (count >= kLanes<Acc>) return value;
+  Acc lanes[kLanes<Acc>];
+  store_vector(lanes, value);
+  return load_partial(lanes, count);
+}
+
 template <class Scalar>
 inline void load_row(accumulate_t<Scalar>* target, const Scalar* source, int64_t count) {
   constexpr int kStep = kLanes<accumulate_t<Scalar>>;
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep) store_vector(target + i, load_vector(source + i));
-  for (; i < count; ++i) target[i] = load_as_accumulate(source + i);
+  if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
 }
 
 template <class Scalar>
@@ -98,7 +187,39 @@ inline void store_row(Scalar* target, const accumulate_t<Scalar>* source, int64_
   constexpr int kStep = kLanes<accumulate_t<Scalar>>;
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep) store_vector(target + i, load_vector(source + i));
-  for (; i < count; ++i) target[i] = static_cast<Scalar>(source[i]);
+  if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
+}
+
+// target = sum over k of factors[k] * (the row at rows + k * stride)
+template <class Scalar>
+inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar>* factors,
+                         int64_t number, const Scalar* rows, int64_t stride, int64_t count) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int kStep = kLanes<Acc>, kVectors = 4;
+  int64_t i = 0;
+  for (; i + kVectors * kStep <= count; i += kVectors * kStep) {
+    Vector<Acc> sums[kVectors] = {};
+    const Scalar* row = rows + i;
+    for (int64_t k = 0; k < number; ++k, row += stride) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[v] += load_vector(row + v * kStep) * factors[k];
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store_vector(target + i + v * kStep, sums[v]);
+  }
+  for (; i < count; i += kStep) {
+    const bool whole = i + kStep <= count;
+    Vector<Acc> sum = {};
+    const Scalar* row = rows + i;
+    for (int64_t k = 0; k < number; ++k, row += stride) {
+      sum += (whole ? load_vector(row) : load_partial(row, count - i)) * factors[k];
+    }
+    if (whole) {
+      store_vector(target + i, sum);
+    } else {
+      store_partial(target + i, sum, count - i);
+    }
+  }
 }
 
 // target += factor * source
@@ -160,6 +281,47 @@ inline accumulate_t<Scalar> sum_row(const Scalar* source, int64_t count) {
   Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
   for (; i < count; ++i) sum += load_as_accumulate(source + i);
   return sum;
+}
+
+// The lanes of a and, after them, b: every second one from kFirst on.
+template <class Acc, int kFirst, size_t... kIndex>
+DDRF_INLINE Vector<Acc> every_second(Vector<Acc> a, Vector<Acc> b, std::index_sequence<kIndex...>) {
+  return __builtin_shufflevector(a, b, static_cast<int>(2 * kIndex + kFirst)...);
+}
+
+// Within each of the parts of kPart lanes: lane[i] = value[i + kShift], zero beyond either end.
+template <class Acc, int kShift, int kPart, size_t... kIndex>
+DDRF_INLINE Vector<Acc> shift_lanes(Vector<Acc> value, std::index_sequence<kIndex...>) {
+  constexpr int kSize = sizeof...(kIndex);
+  if constexpr (kShift == 0) return value;
+  return __builtin_shufflevector(value, Vector<Acc>{},
+                                 static_cast<int>(kIndex % kPart) + kShift < 0 ||
+                                         static_cast<int>(kIndex % kPart) + kShift >= kPart
+                                     ? kSize
+                                     : static_cast<int>(kIndex) + kShift...);
+}
+
+// The lower half of a and, above it, that of b.
+template <class Acc, size_t... kIndex>
+DDRF_INLINE Vector<Acc> lower_halves(Vector<Acc> a, Vector<Acc> b, std::index_sequence<kIndex...>) {
+  constexpr int kHalf = sizeof...(kIndex) / 2;
+  return __builtin_shufflevector(a, b,
+                                 static_cast<int>(kIndex < kHalf ? kIndex : kIndex + kHalf)...);
+}
+
+// target[i] = source[2 * i]
+template <class Scalar>
+inline void load_every_second(accumulate_t<Scalar>* target, const Scalar* source, int64_t count) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int kStep = kLanes<Acc>;
+  constexpr auto kIndices = std::make_index_sequence<kStep>();
+  int64_t i = 0;
+  // The second vector ends beyond the last entry that is asked for, except before the last ones.
+  for (; i + kStep < count; i += kStep) {
+    store_vector(target + i, every_second<Acc, 0>(load_vector(source + 2 * i),
+                                                  load_vector(source + 2 * i + kStep), kIndices));
+  }
+  for (; i < count; ++i) target[i] = load_as_accumulate(source + 2 * i);
 }
 
 // Interleaves the lower (kOffset 0) or upper (kOffset lanes / 2) halves of a and b.

@@ -1,0 +1,324 @@
+// Gradients of the bank and of the attention where W_b is the plain mixture.
+//
+//   dW_b[o][k] = sum over pixels of grad_b[o][p] * patch_b[k][p]        k: a channel and a tap
+//   dweight[n] = sum_b attention[b][n] dW_b,   dattention[b][n] = <dW_b, weight[n]>
+//
+// On small maps dW_b is never stored. Sums over 49 or 196 pixels are too short for vectors of
+// pixels: the patches of some samples are laid out with k side by side; a task owns a block of
+// [o][k], computes it for all these samples as matrix products, and contracts it with the bank
+// while it is in the cache. Threads never share a sum, and partial sums are added in the order of
+// the blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cpu/dynamic_conv_gemm.h"
+#include "cpu/dynamic_conv_mix.h"
+#include "cpu/dynamic_conv_scratch.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+// Kernels that are scaled, mixed per channel or joined by a code take the general way.
+template <class Scalar>
+inline bool is_plain_mixture(const DynamicConvShape& shape,
+                             const DynamicConvOperands<Scalar>& operands) {
+  return shape.batch > 0 && !shape.attention_per_channel && shape.code_channels == 0 &&
+         operands.in_scale == nullptr && operands.out_scale == nullptr &&
+         operands.tap_scale == nullptr;
+}
+
+// The contractions of kernels that are there as a whole, [batch][O][row].
+template <class Scalar>
+void contract_kernels(const Mixer<Scalar>& mixer, const accumulate_t<Scalar>* kernels,
+                      Scalar* weight, accumulate_t<Scalar>* attention) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int64_t kPart = 512;
+  const DynamicConvShape& shape = mixer.shape();
+  const int64_t size = shape.out_channels * shape.row_size(), batch = shape.batch;
+  if (!shape.has_attention) {
+    if (weight != nullptr) store_row(weight, kernels, batch * size);
+    return;
+  }
+  const int64_t parts = ceil_div(size, kPart), bank = shape.bank;
+  const Scratch<Acc> partials(attention != nullptr ? parts * batch * bank : 0);
+  parallel_for(parts, 4, [&](int64_t begin, int64_t end) {
+    const Scratch<Acc> line(kPart), factors(batch);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kPart, count = std::min(kPart, size - first);
+      for (int64_t n = 0; n < bank; ++n) {
+        if (weight != nullptr) {
+          for (int64_t b = 0; b < batch; ++b) factors[b] = mixer.attention(b, 0)[n];
+          combine_rows(line.get(), factors.get(), batch, kernels + first, size, count);
+          store_row(weight + n * size + first, line.get(), count);
+        }
+        for (int64_t b = 0; attention != nullptr && b < batch; ++b) {
+          partials[(part * batch + b) * bank + n] = dot_rows(
+              kernels + b * size + first, mixer.operands().weight + n * size + first, count);
+        }
+      }
+    }
+  });
+  for (int64_t i = 0; attention != nullptr && i < batch * bank; ++i) {
+    attention[i] = Acc(0);
+    for (int64_t part = 0; part < parts; ++part) attention[i] += partials[part * batch * bank + i];
+  }
+}
+
+template <class Scalar>
+class SmallMapGradient {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  static bool fits(const DynamicConvShape& shape) {
+    return shape.out_size[0] * shape.out_size[1] <= kMapPixels && shape.out_per_group() >= 8 &&
+           shape.in_per_group() * shape.taps() >= kLanes<Acc>;
+  }
+
+  explicit SmallMapGradient(const Mixer<Scalar>& mixer)
+      : mixer_(mixer),
+        shape_(mixer.shape()),
+        y_(forward_axis(shape_, 0)),
+        x_(forward_axis(shape_, 1)),
+        tiles_(choose_tiles(y_, x_, 0, kLanes<Acc>, 0, kMapPixels * 2, 1, true)),
+        tap_offsets_(tiles_.tap_offsets()),
+        pixels_(shape_.out_size[0] * shape_.out_size[1]),
+        columns_(shape_.row_size()) {
+    constexpr int64_t kLane = kLanes<Acc>;
+    const int64_t wanted = ceil_div(columns_, kMostColumns);
+    block_columns_ = ceil_div(ceil_div(columns_, wanted), kLane) * kLane;
+    column_blocks_ = ceil_div(columns_, block_columns_);
+    const int64_t rows = shape_.out_per_group();
+    block_rows_ = ceil_div(ceil_div(rows, ceil_div(rows, kMostRows)), kBlockRows) * kBlockRows;
+    row_blocks_ = ceil_div(rows, block_rows_);
+    const int64_t sample = shape_.groups * column_blocks_ * block_columns_ * pixels_;
+    samples_ = std::clamp<int64_t>(kPatchBytes / (sample * int64_t{sizeof(Acc)}), 1,
+                                   std::min<int64_t>(shape_.batch, kMostSamples));
+  }
+
+  // `weight` as the operand, or null; `attention` [batch][bank] is overwritten, or null.
+  void run(const Image<const Scalar>& image, const Image<const Scalar>& grad, Scalar* weight,
+           Acc* attention) const {
+    const int64_t batch = shape_.batch, bank = shape_.bank;
+    const bool several = shape_.has_attention && samples_ < batch;
+    const Scratch<Acc> sums(several ? bank * shape_.out_channels * columns_ : 0);
+    const Scratch<Acc> patches(samples_ * shape_.groups * column_blocks_ * block_columns_ *
+                               pixels_);
+    const Scratch<Acc> grads(samples_ * shape_.out_channels * pixels_);
+    const int64_t tasks = shape_.groups * row_blocks_ * column_blocks_;
+    const Scratch<Acc> partials(attention != nullptr ? tasks * samples_ * bank : 0);
+    std::vector<Offsets> table;
+    for (int64_t p = 0; p < pixels_; ++p) {
+      table.push_back({static_cast<int32_t>(p), static_cast<int32_t>(p * block_columns_)});
+    }
+    for (int64_t first = 0; first < batch; first += samples_) {
+      const int64_t count = std::min(samples_, batch - first);
+      lay_out_patches(image, first, count, patches.get());
+      lay_out_grads(grad, first, count, grads.get());
+      parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+        const Scratch<Acc> block(count * block_rows_ * block_columns_);
+        for (int64_t task = begin; task < end; ++task) {
+          const Block at = block_of(task);
+          for (int64_t i = 0; i < count; ++i) {
+            multiply<Acc, false>(&grads[(i * shape_.out_channels + at.row) * pixels_], pixels_,
+                                 at.rows, &patches[patch_index(i, at.group, at.column_block)],
+                                 table.data(), pixels_, &block[i * block_rows_ * block_columns_],
+                                 block_columns_, ceil_div(at.columns, kLanes<Acc>));
+          }
+          Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;
+          contract(at, first, count, block.get(), weight, several ? sums.get() : nullptr, partial);
+        }
+      });
+      for (int64_t i = 0; attention != nullptr && i < count; ++i) {
+        for (int64_t n = 0; n < bank; ++n) {
+          Acc total(0);
+          for (int64_t task = 0; task < tasks; ++task) {
+            total += partials[(task * samples_ + i) * bank + n];
+          }
+          attention[(first + i) * bank + n] = total;
+        }
+      }
+    }
+    if (several && weight != nullptr) {
+      parallel_for(bank * shape_.out_channels, 16, [&](int64_t begin, int64_t end) {
+        store_row(weight + begin * columns_, &sums[begin * columns_], (end - begin) * columns_);
+      });
+    }
+  }
+
+ private:
+  static constexpr int64_t kMapPixels = 256, kMostColumns = 192, kMostRows = 32;
+  static constexpr int64_t kMostSamples = 8, kPatchBytes = 16 << 20;
+
+  struct Block {
+    int64_t group, row, rows, column_block, column, columns;
+  };
+
+  Block block_of(int64_t task) const {
+    const int64_t column_block = task % column_blocks_;
+    const int64_t row_block = task / column_blocks_ % row_blocks_;
+    const int64_t group = task / column_blocks_ / row_blocks_;
+    const int64_t row = row_block * block_rows_, column = column_block * block_columns_;
+    return {group,
+            group * shape_.out_per_group() + row,
+            std::min(block_rows_, shape_.out_per_group() - row),
+            column_block,
+            column,
+            std::min(block_columns_, columns_ - column)};
+  }
+
+  int64_t patch_index(int64_t sample, int64_t group, int64_t column_block) const {
+    return ((sample * shape_.groups + group) * column_blocks_ + column_block) * pixels_ *
+           block_columns_;
+  }
+
+  // patches[sample][group][block of columns][pixel][column]
+  void lay_out_patches(const Image<const Scalar>& image, int64_t first, int64_t count,
+                       Acc* patches) const {
+    const int64_t taps = shape_.taps(), channels = shape_.in_per_group();
+    parallel_for(count * shape_.groups * column_blocks_, 1, [&](int64_t begin, int64_t end) {
+      const int64_t most = block_columns_ / taps + 2;
+      const Scratch<Acc> tile(most * tiles_.channel_stride());
+      clear_slack(tiles_, most, tile.get());
+      std::vector<const Acc*> rows(block_columns_);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t column = task % column_blocks_ * block_columns_;
+        const int64_t column_end = std::min(column + block_columns_, columns_);
+        const int64_t sample = first + task / column_blocks_ / shape_.groups;
+        const int64_t group = task / column_blocks_ % shape_.groups;
+        const Planes<Scalar> planes{
+            image.data + sample * image.stride[0] + group * channels * image.stride[1],
+            image.stride[1],
+            image.stride[2],
+            image.stride[3],
+            channels,
+            shape_.in_size[0],
+            shape_.in_size[1],
+            false};
+        const int64_t channel = column / taps;
+        copy_tile(planes, channel, ceil_div(column_end, taps), y_, x_, tiles_, 0, 0, tile.get());
+        // Columns that only fill the block hold numbers too: those of the last one.
+        for (int64_t k = 0; k < block_columns_; ++k) {
+          const int64_t real = std::min(column + k, column_end - 1);
+          rows[k] = tile.get() + (real / taps - channel) * tiles_.channel_stride() +
+                    tap_offsets_[real % taps];
+        }
+        transpose_rows(rows.data(), block_columns_, pixels_,
+                       patches + patch_index(sample - first, group, task % column_blocks_),
+                       block_columns_);
+      }
+    });
+  }
+
+  // grads[sample][channel][pixel]
+  void lay_out_grads(const Image<const Scalar>& grad, int64_t first, int64_t count,
+                     Acc* grads) const {
+    constexpr int64_t kChannels = 16;
+    const int64_t height = shape_.out_size[0], width = shape_.out_size[1];
+    const int64_t chunks = ceil_div(shape_.out_channels, kChannels);
+    parallel_for(count * chunks, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t i = task / chunks, channel = task % chunks * kChannels;
+        const int64_t channel_end = std::min(channel + kChannels, shape_.out_channels);
+        const Planes<Scalar> planes{grad.data + (first + i) * grad.stride[0],
+                                    grad.stride[1],
+                                    grad.stride[2],
+                                    grad.stride[3],
+                                    shape_.out_channels,
+                                    height,
+                                    width,
+                                    false};
+        copy_window(planes, channel, channel_end, Window{0, 1, height, 0, 1, width},
+                    grads + (i * shape_.out_channels + channel) * pixels_, pixels_, width);
+      }
+    });
+  }
+
+  // target[p * stride + k] = rows[k][p] for `count` pixels; `columns` is a multiple of a vector,
+  // and rows may be read up to a vector's end.
+  static void transpose_rows(const Acc* const* rows, int64_t columns, int64_t count, Acc* target,
+                             int64_t stride) {
+    constexpr int kLane = kLanes<Acc>;
+    for (int64_t k = 0; k < columns; k += kLane) {
+      for (int64_t p = 0; p < count; p += kLane) {
+        Vector<Acc> square[kLane];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLane; ++i) square[i] = load_vector(rows[k + i] + p);
+        transpose_square<Acc>(square);
+        const int64_t last = std::min<int64_t>(kLane, count - p);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLane; ++i) {
+          if (i < last) store_vector(target + (p + i) * stride + k, square[i]);
+        }
+      }
+    }
+  }
+
+  // Contracts dW_b of some samples, block[sample][row][column].
+  void contract(const Block& at, int64_t first, int64_t count, const Acc* block, Scalar* weight,
+                Acc* sums, Acc* partial) const {
+    const int64_t sample_size = block_rows_ * block_columns_;
+    std::vector<Acc> factors(count);
+    const Scratch<Acc> line(at.columns);
+    for (int64_t n = 0; weight != nullptr && shape_.has_attention && n < shape_.bank; ++n) {
+      for (int64_t i = 0; i < count; ++i) factors[i] = mixer_.attention(first + i, 0)[n];
+      for (int64_t r = 0; r < at.rows; ++r) {
+        const int64_t index = (n * shape_.out_channels + at.row + r) * columns_ + at.column;
+        combine_rows(line.get(), factors.data(), count, block + r * block_columns_, sample_size,
+                     at.columns);
+        if (sums == nullptr) {
+          store_row(weight + index, line.get(), at.columns);
+        } else if (first == 0) {
+          std::copy_n(line.get(), at.columns, &sums[index]);
+        } else {
+          add_scaled_row(&sums[index], Acc(1), line.get(), at.columns);
+        }
+      }
+    }
+    for (int64_t i = 0; weight != nullptr && !shape_.has_attention && i < count; ++i) {
+      for (int64_t r = 0; r < at.rows; ++r) {
+        store_row(weight + ((first + i) * shape_.out_channels + at.row + r) * columns_ + at.column,
+                  block + i * sample_size + r * block_columns_, at.columns);
+      }
+    }
+    for (int64_t i = 0; partial != nullptr && i < count; ++i) {
+      for (int64_t n = 0; n < shape_.bank; ++n) {
+        partial[i * shape_.bank + n] = product(at, block + i * sample_size, n);
+      }
+    }
+  }
+
+  // <dW_b, weight[n]> over the block.
+  Acc product(const Block& at, const Acc* block, int64_t n) const {
+    constexpr int kLane = kLanes<Acc>;
+    const Scalar* kernel =
+        mixer_.operands().weight + (n * shape_.out_channels + at.row) * columns_ + at.column;
+    Vector<Acc> sum[2] = {};
+    for (int64_t r = 0; r < at.rows; ++r, kernel += columns_, block += block_columns_) {
+      int64_t k = 0;
+      for (; k + 2 * kLane <= at.columns; k += 2 * kLane) {
+        sum[0] += load_vector(kernel + k) * load_vector(block + k);
+        sum[1] += load_vector(kernel + k + kLane) * load_vector(block + k + kLane);
+      }
+      for (; k < at.columns; k += kLane) {
+        const int64_t left = at.columns - k;
+        sum[0] += left >= kLane ? load_vector(kernel + k) * load_vector(block + k)
+                                : load_partial(kernel + k, left) * load_partial(block + k, left);
+      }
+    }
+    return sum_lanes<Acc>(sum[0] + sum[1]);
+  }
+
+  const Mixer<Scalar>& mixer_;
+  const DynamicConvShape& shape_;
+  TapAxis y_, x_;
+  Tiles tiles_;
+  std::vector<int64_t> tap_offsets_;
+  int64_t pixels_, columns_;  // of a map; of a row of W_b
+  int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;
+  int64_t samples_;  // laid out at a time
+};
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY

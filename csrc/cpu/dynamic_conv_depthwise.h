@@ -1,0 +1,581 @@
+// The depthwise plan: one input and one output channel in a group, a plane at a time.
+//
+// Square kernels of 3, 5 or 7 with stride 1 or 2 run down columns of vectors: each row of the input
+// is loaded once for each horizontal tap and added to all the rows of the output that it reaches,
+// which wait in registers. Everything else (dilation, other sizes, the input gradient of a strided
+// convolution) sums over the taps of one output vector after the other.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cpu/dynamic_conv_mix.h"
+#include "cpu/dynamic_conv_scratch.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+// One vector of columns of kPlanes planes, from the top to the bottom: sink(plane, row, sums).
+// Several planes at a time keep the units busy while each waits for its own last sum.
+// `first` is the row of the plane that the first output row's first tap reads (negative: padding).
+// A weight is one number, or a vector where the lanes are not of one plane.
+template <int kSize, int kStride, int kPlanes, class Acc, class Weight, class Load, class Sink>
+DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64_t out_rows,
+                          const Weight* const (&weights)[kPlanes],
+                          const Vector<Acc> (&bias)[kPlanes], const Sink& sink) {
+  // waiting[i] is the output row that still needs i * kStride more rows above the newest.
+  constexpr int kWaiting = (kSize - 1) / kStride + 1;
+  Vector<Acc> waiting[kPlanes][kWaiting];
+  for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
+    for_each_constant<kWaiting>(
+        [&](auto i) __attribute__((always_inline)) { waiting[p()][i()] = bias[p()]; });
+  });
+  const auto add = [&]<int kOdd>(std::integral_constant<int, kOdd>, int64_t row)
+                       __attribute__((always_inline)) {
+                         for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
+                           const auto pixels = load(p(), row);
+                           for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+                             const Vector<Acc> shifted = pixels(v);
+                             for_each_constant<(kSize - kOdd + kStride - 1) / kStride>(
+                                 [&](auto i) __attribute__((always_inline)) {
+                                   waiting[p()][i() + (kOdd != 0)] +=
+                                       shifted * weights[p()][(kOdd + i() * kStride) * kSize + v()];
+                                 });
+                           });
+                         });
+                       };
+  // Output row y is complete after input row first + y * kStride + kSize - 1.
+  for (int64_t y = 1 - kWaiting; y < out_rows; ++y) {
+    const int64_t newest = first + (y + kWaiting - 1) * kStride;
+    if (newest >= 0 && newest < height) add(std::integral_constant<int, 0>(), newest);
+    for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
+      if (y >= 0) sink(p(), y, waiting[p()][kWaiting - 1]);
+      for_each_constant<kWaiting - 1>([&](auto i) __attribute__((always_inline)) {
+        waiting[p()][kWaiting - 1 - i()] = waiting[p()][kWaiting - 2 - i()];
+      });
+      waiting[p()][0] = bias[p()];
+    });
+    if constexpr (kStride == 2) {
+      if (newest + 1 >= 0 && newest + 1 < height) {
+        add(std::integral_constant<int, 1>(), newest + 1);
+      }
+    }
+  }
+}
+
+template <class Scalar>
+class Depthwise {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  static bool fits(const DynamicConvShape& shape) {
+    return shape.groups == shape.in_channels && shape.groups == shape.out_channels &&
+           shape.groups > 1 && shape.code_channels == 0;
+  }
+
+  Depthwise(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape)
+      : y_(std::move(y)), x_(std::move(x)), channels_(shape.out_channels), taps_(shape.taps()) {
+    for (int64_t u : y_.taps) {
+      for (int64_t v : x_.taps) kept_taps_.push_back(u * shape.kernel[1] + v);
+    }
+    const bool square = shape.kernel[0] == shape.kernel[1] && shape.dilation[0] == 1 &&
+                        shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
+    const int64_t stride = shape.stride[0], size = shape.kernel[0];
+    runs_down_ = square && size % 2 == 1 && size >= 3 && size <= 7 &&
+                 (stride == 1 || (stride == 2 && direction == Direction::kForward));
+    size_ = size;
+    flipped_ = direction == Direction::kInputGradient;
+    tiles_ = choose_tiles(y_, x_, 1, kLanes<Acc>, kTileBytes / int64_t{sizeof(Acc)}, kTileBytes, 1,
+                          false);
+    tap_offsets_ = tiles_.tap_offsets();
+  }
+
+  std::string name() const {
+    return runs_down_ ? "depthwise, rows waiting in registers" : "depthwise, tap by tap";
+  }
+  int64_t parts() const { return 1; }
+
+  // As Correlation::run.
+  void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
+           const Image<Scalar>& result, Acc* sums) const {
+    const int64_t batch = mixer.shape().batch;
+    const Scratch<Acc> kernels(batch * channels_ * taps_);
+    mixer.mix_whole(0, batch, false, kernels.get());
+    if (flipped_ && runs_down_) {
+      for (int64_t plane = 0; plane < batch * channels_; ++plane) {
+        std::reverse(&kernels[plane * taps_], &kernels[plane * taps_] + taps_);
+      }
+    }
+    const Acc* bias = flipped_ ? nullptr : mixer.betas();
+    const Task task{kernels.get(), bias, image, activation, result, sums};
+    const bool pixels_first = image.stride[1] == 1 && result.stride[1] == 1;
+    const int64_t block = pixels_first ? kLanes<Acc> : 1;
+    const int64_t blocks = ceil_div(channels_, block);
+    const int64_t work = block * taps_ * y_.count * x_.count + 1;
+    parallel_for(batch * blocks, std::max<int64_t>(1, kMinWork / work),
+                 [&](int64_t begin, int64_t end) {
+                   if (runs_down_) {
+                     down(task, block, begin, end);
+                   } else {
+                     by_taps(task, block, begin, end);
+                   }
+                 });
+  }
+
+#if DDRF_VECTOR_BYTES == 64
+  // Whether kernel_gradient() can take these images.
+  bool has_kernel_gradient(const Image<const Scalar>& image,
+                           const Image<const Scalar>& grad) const {
+    return runs_down_ && size_ <= 5 && image.stride[3] == 1 && grad.stride[3] == 1;
+  }
+
+  // The gradient of each sample's kernels [batch][channels][taps] for the gradient of the output.
+  void kernel_gradient(int64_t batch, const Image<const Scalar>& image,
+                       const Image<const Scalar>& grad, Acc* kernels) const {
+    const int64_t work = taps_ * y_.count * x_.count + 1;
+    const auto run = [&]<int kSize, int kStride>(std::integer_sequence<int, kSize, kStride>) {
+      parallel_for(batch * channels_, std::max<int64_t>(1, kMinWork / work),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t plane = begin; plane < end; ++plane) {
+                       plane_gradient<kSize, kStride>(image, grad, plane, kernels + plane * taps_);
+                     }
+                   });
+    };
+    if (size_ == 3) {
+      x_.in_step == 1 ? run(std::integer_sequence<int, 3, 1>())
+                      : run(std::integer_sequence<int, 3, 2>());
+    } else {
+      x_.in_step == 1 ? run(std::integer_sequence<int, 5, 1>())
+                      : run(std::integer_sequence<int, 5, 2>());
+    }
+  }
+#endif
+
+ private:
+  static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
+  static constexpr int64_t kAhead = 512;  // pixels fetched in advance
+
+  struct Task {
+    const Acc *kernels, *bias;
+    const Image<const Scalar>& image;
+    Activation activation;
+    const Image<Scalar>& result;
+    Acc* sums;
+  };
+
+  Planes<Scalar> planes(const Task& task, int64_t sample) const {
+    const Image<const Scalar>& image = task.image;
+    return {image.data + sample * image.stride[0],
+            image.stride[1],
+            image.stride[2],
+            image.stride[3],
+            channels_,
+            y_.in_size,
+            x_.in_size,
+            false};
+  }
+
+  Acc bias(const Task& task, int64_t plane) const {
+    return task.bias == nullptr ? Acc(0) : task.bias[plane];
+  }
+
+  // ---- rows in registers ----
+
+  void down(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+    if (size_ == 3) {
+      down_sized<3>(task, block, begin, end);
+    } else if (size_ == 5) {
+      down_sized<5>(task, block, begin, end);
+    } else {
+      down_sized<7>(task, block, begin, end);
+    }
+  }
+
+  template <int kSize>
+  void down_sized(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+    const auto run = [&]<int kStride>(std::integral_constant<int, kStride>) {
+#if DDRF_VECTOR_BYTES == 64
+      if (block == 1 && task.image.stride[3] == 1 && task.result.stride[3] == 1) {
+        return straight<kSize, kStride>(task, begin, end);
+      }
+#endif
+      copied<kSize, kStride>(task, block, begin, end);
+    };
+    if (x_.in_step == 1) {
+      run(std::integral_constant<int, 1>());
+    } else {
+      run(std::integral_constant<int, 2>());
+    }
+  }
+
+  int64_t first_shift(const TapAxis& axis) const {
+    return flipped_ ? axis.shift.back() : axis.shift.front();
+  }
+
+#if DDRF_VECTOR_BYTES == 64
+  // How rows are loaded from the image: with a mask for each tap; where they fit a vector and are
+  // padded as "same", once, then shifted; where they fit half a vector, those of two planes at
+  // once.
+  enum class Rows { kMasked, kShifted, kHalves };
+
+  template <int kSize, int kStride>
+  void straight(const Task& task, int64_t begin, int64_t end) const {
+    const bool same = first_shift(x_) == -(kSize / 2);
+    const auto fits = [&](int64_t lanes) {
+      return same && x_.in_size <= kStride * lanes && x_.count <= lanes;
+    };
+    const auto run = [&]<Rows kRows>(std::integral_constant<Rows, kRows>) {
+      constexpr int kTaken = kRows == Rows::kHalves ? 4 : 2;
+      int64_t plane = begin;
+      for (; plane + kTaken <= end; plane += kTaken) {
+        planes_down<kSize, kStride, 2, kRows>(task, plane);
+      }
+      constexpr Rows kLast = kRows == Rows::kHalves ? Rows::kShifted : kRows;
+      for (; plane < end; ++plane) planes_down<kSize, kStride, 1, kLast>(task, plane);
+    };
+    if (fits(kLanes<Acc> / 2)) {
+      run(std::integral_constant<Rows, Rows::kHalves>());
+    } else if (fits(kLanes<Acc>)) {
+      run(std::integral_constant<Rows, Rows::kShifted>());
+    } else {
+      run(std::integral_constant<Rows, Rows::kMasked>());
+    }
+  }
+
+  // The lanes inside the image of a vector that begins at a column.
+  uint32_t mask_at(int64_t column) const {
+    const int64_t low = std::clamp<int64_t>(-column, 0, kLanes<Acc>);
+    const int64_t high = std::clamp<int64_t>(x_.in_size - column, 0, kLanes<Acc>);
+    return ((1u << high) - 1) & ~((1u << low) - 1);
+  }
+
+  // With every row of the image, the rows of the gradient that it takes part in.
+  template <int kSize, int kStride>
+  void plane_gradient(const Image<const Scalar>& image, const Image<const Scalar>& grad,
+                      int64_t plane, Acc* kernel) const {
+    constexpr int kLane = kLanes<Acc>, kTaps = kSize * kSize;
+    constexpr auto kIndices = std::make_index_sequence<kLane>();
+    const int64_t sample = plane / channels_, channel = plane % channels_;
+    const Scalar* pixels = image.data + sample * image.stride[0] + channel * image.stride[1];
+    const Scalar* grads = grad.data + sample * grad.stride[0] + channel * grad.stride[1];
+    Vector<Acc> sums[kTaps];
+    for_each_constant<kTaps>([&](auto t)
+                                 __attribute__((always_inline)) { sums[t()] = Vector<Acc>{}; });
+    for (int64_t x = 0; x < x_.count; x += kLane) {
+      const int64_t start = x * kStride + first_shift(x_);
+      constexpr int kMasks = kStride == 1 ? kSize : kSize + 1;
+      uint32_t masks[kMasks];
+      for (int i = 0; i < kMasks; ++i) {
+        masks[i] = mask_at(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane));
+      }
+      const uint32_t inside = (1u << std::min<int64_t>(kLane, x_.count - x)) - 1;
+      for (int64_t row = 0; row < y_.in_size; ++row) {
+        const Scalar* first = pixels + row * image.stride[2] + start;
+        Vector<Acc> shifted[kSize];
+        for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+          if constexpr (kStride == 1) {
+            shifted[v()] = load_masked(first + v(), masks[v()]);
+          } else {
+            constexpr int kPair = v() / 2 * 2;
+            shifted[v()] = every_second<Acc, v() % 2>(
+                load_masked(first + kPair, masks[kPair]),
+                load_masked(first + kPair + kLane, masks[kPair + 1]), kIndices);
+          }
+        });
+        for_each_constant<kSize>([&](auto u) __attribute__((always_inline)) {
+          const int64_t distance = row - first_shift(y_) - u();
+          const int64_t y = distance / kStride;
+          if (distance < 0 || distance % kStride != 0 || y >= y_.count) return;
+          const Vector<Acc> value = load_masked(grads + y * grad.stride[2] + x, inside);
+          for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+            sums[u() * kSize + v()] += value * shifted[v()];
+          });
+        });
+      }
+    }
+    // As many sums at a time as a square of lanes holds.
+    for_each_constant<(kTaps + kLane - 1) / kLane>([&](auto part) __attribute__((always_inline)) {
+      constexpr int kFirst = part() * kLane;
+      constexpr int kCount = kTaps - kFirst < kLane ? kTaps - kFirst : kLane;
+      Vector<Acc> square[kLane] = {};
+      for_each_constant<kCount>(
+          [&](auto i) __attribute__((always_inline)) { square[i()] = sums[kFirst + i()]; });
+      transpose_square<Acc>(square);
+      Vector<Acc> total{};
+      for_each_constant<kLane>([&](auto i)
+                                   __attribute__((always_inline)) { total += square[i()]; });
+      store_masked(kernel + kFirst, total, (1u << kCount) - 1);
+    });
+  }
+
+  template <int kSize, int kStride, int kVectors, Rows kRows>
+  void planes_down(const Task& task, int64_t plane) const {
+    constexpr int kLane = kLanes<Acc>;
+    constexpr auto kIndices = std::make_index_sequence<kLane>();
+    // Planes side by side in a vector, and the lanes of each.
+    constexpr int kSide = kRows == Rows::kHalves ? 2 : 1, kPart = kLane / kSide;
+    constexpr int kPlanes = kVectors * kSide, kTaps = kSize * kSize;
+    const int64_t count = x_.count, line = task.image.stride[2];
+    const int64_t out_line = task.result.stride[2];
+    const Activation activation = task.activation;
+    Acc* const sums = task.sums;
+
+    using Weight = std::conditional_t<kSide == 1, Acc, Vector<Acc>>;
+    Vector<Acc> side_by_side[kSide == 1 ? 1 : kVectors][kTaps];
+    const Weight* weights[kVectors];
+    Vector<Acc> biases[kVectors], total[kVectors] = {};
+    const Scalar* source[kPlanes];
+    Scalar* target[kPlanes];
+    for (int p = 0; p < kPlanes; ++p) {
+      const int64_t sample = (plane + p) / channels_, channel = (plane + p) % channels_;
+      source[p] = task.image.data + sample * task.image.stride[0] + channel * task.image.stride[1];
+      target[p] =
+          task.result.data + sample * task.result.stride[0] + channel * task.result.stride[1];
+      // The planes that come next; beyond them nothing is read, only fetched.
+      const int64_t ahead = std::min<int64_t>(y_.in_size * line, kAhead);
+      for (int64_t i = 0; i < ahead; i += 64 / sizeof(Scalar)) {
+        __builtin_prefetch(source[p] + kPlanes * task.image.stride[1] + i);
+      }
+    }
+    for (int i = 0; i < kVectors; ++i) {
+      const Acc* own = task.kernels + (plane + i * kSide) * taps_;
+      biases[i] = Vector<Acc>{} + bias(task, plane + i * kSide);
+      if constexpr (kSide == 1) {
+        weights[i] = own;
+      } else {
+        biases[i] = lower_halves<Acc>(biases[i], Vector<Acc>{} + bias(task, plane + i * kSide + 1),
+                                      kIndices);
+        for (int t = 0; t < kTaps; ++t) {
+          side_by_side[i][t] =
+              lower_halves<Acc>(Vector<Acc>{} + own[t], Vector<Acc>{} + own[taps_ + t], kIndices);
+        }
+        weights[i] = side_by_side[i];
+      }
+    }
+
+    for (int64_t x = 0; x < count; x += kPart) {
+      const int64_t start = x * kStride + first_shift(x_);
+      // With stride 2 a pair of taps shares two vectors.
+      constexpr int kMasks = kStride == 1 ? kSize : kSize + 1;
+      uint32_t masks[kMasks];
+      for (int i = 0; i < kMasks; ++i) {
+        masks[i] = mask_at(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane));
+      }
+      const uint32_t low_mask = mask_at(0), high_mask = mask_at(kLane);
+      const auto load = [&](int i, int64_t y) __attribute__((always_inline)) {
+        const Scalar* row = source[i * kSide] + y * line;
+        if constexpr (kRows == Rows::kMasked) {
+          return [&, first = row + start](auto v) __attribute__((always_inline)) {
+            if constexpr (kStride == 1) {
+              return load_masked(first + v(), masks[v()]);
+            } else {
+              constexpr int kPair = v() / 2 * 2;
+              return every_second<Acc, v() % 2>(
+                  load_masked(first + kPair, masks[kPair]),
+                  load_masked(first + kPair + kLane, masks[kPair + 1]), kIndices);
+            }
+          };
+        } else {
+          const Vector<Acc> low = load_masked(row, low_mask);
+          Vector<Acc> high{};
+          if constexpr (kSide == 2) {
+            high = load_masked(source[i * kSide + 1] + y * line, low_mask);
+          } else if constexpr (kStride == 2) {
+            high = load_masked(row + kLane, high_mask);
+          }
+          if constexpr (kStride == 1) {
+            const Vector<Acc> whole = kSide == 1 ? low : lower_halves<Acc>(low, high, kIndices);
+            return [=](auto v) __attribute__((always_inline)) {
+              return shift_lanes<Acc, v() - kSize / 2, kPart>(whole, kIndices);
+            };
+          } else {
+            const Vector<Acc> even = every_second<Acc, 0>(low, high, kIndices);
+            const Vector<Acc> odd = every_second<Acc, 1>(low, high, kIndices);
+            return [=](auto v) __attribute__((always_inline)) {
+              constexpr int kPosition = v() - kSize / 2, kOdd = (kPosition % 2 + 2) % 2;
+              return shift_lanes<Acc, (kPosition - kOdd) / 2, kPart>(kOdd ? odd : even, kIndices);
+            };
+          }
+        }
+      };
+      const uint32_t inside = (1u << std::min<int64_t>(kPart, count - x)) - 1;
+      run_down<kSize, kStride, kVectors, Acc>(
+          load, y_.in_size, first_shift(y_), y_.count, weights, biases,
+          [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
+            if (activation != Activation::kNone) value = rectified<Acc>(activation, value);
+            if (sums != nullptr) total[i] += masked<Acc>(value, inside | inside << (kLane - kPart));
+            const int64_t at = x + y * out_line;
+            store_masked(target[i * kSide] + at, value, inside);
+            if constexpr (kSide == 2) {
+              store_masked(target[i * kSide + 1] + at - kPart, value, inside << kPart);
+            }
+          });
+    }
+    for (int p = 0; p < kPlanes && sums != nullptr; ++p) {
+      const uint32_t part = ((1u << kPart) - 1) << (p % kSide * kPart);
+      sums[plane + p] = sum_lanes<Acc>(masked<Acc>(total[p / kSide], part));
+    }
+  }
+#endif
+
+  // Columns are copied with their padding, those of each residue of the stride apart; rows outside
+  // the plane are skipped.
+  template <int kSize, int kStride>
+  void copied(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+    constexpr int kLane = kLanes<Acc>;
+    const int64_t first_x = first_shift(x_), first_y = first_shift(y_);
+    const int64_t height = y_.in_size, count = x_.count;
+    const int64_t columns = count + (kSize - 1) / kStride;
+    const int64_t row = ceil_div(columns, kLane) * kLane + kLane;
+    const int64_t run = height * row, plane_size = kStride * run;
+    const Scratch<Acc> input(block * plane_size);
+    const int64_t out_row = ceil_div(count, kLane) * kLane;
+    const int64_t out_size = y_.count * out_row;
+    const Scratch<Acc> output(block > 1 ? block * out_size : 0);
+    std::fill_n(input.get(), block * plane_size, Acc(0));
+    const int64_t blocks = ceil_div(channels_, block);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t sample = index / blocks, channel = index % blocks * block;
+      const int64_t channels = std::min(block, channels_ - channel);
+      const Planes<Scalar> source = planes(task, sample);
+      for (int r = 0; r < kStride; ++r) {
+        const Window window{0, 1, height, first_x + r, kStride, columns};
+        copy_window(source, channel, channel + channels, window, input.get() + r * run, plane_size,
+                    row);
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t plane = sample * channels_ + channel + c;
+        const Acc* const weights[1] = {task.kernels + plane * taps_};
+        const Vector<Acc> biases[1] = {Vector<Acc>{} + bias(task, plane)};
+        Scalar* target = task.result.data + sample * task.result.stride[0] +
+                         (channel + c) * task.result.stride[1];
+        Vector<Acc> total{};
+        for (int64_t x = 0; x < count; x += kLane) {
+          const Acc* base = input.get() + c * plane_size + x;
+          const int64_t lanes = std::min<int64_t>(kLane, count - x);
+          const auto load = [&](int, int64_t y) {
+            return [=](auto v) {
+              return load_vector(base + (v() % kStride) * run + y * row + v() / kStride);
+            };
+          };
+          run_down<kSize, kStride, 1, Acc>(
+              load, height, first_y, y_.count, weights, biases,
+              [&](int, int64_t y, Vector<Acc> value) {
+                value = rectified<Acc>(task.activation, value);
+                if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
+                if (block > 1) {
+                  store_vector(&output[c * out_size + y * out_row + x], value);
+                } else {
+                  store_line(target + y * task.result.stride[2] + x * task.result.stride[3],
+                             task.result.stride[3], value, lanes);
+                }
+              });
+        }
+        if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
+      }
+      if (block > 1) {
+        for (int64_t y = 0; y < y_.count; ++y) {
+          transpose(task.result.data + sample * task.result.stride[0] + channel +
+                        y * task.result.stride[2],
+                    task.result.stride[3], &output[y * out_row], out_size, channels, count);
+        }
+      }
+    }
+  }
+
+  static void store_line(Scalar* target, int64_t step, Vector<Acc> value, int64_t lanes) {
+    if (step == 1 && lanes == kLanes<Acc>) {
+      store_vector(target, value);
+    } else if (step == 1) {
+      store_partial(target, value, lanes);
+    } else {
+      for (int64_t i = 0; i < lanes; ++i) target[i * step] = static_cast<Scalar>(value[i]);
+    }
+  }
+
+  // ---- tap by tap ----
+
+  void by_taps(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+    constexpr int kLane = kLanes<Acc>, kRows = 4;
+    const Scratch<Acc> input(block * tiles_.channel_stride());
+    clear_slack(tiles_, block, input.get());
+    const int64_t row_stride = tiles_.row_stride();
+    const int64_t padded_rows = ceil_div(tiles_.y.extent, kRows) * kRows;
+    const int64_t out_row = ceil_div(tiles_.x.extent, kLane) * kLane;
+    const int64_t out_size = padded_rows * out_row;
+    const Scratch<Acc> output(block * out_size);
+    const int64_t blocks = ceil_div(channels_, block);
+    const Image<Scalar>& result = task.result;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t sample = index / blocks, channel = index % blocks * block;
+      const int64_t channels = std::min(block, channels_ - channel);
+      const Planes<Scalar> source = planes(task, sample);
+      if (task.sums != nullptr) {
+        std::fill_n(task.sums + sample * channels_ + channel, channels, Acc(0));
+      }
+      for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
+        const int64_t tile_y = tile / tiles_.x.tiles, tile_x = tile % tiles_.x.tiles;
+        const int64_t rows = std::min(tiles_.y.extent, y_.count - tile_y * tiles_.y.extent);
+        const int64_t columns = std::min(tiles_.x.extent, x_.count - tile_x * tiles_.x.extent);
+        copy_tile(source, channel, channel + channels, y_, x_, tiles_, tile_y, tile_x, input.get());
+        const int64_t out_y = y_.out_offset + tile_y * tiles_.y.extent * y_.out_step;
+        const int64_t out_x = x_.out_offset + tile_x * tiles_.x.extent * x_.out_step;
+        Scalar* target = result.data + sample * result.stride[0] + channel * result.stride[1] +
+                         out_y * result.stride[2] + out_x * result.stride[3];
+        const int64_t line = y_.out_step * result.stride[2], step = x_.out_step * result.stride[3];
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t plane = sample * channels_ + channel + c;
+          const Acc* weights = task.kernels + plane * taps_;
+          const Acc* pixels = input.get() + c * tiles_.channel_stride();
+          for (int64_t x = 0; x < columns; x += kLane) {
+            const int64_t lanes = std::min<int64_t>(kLane, columns - x);
+            for (int64_t y = 0; y < rows; y += kRows) {
+              Vector<Acc> sum[kRows];
+              // The last block reads its last row again.
+              int64_t start[kRows];
+#pragma GCC unroll 4
+              for (int r = 0; r < kRows; ++r) {
+                sum[r] = Vector<Acc>{} + bias(task, plane);
+                start[r] = std::min(y + r, rows - 1) * row_stride + x;
+              }
+              for (size_t t = 0; t < tap_offsets_.size(); ++t) {
+                const Acc weight = weights[kept_taps_[t]];
+#pragma GCC unroll 4
+                for (int r = 0; r < kRows; ++r) {
+                  sum[r] += load_vector(pixels + start[r] + tap_offsets_[t]) * weight;
+                }
+              }
+              for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - y); ++r) {
+                const Vector<Acc> value = rectified<Acc>(task.activation, sum[r]);
+                if (task.sums != nullptr) {
+                  task.sums[plane] += sum_lanes<Acc>(first_lanes<Acc>(value, lanes));
+                }
+                if (block > 1) {
+                  store_vector(&output[c * out_size + (y + r) * out_row + x], value);
+                } else {
+                  store_line(target + (y + r) * line + x * step, step, value, lanes);
+                }
+              }
+            }
+          }
+        }
+        if (block > 1) {
+          for (int64_t y = 0; y < rows; ++y) {
+            transpose(target + y * line, step, &output[y * out_row], out_size, channels, columns);
+          }
+        }
+      }
+    }
+  }
+
+  TapAxis y_, x_;
+  int64_t channels_, taps_, size_;
+  bool runs_down_, flipped_;
+  std::vector<int64_t> kept_taps_;
+  Tiles tiles_;
+  std::vector<int64_t> tap_offsets_;
+};
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY
