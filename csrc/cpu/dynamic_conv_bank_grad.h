@@ -106,7 +106,8 @@ class SmallMapGradient {
     const Scratch<Acc> sums(several ? bank * shape_.out_channels * columns_ : 0);
     const Scratch<Acc> patches(samples_ * shape_.groups * column_blocks_ * block_columns_ *
                                pixels_);
-    const Scratch<Acc> grads(samples_ * shape_.out_channels * pixels_);
+    const bool direct = reads_directly(grad);
+    const Scratch<Acc> copied(direct ? 0 : samples_ * shape_.out_channels * pixels_);
     const int64_t tasks = shape_.groups * row_blocks_ * column_blocks_;
     const Scratch<Acc> partials(attention != nullptr ? tasks * samples_ * bank : 0);
     std::vector<Offsets> table;
@@ -116,16 +117,22 @@ class SmallMapGradient {
     for (int64_t first = 0; first < batch; first += samples_) {
       const int64_t count = std::min(samples_, batch - first);
       lay_out_patches(image, first, count, patches.get());
-      lay_out_grads(grad, first, count, grads.get());
+      if (!direct) lay_out_grads(grad, first, count, copied.get());
+      const auto grads = [&](int64_t i, int64_t row) -> const Acc* {
+        if constexpr (std::is_same_v<Scalar, Acc>) {
+          if (direct) return grad.data + (first + i) * grad.stride[0] + row * grad.stride[1];
+        }
+        return &copied[(i * shape_.out_channels + row) * pixels_];
+      };
       parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
         const Scratch<Acc> block(count * block_rows_ * block_columns_);
         for (int64_t task = begin; task < end; ++task) {
           const Block at = block_of(task);
           for (int64_t i = 0; i < count; ++i) {
-            multiply<Acc, false>(&grads[(i * shape_.out_channels + at.row) * pixels_], pixels_,
-                                 at.rows, &patches[patch_index(i, at.group, at.column_block)],
-                                 table.data(), pixels_, &block[i * block_rows_ * block_columns_],
-                                 block_columns_, ceil_div(at.columns, kLanes<Acc>));
+            multiply<Acc, false>(grads(i, at.row), direct ? grad.stride[1] : pixels_, at.rows,
+                                 &patches[patch_index(i, at.group, at.column_block)], table.data(),
+                                 pixels_, &block[i * block_rows_ * block_columns_], block_columns_,
+                                 ceil_div(at.columns, kLanes<Acc>));
           }
           Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;
           contract(at, first, count, block.get(), weight, several ? sums.get() : nullptr, partial);
@@ -210,6 +217,12 @@ class SmallMapGradient {
                        block_columns_);
       }
     });
+  }
+
+  // Whether the pixels of each channel follow one another already.
+  bool reads_directly(const Image<const Scalar>& grad) const {
+    return std::is_same_v<Scalar, Acc> && grad.stride[3] == 1 &&
+           (grad.stride[2] == shape_.out_size[1] || shape_.out_size[0] == 1);
   }
 
   // grads[sample][channel][pixel]

@@ -45,9 +45,9 @@ class Correlation {
     }
     const int64_t taps = static_cast<int64_t>(kept_taps_.size());
     const int64_t tap_rows = static_cast<int64_t>(y_.taps.size());
-    // Copying pixels once for each column of taps costs less than computing dropped columns.
+    // Copying pixels once for each column of taps costs less than computing many dropped columns.
     const int64_t span = x_.taps.empty() ? 0 : static_cast<int64_t>(x_.taps.size()) - 1;
-    const bool compact = outputs_ >= kLanes<Acc> && span * 20 > x_.count;
+    const bool compact = outputs_ >= kLanes<Acc> && span / x_.in_step * 10 > x_.count;
 
     // Channels are taken in turns whose pixels stay in the first-level cache from one block of
     // outputs to the next.
@@ -55,7 +55,7 @@ class Correlation {
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
-                                              (compact ? std::max<int64_t>(1, span + 1) : 1));
+                                              tiles_.x.runs());
     const int64_t most =
         std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
@@ -137,16 +137,24 @@ class Correlation {
             has_ones_};
   }
 
-  // The offsets of all taps of some channels, which lie `a_channel` apart among the weights.
-  std::vector<Offsets> offsets(int64_t channels, int64_t a_channel) const {
+  // The offsets of all taps of some channels, which lie `a_channel` apart among the weights and
+  // `b_channel` among the pixels.
+  std::vector<Offsets> offsets(int64_t channels, int64_t a_channel, int64_t b_channel) const {
     std::vector<Offsets> result;
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t tap = 0; tap < taps(); ++tap) {
         result.push_back({static_cast<int32_t>(c * a_channel + kept_taps_[tap]),
-                          static_cast<int32_t>(c * tiles_.channel_stride() + tap_offsets_[tap])});
+                          static_cast<int32_t>(c * b_channel + tap_offsets_[tap])});
       }
     }
     return result;
+  }
+
+  // One tap that reads each position where it is, in rows of pixels.
+  bool reads_directly(const Image<const Scalar>& image) const {
+    return std::is_same_v<Scalar, Acc> && taps() == 1 && !has_ones_ && y_.count == 1 &&
+           y_.in_size == 1 && y_.shift[0] == 0 && x_.shift[0] == 0 && x_.in_step == 1 &&
+           x_.count == x_.in_size && image.stride[3] == 1 && image.stride[1] >= x_.count;
   }
 
   // ---- once ----
@@ -159,7 +167,7 @@ class Correlation {
     const int64_t group_size = row_size * mixer.shape().out_per_group();
     const int64_t a_row = forward ? row_size : kernel_taps_;
     const int64_t a_channel = forward ? kernel_taps_ : row_size;
-    const std::vector<Offsets> table = offsets(turn_channels_, a_channel);
+    const std::vector<Offsets> table = offsets(turn_channels_, a_channel, tiles_.channel_stride());
     const int64_t c_row = vectors(tiles_.pixels()) * kLanes<Acc>;
     const int64_t work = channels_ * taps() * outputs_ * tiles_.pixels();
     parallel_for(
@@ -201,11 +209,9 @@ class Correlation {
     const auto fitting = [&](int64_t other) {
       return kPieceBytes / (piece_row * other * int64_t{sizeof(Acc)});
     };
-    const auto even = [](int64_t count) { return count + (count > 1 && count % 2); };
     const int64_t most_rows =
         std::clamp<int64_t>(fitting(std::min<int64_t>(batch, kMostSamples)), kBlockRows, kMostRows);
-    const int64_t block_rows =
-        ceil_div(ceil_div(outputs_, even(ceil_div(outputs_, most_rows))), kBlockRows) * kBlockRows;
+    const int64_t block_rows = even_rows(most_rows);
     const int64_t blocks = ceil_div(outputs_, block_rows);
     const int64_t most_samples = std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
     // One block of outputs is shared out by samples.
@@ -214,30 +220,59 @@ class Correlation {
         ceil_div(batch, std::max(ceil_div(batch, most_samples), least_sample_blocks));
     const int64_t sample_blocks = ceil_div(batch, block_samples);
 
-    // As many samples' pixels at a time as a cache may hold.
-    const Scratch<Acc> pixels(batch * groups_ * channels_ * plane);
+    // The pixels of each sample, channel by channel. Where they lie so already they are read from
+    // there, but for the very last channels: a vector of theirs may end outside the image.
     const int64_t turns = ceil_div(channels_, turn_channels_);
-    parallel_for(batch * groups_ * turns, std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t task = begin; task < end; ++task) {
-                     const int64_t sample_group = task / turns;
-                     const int64_t channel = task % turns * turn_channels_;
-                     const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-                     Acc* target = &pixels[(sample_group * channels_ + channel) * plane];
-                     copy_tile(planes(image, sample_group / groups_, sample_group % groups_),
-                               channel, channel_end, y_, x_, tiles_, 0, 0, target);
-                     clear_slack(tiles_, channel_end - channel, target);
-                   }
-                 });
+    const bool direct = reads_directly(image);
+    const Scratch<Acc> copied((direct ? turn_channels_ : batch * groups_ * channels_) * plane);
+    const auto copy = [&](int64_t sample_group, int64_t turn, Acc* target) {
+      const int64_t channel = turn * turn_channels_;
+      const int64_t channel_end = std::min(channel + turn_channels_, channels_);
+      copy_tile(planes(image, sample_group / groups_, sample_group % groups_), channel, channel_end,
+                y_, x_, tiles_, 0, 0, target);
+      clear_slack(tiles_, channel_end - channel, target);
+    };
+    if (direct) {
+      copy(batch * groups_ - 1, turns - 1, copied.get());
+    } else {
+      parallel_for(batch * groups_ * turns,
+                   std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t task = begin; task < end; ++task) {
+                       const int64_t turn = task % turns;
+                       const int64_t first = task / turns * channels_ + turn * turn_channels_;
+                       copy(task / turns, turn, &copied[first * plane]);
+                     }
+                   });
+    }
+    const auto pixels = [&](int64_t sample, int64_t group, int64_t channel) -> const Acc* {
+      const int64_t sample_group = sample * groups_ + group;
+      if constexpr (std::is_same_v<Scalar, Acc>) {
+        const bool last =
+            sample_group == batch * groups_ - 1 && channel + turn_channels_ >= channels_;
+        if (direct && last) return copied.get();
+        if (direct) {
+          return image.data + sample * image.stride[0] +
+                 (group * channels_ + channel) * image.stride[1];
+        }
+      }
+      return &copied[(sample_group * channels_ + channel) * plane];
+    };
 
     const bool forward = direction_ == Direction::kForward;
     const Place place = place_of(0);
     const int64_t c_row = vectors(place.pixels) * kLanes<Acc>;
-    const std::vector<Offsets> table =
-        offsets(turn_channels_, forward ? kernel_taps_ : block_rows * kernel_taps_);
-    const std::vector<Offsets> last_table =
-        forward ? table
-                : offsets(turn_channels_, (outputs_ - (blocks - 1) * block_rows) * kernel_taps_);
+    // For the blocks and the last one, which may have fewer rows; for pixels copied or read
+    // directly.
+    std::vector<Offsets> tables[2][2];
+    for (const bool last : {false, true}) {
+      const int64_t rows = last ? outputs_ - (blocks - 1) * block_rows : block_rows;
+      for (const bool in_image : {false, true}) {
+        tables[last][in_image] =
+            offsets(turn_channels_, forward ? kernel_taps_ : rows * kernel_taps_,
+                    in_image ? image.stride[1] : plane);
+      }
+    }
     parallel_for(groups_ * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t piece_size = block_rows * piece_row;
       const Scratch<Acc> pieces(block_samples * piece_size);
@@ -264,10 +299,11 @@ class Correlation {
                             piece_size);
           }
           for (int64_t i = 0; i < samples; ++i) {
-            add_product(&pieces[i * piece_size], a_row, rows,
-                        &pixels[(((sample + i) * groups_ + group) * channels_ + channel) * plane],
-                        (block == blocks - 1 ? last_table : table).data(), taken * taps(),
-                        place.pixels, column.get(), &c[i * block_rows * c_row], c_row);
+            const Acc* b = pixels(sample + i, group, channel);
+            const bool in_image = direct && b != copied.get();
+            add_product(&pieces[i * piece_size], a_row, rows, b,
+                        tables[block == blocks - 1][in_image].data(), taken * taps(), place.pixels,
+                        column.get(), &c[i * block_rows * c_row], c_row);
           }
         }
         for (int64_t i = 0; i < samples; ++i) {
@@ -276,6 +312,23 @@ class Correlation {
         }
       }
     });
+  }
+
+  // Rows of a block, at most `most`, such that the blocks are about equal and an even number.
+  int64_t even_rows(int64_t most) const {
+    const int64_t units = ceil_div(outputs_, kBlockRows);
+    const int64_t least = ceil_div(units, std::max<int64_t>(1, most / kBlockRows));
+    if (least == 1) return units * kBlockRows;
+    int64_t best = units, least_waste = units;
+    for (int64_t blocks = least + least % 2; blocks <= 2 * least; blocks += 2) {
+      const int64_t rows = ceil_div(units, blocks);
+      const int64_t waste = rows * blocks - units;
+      if (waste < least_waste) {
+        best = rows;
+        least_waste = waste;
+      }
+    }
+    return best * kBlockRows;
   }
 
   // ---- both ----

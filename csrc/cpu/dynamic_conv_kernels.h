@@ -16,6 +16,7 @@
 #include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_weight_grad.h"
 #include "cpu/dynamic_conv_winograd.h"
+#include "cpu/dynamic_conv_winograd_grad.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
@@ -241,26 +242,33 @@ void dynamic_conv_backward(const DynamicConvShape& given,
       gradients.bias != nullptr || (gradients.attention != nullptr && operands.bias != nullptr);
   if (!needs_kernel && !needs_bias) return;
   if (plain_gradients(mixer, grad, gradients)) return;
-  const WeightGradient<Scalar> kernel_gradient(forward_axis(shape, 0), forward_axis(shape, 1),
-                                               shape.batch, shape.groups, shape.in_per_group(),
-                                               shape.code_channels > 0, shape.out_per_group());
-  BankGradient<Scalar> bank_gradient(mixer, gradients);
-  const int64_t kernel_size = needs_kernel ? kernel_gradient.size() : 0;
-  const int64_t sample_size = kernel_size + bank_gradient.partial_size();
-  const int64_t step = samples_at_once(shape, sample_size * int64_t{sizeof(Acc)});
-  const Scratch<Acc> grad_kernel(step * kernel_size);
-  const Scratch<Acc> grad_bias(step * shape.out_channels);
-  for (int64_t first = 0; first < shape.batch; first += step) {
-    const int64_t count = std::min(step, shape.batch - first);
-    const Image<const Scalar> grad_samples = from_sample(grad, first);
-    if (needs_kernel) {
-      kernel_gradient.run(count, from_sample(operands.x, first), grad_samples, grad_kernel.get());
+  const auto add_all = [&](const auto& kernel_gradient) {
+    BankGradient<Scalar> bank_gradient(mixer, gradients);
+    const int64_t kernel_size = needs_kernel ? kernel_gradient.size() : 0;
+    const int64_t sample_size = kernel_size + bank_gradient.partial_size();
+    const int64_t step = samples_at_once(shape, sample_size * int64_t{sizeof(Acc)});
+    const Scratch<Acc> grad_kernel(step * kernel_size);
+    const Scratch<Acc> grad_bias(step * shape.out_channels);
+    for (int64_t first = 0; first < shape.batch; first += step) {
+      const int64_t count = std::min(step, shape.batch - first);
+      const Image<const Scalar> grad_samples = from_sample(grad, first);
+      if (needs_kernel) {
+        kernel_gradient.run(count, from_sample(operands.x, first), grad_samples, grad_kernel.get());
+      }
+      if (needs_bias) bias_gradient(shape, grad_samples, count, grad_bias.get());
+      bank_gradient.add(first, count, needs_kernel ? grad_kernel.get() : nullptr,
+                        needs_bias ? grad_bias.get() : nullptr);
     }
-    if (needs_bias) bias_gradient(shape, grad_samples, count, grad_bias.get());
-    bank_gradient.add(first, count, needs_kernel ? grad_kernel.get() : nullptr,
-                      needs_bias ? grad_bias.get() : nullptr);
+    bank_gradient.finish();
+  };
+  const bool has_ones = shape.code_channels > 0;
+  if (WinogradGradient<Scalar>::fits(shape)) {
+    add_all(WinogradGradient<Scalar>(shape, has_ones));
+  } else {
+    add_all(WeightGradient<Scalar>(forward_axis(shape, 0), forward_axis(shape, 1), shape.batch,
+                                   shape.groups, shape.in_per_group(), has_ones,
+                                   shape.out_per_group()));
   }
-  bank_gradient.finish();
 }
 
 #define DDRF_INSTANTIATE(SCALAR)                                                                   \

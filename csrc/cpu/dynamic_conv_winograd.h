@@ -117,10 +117,12 @@ class Winograd {
     outputs_ = forward ? shape.out_per_group() : shape.in_per_group();
     tile_columns_ = ceil_div(x_.count, kTileColumns);
     tiles_ = tile_columns_ * ceil_div(y_.count, kTileRows);
-    in_blocks_ = tiles_ <= kMapTiles;
     const int64_t fitting = kSecondLevelBytes / (kEntries * channels_ * int64_t{sizeof(Acc)});
-    const int64_t most =
-        in_blocks_ ? tiles_ : std::clamp<int64_t>(fitting / kLane * kLane, kLane, 2 * kLane);
+    int64_t most = std::clamp<int64_t>(fitting / kLane * kLane, kLane, kBlockVectors * kLane);
+    // A few samples have too few chunks to share out, but enough blocks.
+    const int64_t tasks = shape.batch * groups_ * ceil_div(tiles_, most);
+    in_blocks_ = tiles_ <= (tasks < kFewTasks ? 2 * kMapTiles : kMapTiles);
+    if (in_blocks_) most = tiles_;
     chunk_ = ceil_div(most, kLane) * kLane;
     chunks_ = ceil_div(tiles_, most);
   }
@@ -142,7 +144,7 @@ class Winograd {
 
  private:
   static constexpr int kLane = kLanes<Acc>;
-  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64;
+  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64, kFewTasks = 8;
   static constexpr int64_t kSecondLevelBytes = 600 * 1024, kKernelBytes = 24 << 20;
   static constexpr int64_t kAhead = 2;   // channels between fetching and reading
   static constexpr int64_t kBlock = 16;  // output channels between two inverse transforms
