@@ -109,6 +109,15 @@ CASES = {
     "1x1, 7x7": Case(batch=9, channels=(50, 24), size=(7, 7), kernel=(1, 1)),
     "1x1, 14x14": Case(channels=(40, 70), size=(14, 14), kernel=(1, 1), bank=4, activation="relu"),
     "1x1, large map": Case(batch=1, channels=(5, 9), size=(30, 40), kernel=(1, 1)),
+    "1x1, everything": Case(
+        channels=(33, 50),
+        size=(9, 5),
+        kernel=(1, 1),
+        attention="channel",
+        extras=EVERYTHING,
+        activation="leaky_relu",
+    ),
+    "1x1, many channels": Case(batch=5, channels=(600, 100), size=(7, 5), kernel=(1, 1), extras=()),
     "3x3, 7x7": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), bank=4),
     "3x3, 7x7, each sample's own": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), attention="none"),
     "3x3, stride 2, 14x14": Case(channels=(12, 16), size=(14, 14), padding=(1, 1), stride=(2, 2)),
@@ -202,11 +211,15 @@ def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor, name: str)
     assert_accurate(actual, exact, floor=floor, name=name)
 
 
-def check(case: Case, seed: int, dtype: torch.dtype) -> None:
+def check(
+    case: Case, seed: int, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
+) -> None:
     """Output and all gradients of one random call."""
     tensors = case.tensors(seed, dtype)
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
     y = forward(case, tensors)
-    grad = random_like(y, seed + 1)
+    assert y.is_contiguous(memory_format=layout)
+    grad = random_like(y, seed + 1).contiguous(memory_format=layout)
     linear, exact = definition_with_gradients(case, tensors, grad)
     # Everything is a sum of products: with absolute values, the sum of its terms' magnitudes.
     magnitudes = [None if t is None else t.abs() for t in tensors]
@@ -216,7 +229,7 @@ def check(case: Case, seed: int, dtype: torch.dtype) -> None:
         if exact[i] is None:
             assert mine.shape == (0,)
         else:
-            assert mine.is_contiguous()
+            assert mine.is_contiguous(memory_format=layout if i == 0 else torch.contiguous_format)
             assert_rounded_once(mine, exact[i], terms[i], f"gradient of {NAMES[i]}")
 
 
@@ -273,6 +286,20 @@ def test_the_plan_is_told(name: str):
     assert PLANS[name] in plan
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "name", ["1x1", "1x1, 7x7", "1x1, 14x14", "1x1, large map", "1x1, everything", "1x1, many channels"]
+)
+def test_pixels_as_rows(name: str, dtype: torch.dtype):
+    case = CASES[name]
+    x = case.tensors(0, dtype)[0].contiguous(memory_format=torch.channels_last)
+    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(
+        x, *case.tensors(0, dtype)[1:], *case.geometry(), case.activation
+    )
+    assert ("pixels as rows" in plan) == (dtype in (torch.float32, torch.float64))
+    check(case, seed=5, dtype=dtype, layout=torch.channels_last)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject):
@@ -306,7 +333,7 @@ def test_any_shape(data: st.DataObject):
     "name",
     [
         "3x3", "code, everything", "stride 2", "groups", "many channels", "Winograd", "Winograd in blocks",
-        "1x1, 7x7", "3x3, stride 2, 14x14", "depthwise 5x5, not padded", "depthwise 5x5, stride 2",
+        "3x3, stride 2, 14x14", "depthwise 5x5, not padded", "depthwise 5x5, stride 2",
         "depthwise, dilation",
     ],
 )  # fmt: skip

@@ -55,7 +55,7 @@ class Correlation {
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
-                                              tiles_.x.runs());
+                                              std::max<int64_t>(1, tiles_.x.runs()));
     const int64_t most =
         std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));

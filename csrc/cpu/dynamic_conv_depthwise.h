@@ -3,12 +3,14 @@
 // Square kernels of 3, 5 or 7 with stride 1 or 2 run down columns of vectors: each row of the input
 // is loaded once for each horizontal tap and added to all the rows of the output that it reaches,
 // which wait in registers. Everything else (dilation, other sizes, the input gradient of a strided
-// convolution) sums over the taps of one output vector after the other.
+// convolution) sums over the taps of one output vector after the other. In channels_last a vector
+// holds channels instead.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
@@ -101,26 +103,26 @@ class Depthwise {
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
            const Image<Scalar>& result, Acc* sums) const {
     const int64_t batch = mixer.shape().batch;
+    if (y_.count * x_.count == 0) return;
     const Scratch<Acc> kernels(batch * channels_ * taps_);
     mixer.mix_whole(0, batch, false, kernels.get());
+    const Task task{kernels.get(), flipped_ ? nullptr : mixer.betas(), image, activation, result,
+                    sums};
+    const int64_t work = taps_ * y_.count * x_.count + 1;
+    if (image.stride[1] == 1 && result.stride[1] == 1) {
+      parallel_for(batch * ceil_div(channels_, kLanes<Acc>),
+                   std::max<int64_t>(1, kMinWork / (work * kLanes<Acc>)),
+                   [&](int64_t begin, int64_t end) { across(task, begin, end); });
+      return;
+    }
     if (flipped_ && runs_down_) {
       for (int64_t plane = 0; plane < batch * channels_; ++plane) {
         std::reverse(&kernels[plane * taps_], &kernels[plane * taps_] + taps_);
       }
     }
-    const Acc* bias = flipped_ ? nullptr : mixer.betas();
-    const Task task{kernels.get(), bias, image, activation, result, sums};
-    const bool pixels_first = image.stride[1] == 1 && result.stride[1] == 1;
-    const int64_t block = pixels_first ? kLanes<Acc> : 1;
-    const int64_t blocks = ceil_div(channels_, block);
-    const int64_t work = block * taps_ * y_.count * x_.count + 1;
-    parallel_for(batch * blocks, std::max<int64_t>(1, kMinWork / work),
+    parallel_for(batch * channels_, std::max<int64_t>(1, kMinWork / work),
                  [&](int64_t begin, int64_t end) {
-                   if (runs_down_) {
-                     down(task, block, begin, end);
-                   } else {
-                     by_taps(task, block, begin, end);
-                   }
+                   runs_down_ ? down(task, begin, end) : by_taps(task, begin, end);
                  });
   }
 
@@ -155,6 +157,7 @@ class Depthwise {
 
  private:
   static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
+  static constexpr int64_t kStripBytes = 192 * 1024;
   static constexpr int64_t kAhead = 512;  // pixels fetched in advance
 
   struct Task {
@@ -183,25 +186,25 @@ class Depthwise {
 
   // ---- rows in registers ----
 
-  void down(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+  void down(const Task& task, int64_t begin, int64_t end) const {
     if (size_ == 3) {
-      down_sized<3>(task, block, begin, end);
+      down_sized<3>(task, begin, end);
     } else if (size_ == 5) {
-      down_sized<5>(task, block, begin, end);
+      down_sized<5>(task, begin, end);
     } else {
-      down_sized<7>(task, block, begin, end);
+      down_sized<7>(task, begin, end);
     }
   }
 
   template <int kSize>
-  void down_sized(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+  void down_sized(const Task& task, int64_t begin, int64_t end) const {
     const auto run = [&]<int kStride>(std::integral_constant<int, kStride>) {
 #if DDRF_VECTOR_BYTES == 64
-      if (block == 1 && task.image.stride[3] == 1 && task.result.stride[3] == 1) {
+      if (task.image.stride[3] == 1 && task.result.stride[3] == 1) {
         return straight<kSize, kStride>(task, begin, end);
       }
 #endif
-      copied<kSize, kStride>(task, block, begin, end);
+      copied<kSize, kStride>(task, begin, end);
     };
     if (x_.in_step == 1) {
       run(std::integral_constant<int, 1>());
@@ -423,65 +426,45 @@ class Depthwise {
   // Columns are copied with their padding, those of each residue of the stride apart; rows outside
   // the plane are skipped.
   template <int kSize, int kStride>
-  void copied(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+  void copied(const Task& task, int64_t begin, int64_t end) const {
     constexpr int kLane = kLanes<Acc>;
     const int64_t first_x = first_shift(x_), first_y = first_shift(y_);
     const int64_t height = y_.in_size, count = x_.count;
     const int64_t columns = count + (kSize - 1) / kStride;
     const int64_t row = ceil_div(columns, kLane) * kLane + kLane;
     const int64_t run = height * row, plane_size = kStride * run;
-    const Scratch<Acc> input(block * plane_size);
-    const int64_t out_row = ceil_div(count, kLane) * kLane;
-    const int64_t out_size = y_.count * out_row;
-    const Scratch<Acc> output(block > 1 ? block * out_size : 0);
-    std::fill_n(input.get(), block * plane_size, Acc(0));
-    const int64_t blocks = ceil_div(channels_, block);
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t sample = index / blocks, channel = index % blocks * block;
-      const int64_t channels = std::min(block, channels_ - channel);
+    const Scratch<Acc> input(plane_size);
+    std::fill_n(input.get(), plane_size, Acc(0));
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t sample = plane / channels_, channel = plane % channels_;
       const Planes<Scalar> source = planes(task, sample);
       for (int r = 0; r < kStride; ++r) {
         const Window window{0, 1, height, first_x + r, kStride, columns};
-        copy_window(source, channel, channel + channels, window, input.get() + r * run, plane_size,
-                    row);
+        copy_window(source, channel, channel + 1, window, input.get() + r * run, plane_size, row);
       }
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t plane = sample * channels_ + channel + c;
-        const Acc* const weights[1] = {task.kernels + plane * taps_};
-        const Vector<Acc> biases[1] = {Vector<Acc>{} + bias(task, plane)};
-        Scalar* target = task.result.data + sample * task.result.stride[0] +
-                         (channel + c) * task.result.stride[1];
-        Vector<Acc> total{};
-        for (int64_t x = 0; x < count; x += kLane) {
-          const Acc* base = input.get() + c * plane_size + x;
-          const int64_t lanes = std::min<int64_t>(kLane, count - x);
-          const auto load = [&](int, int64_t y) {
-            return [=](auto v) {
-              return load_vector(base + (v() % kStride) * run + y * row + v() / kStride);
-            };
+      const Acc* const weights[1] = {task.kernels + plane * taps_};
+      const Vector<Acc> biases[1] = {Vector<Acc>{} + bias(task, plane)};
+      Scalar* target =
+          task.result.data + sample * task.result.stride[0] + channel * task.result.stride[1];
+      Vector<Acc> total{};
+      for (int64_t x = 0; x < count; x += kLane) {
+        const Acc* base = input.get() + x;
+        const int64_t lanes = std::min<int64_t>(kLane, count - x);
+        const auto load = [&](int, int64_t y) {
+          return [=](auto v) {
+            return load_vector(base + (v() % kStride) * run + y * row + v() / kStride);
           };
-          run_down<kSize, kStride, 1, Acc>(
-              load, height, first_y, y_.count, weights, biases,
-              [&](int, int64_t y, Vector<Acc> value) {
-                value = rectified<Acc>(task.activation, value);
-                if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
-                if (block > 1) {
-                  store_vector(&output[c * out_size + y * out_row + x], value);
-                } else {
-                  store_line(target + y * task.result.stride[2] + x * task.result.stride[3],
-                             task.result.stride[3], value, lanes);
-                }
-              });
-        }
-        if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
+        };
+        run_down<kSize, kStride, 1, Acc>(
+            load, height, first_y, y_.count, weights, biases,
+            [&](int, int64_t y, Vector<Acc> value) {
+              value = rectified<Acc>(task.activation, value);
+              if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
+              store_line(target + y * task.result.stride[2] + x * task.result.stride[3],
+                         task.result.stride[3], value, lanes);
+            });
       }
-      if (block > 1) {
-        for (int64_t y = 0; y < y_.count; ++y) {
-          transpose(task.result.data + sample * task.result.stride[0] + channel +
-                        y * task.result.stride[2],
-                    task.result.stride[3], &output[y * out_row], out_size, channels, count);
-        }
-      }
+      if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
     }
   }
 
@@ -497,75 +480,147 @@ class Depthwise {
 
   // ---- tap by tap ----
 
-  void by_taps(const Task& task, int64_t block, int64_t begin, int64_t end) const {
+  void by_taps(const Task& task, int64_t begin, int64_t end) const {
     constexpr int kLane = kLanes<Acc>, kRows = 4;
-    const Scratch<Acc> input(block * tiles_.channel_stride());
-    clear_slack(tiles_, block, input.get());
+    const Scratch<Acc> input(tiles_.channel_stride());
+    clear_slack(tiles_, 1, input.get());
     const int64_t row_stride = tiles_.row_stride();
-    const int64_t padded_rows = ceil_div(tiles_.y.extent, kRows) * kRows;
-    const int64_t out_row = ceil_div(tiles_.x.extent, kLane) * kLane;
-    const int64_t out_size = padded_rows * out_row;
-    const Scratch<Acc> output(block * out_size);
-    const int64_t blocks = ceil_div(channels_, block);
     const Image<Scalar>& result = task.result;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t sample = index / blocks, channel = index % blocks * block;
-      const int64_t channels = std::min(block, channels_ - channel);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t sample = plane / channels_, channel = plane % channels_;
       const Planes<Scalar> source = planes(task, sample);
-      if (task.sums != nullptr) {
-        std::fill_n(task.sums + sample * channels_ + channel, channels, Acc(0));
-      }
+      const Acc* weights = task.kernels + plane * taps_;
+      if (task.sums != nullptr) task.sums[plane] = Acc(0);
       for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
         const int64_t tile_y = tile / tiles_.x.tiles, tile_x = tile % tiles_.x.tiles;
         const int64_t rows = std::min(tiles_.y.extent, y_.count - tile_y * tiles_.y.extent);
         const int64_t columns = std::min(tiles_.x.extent, x_.count - tile_x * tiles_.x.extent);
-        copy_tile(source, channel, channel + channels, y_, x_, tiles_, tile_y, tile_x, input.get());
+        copy_tile(source, channel, channel + 1, y_, x_, tiles_, tile_y, tile_x, input.get());
         const int64_t out_y = y_.out_offset + tile_y * tiles_.y.extent * y_.out_step;
         const int64_t out_x = x_.out_offset + tile_x * tiles_.x.extent * x_.out_step;
         Scalar* target = result.data + sample * result.stride[0] + channel * result.stride[1] +
                          out_y * result.stride[2] + out_x * result.stride[3];
         const int64_t line = y_.out_step * result.stride[2], step = x_.out_step * result.stride[3];
-        for (int64_t c = 0; c < channels; ++c) {
-          const int64_t plane = sample * channels_ + channel + c;
-          const Acc* weights = task.kernels + plane * taps_;
-          const Acc* pixels = input.get() + c * tiles_.channel_stride();
-          for (int64_t x = 0; x < columns; x += kLane) {
-            const int64_t lanes = std::min<int64_t>(kLane, columns - x);
-            for (int64_t y = 0; y < rows; y += kRows) {
-              Vector<Acc> sum[kRows];
-              // The last block reads its last row again.
-              int64_t start[kRows];
+        for (int64_t x = 0; x < columns; x += kLane) {
+          const int64_t lanes = std::min<int64_t>(kLane, columns - x);
+          for (int64_t y = 0; y < rows; y += kRows) {
+            Vector<Acc> sum[kRows];
+            // The last block reads its last row again.
+            int64_t start[kRows];
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+              sum[r] = Vector<Acc>{} + bias(task, plane);
+              start[r] = std::min(y + r, rows - 1) * row_stride + x;
+            }
+            for (size_t t = 0; t < tap_offsets_.size(); ++t) {
+              const Acc weight = weights[kept_taps_[t]];
 #pragma GCC unroll 4
               for (int r = 0; r < kRows; ++r) {
-                sum[r] = Vector<Acc>{} + bias(task, plane);
-                start[r] = std::min(y + r, rows - 1) * row_stride + x;
+                sum[r] += load_vector(input.get() + start[r] + tap_offsets_[t]) * weight;
               }
-              for (size_t t = 0; t < tap_offsets_.size(); ++t) {
-                const Acc weight = weights[kept_taps_[t]];
-#pragma GCC unroll 4
-                for (int r = 0; r < kRows; ++r) {
-                  sum[r] += load_vector(pixels + start[r] + tap_offsets_[t]) * weight;
-                }
+            }
+            for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - y); ++r) {
+              const Vector<Acc> value = rectified<Acc>(task.activation, sum[r]);
+              if (task.sums != nullptr) {
+                task.sums[plane] += sum_lanes<Acc>(first_lanes<Acc>(value, lanes));
               }
-              for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - y); ++r) {
-                const Vector<Acc> value = rectified<Acc>(task.activation, sum[r]);
-                if (task.sums != nullptr) {
-                  task.sums[plane] += sum_lanes<Acc>(first_lanes<Acc>(value, lanes));
-                }
-                if (block > 1) {
-                  store_vector(&output[c * out_size + (y + r) * out_row + x], value);
-                } else {
-                  store_line(target + (y + r) * line + x * step, step, value, lanes);
-                }
-              }
+              store_line(target + (y + r) * line + x * step, step, value, lanes);
             }
           }
         }
-        if (block > 1) {
-          for (int64_t y = 0; y < rows; ++y) {
-            transpose(target + y * line, step, &output[y * out_row], out_size, channels, columns);
+      }
+    }
+  }
+
+  // ---- channels_last: a vector of channels at a time ----
+
+  // The channels of some rows are copied with their padding, then summed over taps for some
+  // columns at once, which share each loaded weight.
+  void across(const Task& task, int64_t begin, int64_t end) const {
+    constexpr int kLane = kLanes<Acc>;
+    const auto range = [](const TapAxis& axis) {
+      if (axis.shift.empty()) return std::pair<int64_t, int64_t>{0, 0};
+      const auto [low, high] = std::minmax_element(axis.shift.begin(), axis.shift.end());
+      return std::pair<int64_t, int64_t>{*low, *high - *low};
+    };
+    const auto [top, reach_y] = range(y_);
+    const auto [left, reach_x] = range(x_);
+    const int64_t columns = (x_.count - 1) * x_.in_step + reach_x + 1;
+    const int64_t fitting = kStripBytes / (columns * kLane * int64_t{sizeof(Acc)});
+    const int64_t strip =
+        std::clamp<int64_t>((fitting - reach_y - 1) / y_.in_step + 1, 1, y_.count);
+    const Scratch<Acc> input(((strip - 1) * y_.in_step + reach_y + 1) * columns * kLane);
+    const int64_t taps = static_cast<int64_t>(kept_taps_.size());
+    const Scratch<Acc> weights(taps * kLane);
+    std::vector<int64_t> offsets;
+    for (int64_t u : y_.shift) {
+      for (int64_t v : x_.shift) offsets.push_back(((u - top) * columns + v - left) * kLane);
+    }
+    const int64_t blocks = ceil_div(channels_, kLane);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t sample = index / blocks, channel = index % blocks * kLane;
+      const int64_t channels = std::min<int64_t>(kLane, channels_ - channel);
+      const Image<const Scalar>& image = task.image;
+      const Image<Scalar>& result = task.result;
+      const Scalar* source = image.data + sample * image.stride[0] + channel;
+      Scalar* target = result.data + sample * result.stride[0] + channel;
+      const int64_t plane = sample * channels_ + channel;
+      std::fill_n(weights.get(), taps * kLane, Acc(0));
+      for (int64_t c = 0; c < channels; ++c) {
+        const Acc* own = task.kernels + (plane + c) * taps_;
+        for (int64_t t = 0; t < taps; ++t) weights[t * kLane + c] = own[kept_taps_[t]];
+      }
+      const auto load = [&](const auto* pointer) {
+        return channels == kLane ? load_vector(pointer) : load_partial(pointer, channels);
+      };
+      const Vector<Acc> beta = task.bias == nullptr ? Vector<Acc>{} : load(task.bias + plane);
+      Vector<Acc> total{};
+      for (int64_t y0 = 0; y0 < y_.count; y0 += strip) {
+        const int64_t rows = std::min(strip, y_.count - y0);
+        for (int64_t i = 0; i < (rows - 1) * y_.in_step + reach_y + 1; ++i) {
+          const int64_t y = y0 * y_.in_step + top + i;
+          const bool inside = y >= 0 && y < y_.in_size;
+          for (int64_t j = 0; j < columns; ++j) {
+            const int64_t x = left + j;
+            const bool there = inside && x >= 0 && x < x_.in_size;
+            store_vector(
+                &input[(i * columns + j) * kLane],
+                there ? load(source + y * image.stride[2] + x * image.stride[3]) : Vector<Acc>{});
           }
         }
+        for (int64_t y = 0; y < rows; ++y) {
+          Scalar* line = target + (y_.out_offset + (y0 + y) * y_.out_step) * result.stride[2] +
+                         x_.out_offset * result.stride[3];
+          const int64_t step = x_.out_step * result.stride[3];
+          const Acc* pixels = &input[y * y_.in_step * columns * kLane];
+          int64_t x = 0;
+          const auto sum_columns = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
+            for (; x + kColumns <= x_.count; x += kColumns) {
+              Vector<Acc> sum[kColumns];
+              for_each_constant<kColumns>([&](auto i) { sum[i()] = beta; });
+              for (int64_t t = 0; t < taps; ++t) {
+                const Vector<Acc> weight = load_vector(&weights[t * kLane]);
+                const Acc* first = pixels + x * x_.in_step * kLane + offsets[t];
+                for_each_constant<kColumns>([&](auto i) {
+                  sum[i()] += load_vector(first + i() * x_.in_step * kLane) * weight;
+                });
+              }
+              for_each_constant<kColumns>([&](auto i) {
+                const Vector<Acc> value = rectified<Acc>(task.activation, sum[i()]);
+                total += value;
+                Scalar* out = line + (x + i()) * step;
+                channels == kLane ? store_vector(out, value) : store_partial(out, value, channels);
+              });
+            }
+          };
+          sum_columns(std::integral_constant<int, 7>());
+          sum_columns(std::integral_constant<int, 4>());
+          sum_columns(std::integral_constant<int, 1>());
+        }
+      }
+      if (task.sums != nullptr) {
+        channels == kLane ? store_vector(task.sums + plane, total)
+                          : store_partial(task.sums + plane, total, channels);
       }
     }
   }

@@ -14,6 +14,7 @@
 #include "cpu/dynamic_conv_correlate.h"
 #include "cpu/dynamic_conv_depthwise.h"
 #include "cpu/dynamic_conv_mix.h"
+#include "cpu/dynamic_conv_pixel_rows.h"
 #include "cpu/dynamic_conv_weight_grad.h"
 #include "cpu/dynamic_conv_winograd.h"
 #include "cpu/dynamic_conv_winograd_grad.h"
@@ -54,8 +55,10 @@ DynamicConvShape flattened(const DynamicConvShape& given, const Image<A>& x, con
 // Calls body(plan) with the best plan for a direction and, of the strides' residues, one.
 template <class Scalar, class Body>
 void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
-               const DynamicConvShape& shape, bool has_ones, const Body& body) {
-  if (Depthwise<Scalar>::fits(shape)) {
+               const DynamicConvShape& shape, bool has_ones, bool pixel_rows, const Body& body) {
+  if (pixel_rows) {
+    body(PixelRows<Scalar>(direction, shape));
+  } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
   } else if (Winograd<Scalar>::fits(shape)) {
     body(Winograd<Scalar>(direction, y, x, shape, has_ones));
@@ -81,14 +84,16 @@ void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scala
   const bool ones = has_ones(shape, axis_y, axis_x);
   Mixer<Scalar> mixer(shape, operands);
   mixer.fold(ones);
-  with_plan<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones, [&](const auto& plan) {
-    const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
-    plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr);
-    for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
-      mean[i] = static_cast<Scalar>(sum_row(&sums[i * plan.parts()], plan.parts()) /
-                                    static_cast<Acc>(pixels));
-    }
-  });
+  const bool pixel_rows = PixelRows<Scalar>::fits(shape, operands.x, y);
+  with_plan<Scalar>(
+      Direction::kForward, axis_y, axis_x, shape, ones, pixel_rows, [&](const auto& plan) {
+        const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
+        plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr);
+        for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
+          mean[i] = static_cast<Scalar>(sum_row(&sums[i * plan.parts()], plan.parts()) /
+                                        static_cast<Acc>(pixels));
+        }
+      });
 }
 
 template <class Scalar>
@@ -97,7 +102,8 @@ std::string dynamic_conv_plan(const DynamicConvShape& given,
   const DynamicConvShape shape = flattened(given, operands.x, operands.x);
   const TapAxis y = forward_axis(shape, 0), x = forward_axis(shape, 1);
   std::string result;
-  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x),
+  const bool pixel_rows = PixelRows<Scalar>::fits(shape, operands.x, operands.x);
+  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x), pixel_rows,
                     [&](const auto& plan) { result = plan.name(); });
   if (shape.code_channels > 0) result += "; the code as a bias, corrected along the border";
   return result;
@@ -111,13 +117,14 @@ void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
   using Acc = accumulate_t<Scalar>;
   const DynamicConvShape& shape = mixer.shape();
   if (shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1] == 0) return;
+  const bool pixel_rows = PixelRows<Scalar>::fits(shape, grad, grad_x);
   for (int64_t y = 0; y < std::min(shape.stride[0], shape.in_size[0]); ++y) {
     for (int64_t x = 0; x < std::min(shape.stride[1], shape.in_size[1]); ++x) {
-      with_plan<Scalar>(Direction::kInputGradient, input_grad_axis(shape, 0, y),
-                        input_grad_axis(shape, 1, x), shape, false, [&](const auto& plan) {
-                          plan.run(mixer, grad, Activation::kNone, grad_x,
-                                   static_cast<Acc*>(nullptr));
-                        });
+      with_plan<Scalar>(
+          Direction::kInputGradient, input_grad_axis(shape, 0, y), input_grad_axis(shape, 1, x),
+          shape, false, pixel_rows, [&](const auto& plan) {
+            plan.run(mixer, grad, Activation::kNone, grad_x, static_cast<Acc*>(nullptr));
+          });
     }
   }
 }

@@ -1,0 +1,157 @@
+// The plan of 1x1 convolutions in channels_last: Y_b = X_b W_b^T with the pixels as rows, which are
+// read and written as they lie, and the output channels in vectors.
+//
+// A task owns a block of output channels of some samples: it mixes that block of their kernels,
+// which stays in the cache, and multiplies it with all pixels. The input gradient is the same with
+// W_b in the place of its transpose.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cpu/dynamic_conv_gemm.h"
+#include "cpu/dynamic_conv_mix.h"
+#include "cpu/dynamic_conv_scratch.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+template <class Scalar>
+class PixelRows {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  // `shape` is flattened: a map is one row.
+  template <class A, class B>
+  static bool fits(const DynamicConvShape& shape, const Image<A>& image, const Image<B>& result) {
+    bool plain = std::is_same_v<Scalar, Acc> && shape.groups == 1 && shape.code_channels == 0;
+    for (int axis = 0; axis < 2; ++axis) {
+      plain =
+          plain && shape.kernel[axis] == 1 && shape.stride[axis] == 1 && shape.padding[axis] == 0;
+    }
+    return plain && shape.in_size[0] == 1 && shape.in_channels > 1 && shape.out_channels > 1 &&
+           image.stride[1] == 1 && result.stride[1] == 1;
+  }
+
+  PixelRows(Direction direction, const DynamicConvShape& shape)
+      : forward_(direction == Direction::kForward) {
+    inputs_ = forward_ ? shape.in_channels : shape.out_channels;
+    outputs_ = forward_ ? shape.out_channels : shape.in_channels;
+    pixels_ = shape.in_size[1];
+    const int64_t blocks = ceil_div(outputs_, inputs_ > kManyInputs ? 2 * kLane : 3 * kLane);
+    block_ = ceil_div(ceil_div(outputs_, blocks + (blocks > 1 && blocks % 2)), kLane) * kLane;
+    blocks_ = ceil_div(outputs_, block_);
+    samples_ = std::clamp<int64_t>(kKernelBytes / (inputs_ * block_ * int64_t{sizeof(Acc)}), 1,
+                                   std::max<int64_t>(1, shape.batch));
+    if (blocks_ < 4) samples_ = std::min(samples_, std::max<int64_t>(1, shape.batch / 4));
+  }
+
+  std::string name() const {
+    return "matrix products, pixels as rows, kernels mixed a block at a time";
+  }
+  int64_t parts() const { return ceil_div(pixels_, kChunk); }
+
+  // As Correlation::run.
+  void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
+           const Image<Scalar>& result, Acc* sums) const {
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      const int64_t batch = mixer.shape().batch;
+      const int64_t sample_blocks = ceil_div(batch, samples_);
+      std::vector<Offsets> table;
+      for (int64_t k = 0; k < kDepth; ++k) {
+        table.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k * block_)});
+      }
+      const int64_t chunks = parts();
+      parallel_for(sample_blocks * chunks * blocks_, 1, [&](int64_t begin, int64_t end) {
+        const int64_t kernel_size = inputs_ * block_;
+        // A vector that begins in the last row may end behind it.
+        const Scratch<Acc> kernels(samples_ * kernel_size + kLane), mixed(kernel_size);
+        const Scratch<Acc> c(kChunk * block_);
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t output = task % blocks_ * block_;
+          const int64_t outputs = std::min(block_, outputs_ - output);
+          const int64_t part = task / blocks_ % chunks, pixel = part * kChunk;
+          const int64_t pixels = std::min(kChunk, pixels_ - pixel);
+          const int64_t first = task / blocks_ / chunks * samples_;
+          const int64_t count = std::min(samples_, batch - first);
+          mix(mixer, first, count, output, outputs, mixed.get(), kernels.get());
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t sample = first + i;
+            const Acc* a = image.data + sample * image.stride[0] + pixel * image.stride[3];
+            for (int64_t k = 0; k < inputs_; k += kDepth) {
+              const auto add = [&](auto product) {
+                product(a + k, image.stride[3], pixels, &kernels[i * kernel_size + k * block_],
+                        table.data(), std::min(kDepth, inputs_ - k), c.get(), block_,
+                        block_ / kLane);
+              };
+              k == 0 ? add(multiply<Acc, false>) : add(multiply<Acc, true>);
+            }
+            const int64_t plane = sample * outputs_ + output;
+            finish(c.get(), pixels, outputs, forward_ ? mixer.betas() + plane : nullptr, activation,
+                   result.data + sample * result.stride[0] + pixel * result.stride[3] + output,
+                   result.stride[3], sums == nullptr ? nullptr : sums + plane * chunks + part,
+                   chunks);
+          }
+        }
+      });
+    }
+  }
+
+ private:
+  static constexpr int kLane = kLanes<Acc>;
+  static constexpr int64_t kDepth = 128, kChunk = 256, kManyInputs = 512;
+  static constexpr int64_t kKernelBytes = 320 * 1024;  // of the mixed kernels of a task
+
+  // kernels[sample][input][output of the block]
+  void mix(const Mixer<Scalar>& mixer, int64_t first, int64_t count, int64_t output,
+           int64_t outputs, Acc* mixed, Acc* kernels) const {
+    for (int64_t i = 0; i < count; ++i) {
+      Acc* target = kernels + i * inputs_ * block_;
+      if (!forward_ && outputs == block_) {
+        mixer.mix_piece(first + i, 1, 0, inputs_, output, outputs, target, 0);
+      } else if (!forward_) {
+        mixer.mix_piece(first + i, 1, 0, inputs_, output, outputs, mixed, 0);
+        for (int64_t k = 0; k < inputs_; ++k) {
+          std::copy_n(mixed + k * outputs, outputs, target + k * block_);
+        }
+      } else {
+        mixer.mix_piece(first + i, 1, output, outputs, 0, inputs_, mixed, 0);
+        transpose(target, block_, static_cast<const Acc*>(mixed), inputs_, outputs, inputs_);
+      }
+      // Lanes beyond the last output are multiplied too.
+      for (int64_t k = 0; outputs < block_ && k < inputs_; ++k) {
+        std::fill(target + k * block_ + outputs, target + (k + 1) * block_, Acc(0));
+      }
+    }
+  }
+
+  void finish(const Acc* c, int64_t pixels, int64_t outputs, const Acc* bias, Activation activation,
+              Scalar* target, int64_t step, Acc* sums, int64_t sum_step) const {
+    for (int64_t o = 0; o < outputs; o += kLane) {
+      const int64_t lanes = std::min<int64_t>(kLane, outputs - o);
+      Vector<Acc> beta{}, total{};
+      if (bias != nullptr)
+        beta = lanes == kLane ? load_vector(bias + o) : load_partial(bias + o, lanes);
+      for (int64_t p = 0; p < pixels; ++p) {
+        const Vector<Acc> value =
+            rectified<Acc>(activation, load_vector(c + p * block_ + o) + beta);
+        total += value;
+        if (lanes == kLane) {
+          store_vector(target + p * step + o, value);
+        } else {
+          store_partial(target + p * step + o, value, lanes);
+        }
+      }
+      for (int64_t i = 0; sums != nullptr && i < lanes; ++i) sums[(o + i) * sum_step] = total[i];
+    }
+  }
+
+  bool forward_;
+  int64_t inputs_, outputs_, pixels_;
+  int64_t block_, blocks_;  // output channels of a task, whole vectors
+  int64_t samples_;         // of a task
+};
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY
