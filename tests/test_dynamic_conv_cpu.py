@@ -300,6 +300,33 @@ def test_pixels_as_rows(name: str, dtype: torch.dtype):
     check(case, seed=5, dtype=dtype, layout=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=600, channels=(64, 8), size=(7, 7), padding=(1, 1), bank=2),
+        Case(
+            batch=170, channels=(1000, 1000), size=(3, 3), kernel=(5, 5), padding=(2, 2), groups=1000, bank=1
+        ),
+        Case(batch=40, channels=(64, 64), size=(24, 24), padding=(1, 1), bank=1),
+    ],
+    ids=["small map", "depthwise", "Winograd"],
+)
+def test_batches_that_are_taken_in_parts(case: Case):
+    check(case, seed=9, dtype=torch.float32)
+
+
+def test_pixels_at_the_end_of_memory_are_not_read_beyond():
+    """Samples that share their memory, and channels with gaps between them."""
+    case = Case(batch=5, channels=(24, 16), size=(7, 7), kernel=(1, 1))
+    tensors = case.tensors(2)
+    shared = tensors[0][:1].expand(5, -1, -1, -1)
+    y = forward(case, [shared, *tensors[1:]])
+    assert_accurate(y, definition(case, [t if t is None else t.double() for t in [shared, *tensors[1:]]]), y)
+    wide = torch.full((5, 48, 7, 7), float("nan"))
+    wide[:, ::2] = tensors[0]
+    assert torch.equal(forward(case, [wide[:, ::2], *tensors[1:]]), forward(case, tensors))
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject):

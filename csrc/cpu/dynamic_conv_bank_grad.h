@@ -195,15 +195,8 @@ class SmallMapGradient {
         const int64_t column_end = std::min(column + block_columns_, columns_);
         const int64_t sample = first + task / column_blocks_ / shape_.groups;
         const int64_t group = task / column_blocks_ % shape_.groups;
-        const Planes<Scalar> planes{
-            image.data + sample * image.stride[0] + group * channels * image.stride[1],
-            image.stride[1],
-            image.stride[2],
-            image.stride[3],
-            channels,
-            shape_.in_size[0],
-            shape_.in_size[1],
-            false};
+        const Planes<Scalar> planes =
+            planes_of_group(image, sample, group, channels, shape_.in_size[0], shape_.in_size[1]);
         const int64_t channel = column / taps;
         copy_tile(planes, channel, ceil_div(column_end, taps), y_, x_, tiles_, 0, 0, tile.get());
         // Columns that only fill the block hold numbers too: those of the last one.
@@ -235,14 +228,8 @@ class SmallMapGradient {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t i = task / chunks, channel = task % chunks * kChannels;
         const int64_t channel_end = std::min(channel + kChannels, shape_.out_channels);
-        const Planes<Scalar> planes{grad.data + (first + i) * grad.stride[0],
-                                    grad.stride[1],
-                                    grad.stride[2],
-                                    grad.stride[3],
-                                    shape_.out_channels,
-                                    height,
-                                    width,
-                                    false};
+        const Planes<Scalar> planes =
+            planes_of_group(grad, first + i, 0, shape_.out_channels, height, width);
         copy_window(planes, channel, channel_end, Window{0, 1, height, 0, 1, width},
                     grads + (i * shape_.out_channels + channel) * pixels_, pixels_, width);
       }

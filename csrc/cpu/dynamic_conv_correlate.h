@@ -76,7 +76,14 @@ class Correlation {
            const Image<Scalar>& result, Acc* sums) const {
     const int64_t batch = mixer.shape().batch;
     if (in_blocks_) {
-      run_in_blocks(mixer, image, activation, result, sums);
+      const int64_t sample_size = groups_ * channels_ * tiles_.channel_stride();
+      const int64_t step =
+          reads_directly(image)
+              ? batch
+              : std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)}));
+      for (int64_t first = 0; first < batch; first += step) {
+        run_in_blocks(mixer, first, std::min(step, batch - first), image, activation, result, sums);
+      }
       return;
     }
     const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(has_ones_);
@@ -100,6 +107,8 @@ class Correlation {
   static constexpr int64_t kFirstLevelBytes = 32 * 1024, kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
+  static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
+  static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   static constexpr int64_t kMostRows = 64, kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
@@ -126,15 +135,8 @@ class Correlation {
   }
 
   Planes<Scalar> planes(const Image<const Scalar>& image, int64_t sample, int64_t group) const {
-    const int64_t in_channels = channels_ - has_ones_;
-    return {image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
-            image.stride[1],
-            image.stride[2],
-            image.stride[3],
-            in_channels,
-            y_.in_size,
-            x_.in_size,
-            has_ones_};
+    return planes_of_group(image, sample, group, channels_ - has_ones_, y_.in_size, x_.in_size,
+                           has_ones_);
   }
 
   // The offsets of all taps of some channels, which lie `a_channel` apart among the weights and
@@ -154,7 +156,9 @@ class Correlation {
   bool reads_directly(const Image<const Scalar>& image) const {
     return std::is_same_v<Scalar, Acc> && taps() == 1 && !has_ones_ && y_.count == 1 &&
            y_.in_size == 1 && y_.shift[0] == 0 && x_.shift[0] == 0 && x_.in_step == 1 &&
-           x_.count == x_.in_size && image.stride[3] == 1 && image.stride[1] >= x_.count;
+           x_.count == x_.in_size && image.stride[3] == 1 && image.stride[1] >= x_.count &&
+           image.stride[1] <= kMostStride &&
+           image.stride[0] >= groups_ * channels_ * image.stride[1];
   }
 
   // ---- once ----
@@ -200,9 +204,10 @@ class Correlation {
 
   // ---- blocks ----
 
-  void run_in_blocks(const Mixer<Scalar>& mixer, const Image<const Scalar>& image,
-                     Activation activation, const Image<Scalar>& result, Acc* sums) const {
-    const int64_t batch = mixer.shape().batch;
+  // Samples [begin_sample, begin_sample + batch).
+  void run_in_blocks(const Mixer<Scalar>& mixer, int64_t begin_sample, int64_t batch,
+                     const Image<const Scalar>& image, Activation activation,
+                     const Image<Scalar>& result, Acc* sums) const {
     const int64_t plane = tiles_.channel_stride();
     // Blocks of outputs whose pieces of kernels, of as many samples as may be, stay in the cache.
     const int64_t piece_row = turn_channels_ * kernel_taps_;
@@ -228,8 +233,8 @@ class Correlation {
     const auto copy = [&](int64_t sample_group, int64_t turn, Acc* target) {
       const int64_t channel = turn * turn_channels_;
       const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-      copy_tile(planes(image, sample_group / groups_, sample_group % groups_), channel, channel_end,
-                y_, x_, tiles_, 0, 0, target);
+      copy_tile(planes(image, begin_sample + sample_group / groups_, sample_group % groups_),
+                channel, channel_end, y_, x_, tiles_, 0, 0, target);
       clear_slack(tiles_, channel_end - channel, target);
     };
     if (direct) {
@@ -246,7 +251,7 @@ class Correlation {
                    });
     }
     const auto pixels = [&](int64_t sample, int64_t group, int64_t channel) -> const Acc* {
-      const int64_t sample_group = sample * groups_ + group;
+      const int64_t sample_group = (sample - begin_sample) * groups_ + group;
       if constexpr (std::is_same_v<Scalar, Acc>) {
         const bool last =
             sample_group == batch * groups_ - 1 && channel + turn_channels_ >= channels_;
@@ -281,8 +286,9 @@ class Correlation {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task % blocks, group_samples = task / blocks;
         const int64_t group = group_samples % groups_;
-        const int64_t sample = group_samples / groups_ * block_samples;
-        const int64_t samples = std::min(block_samples, batch - sample);
+        const int64_t before = group_samples / groups_ * block_samples;
+        const int64_t sample = begin_sample + before;
+        const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, outputs_ - row);
         for (int64_t i = 0; i < samples; ++i) {
           start(mixer, sample + i, group * outputs_ + row, rows, c_row, &c[i * block_rows * c_row]);

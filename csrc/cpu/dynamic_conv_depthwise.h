@@ -104,26 +104,35 @@ class Depthwise {
            const Image<Scalar>& result, Acc* sums) const {
     const int64_t batch = mixer.shape().batch;
     if (y_.count * x_.count == 0) return;
-    const Scratch<Acc> kernels(batch * channels_ * taps_);
-    mixer.mix_whole(0, batch, false, kernels.get());
-    const Task task{kernels.get(), flipped_ ? nullptr : mixer.betas(), image, activation, result,
-                    sums};
+    const int64_t step = std::clamp<int64_t>(
+        kKernelBytes / (channels_ * taps_ * int64_t{sizeof(Acc)}), 1, std::max<int64_t>(1, batch));
+    const Scratch<Acc> kernels(step * channels_ * taps_);
     const int64_t work = taps_ * y_.count * x_.count + 1;
-    if (image.stride[1] == 1 && result.stride[1] == 1) {
-      parallel_for(batch * ceil_div(channels_, kLanes<Acc>),
-                   std::max<int64_t>(1, kMinWork / (work * kLanes<Acc>)),
-                   [&](int64_t begin, int64_t end) { across(task, begin, end); });
-      return;
-    }
-    if (flipped_ && runs_down_) {
-      for (int64_t plane = 0; plane < batch * channels_; ++plane) {
-        std::reverse(&kernels[plane * taps_], &kernels[plane * taps_] + taps_);
+    for (int64_t first = 0; first < batch; first += step) {
+      const int64_t count = std::min(step, batch - first);
+      mixer.mix_whole(first, count, false, kernels.get());
+      const Task task{kernels.get(),
+                      flipped_ ? nullptr : mixer.betas() + first * channels_,
+                      from_sample(image, first),
+                      activation,
+                      from_sample(result, first),
+                      sums == nullptr ? nullptr : sums + first * channels_};
+      if (image.stride[1] == 1 && result.stride[1] == 1) {
+        parallel_for(count * ceil_div(channels_, kLanes<Acc>),
+                     std::max<int64_t>(1, kMinWork / (work * kLanes<Acc>)),
+                     [&](int64_t begin, int64_t end) { across(task, begin, end); });
+        continue;
       }
+      if (flipped_ && runs_down_) {
+        for (int64_t plane = 0; plane < count * channels_; ++plane) {
+          std::reverse(&kernels[plane * taps_], &kernels[plane * taps_] + taps_);
+        }
+      }
+      parallel_for(count * channels_, std::max<int64_t>(1, kMinWork / work),
+                   [&](int64_t begin, int64_t end) {
+                     runs_down_ ? down(task, begin, end) : by_taps(task, begin, end);
+                   });
     }
-    parallel_for(batch * channels_, std::max<int64_t>(1, kMinWork / work),
-                 [&](int64_t begin, int64_t end) {
-                   runs_down_ ? down(task, begin, end) : by_taps(task, begin, end);
-                 });
   }
 
 #if DDRF_VECTOR_BYTES == 64
@@ -157,27 +166,20 @@ class Depthwise {
 
  private:
   static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
+  static constexpr int64_t kKernelBytes = 16 << 20;
   static constexpr int64_t kStripBytes = 192 * 1024;
   static constexpr int64_t kAhead = 512;  // pixels fetched in advance
 
   struct Task {
     const Acc *kernels, *bias;
-    const Image<const Scalar>& image;
+    Image<const Scalar> image;
     Activation activation;
-    const Image<Scalar>& result;
+    Image<Scalar> result;
     Acc* sums;
   };
 
   Planes<Scalar> planes(const Task& task, int64_t sample) const {
-    const Image<const Scalar>& image = task.image;
-    return {image.data + sample * image.stride[0],
-            image.stride[1],
-            image.stride[2],
-            image.stride[3],
-            channels_,
-            y_.in_size,
-            x_.in_size,
-            false};
+    return planes_of_group(task.image, sample, 0, channels_, y_.in_size, x_.in_size);
   }
 
   Acc bias(const Task& task, int64_t plane) const {

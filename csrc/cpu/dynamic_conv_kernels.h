@@ -1,7 +1,5 @@
-// dynamic_conv and its gradient, from their parts; included once for each instruction set.
-//
-// Samples are taken in batches whose mixed kernels fit kKernelBytes, so that large kernels of large
-// batches are never all there at once.
+// dynamic_conv and its gradient: chooses the plans; included once for each instruction set.
+// csrc/README.md has a table of them.
 #pragma once
 
 #include <algorithm>
@@ -21,16 +19,11 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
+// Gradients of whole kernels are there for so many samples at a time only.
 inline constexpr int64_t kKernelBytes = 32 << 20;
+
 inline int64_t samples_at_once(const DynamicConvShape& shape, int64_t sample_bytes) {
   return std::max<int64_t>(1, std::min(kKernelBytes / (sample_bytes + 1), shape.batch));
-}
-
-template <class Scalar>
-Image<Scalar> from_sample(const Image<Scalar>& image, int64_t b) {
-  Image<Scalar> result = image;
-  result.data += b * image.stride[0];
-  return result;
 }
 
 // A 1x1 convolution has no rows: where they follow one another in both images, they become one.
@@ -252,7 +245,8 @@ void dynamic_conv_backward(const DynamicConvShape& given,
   const auto add_all = [&](const auto& kernel_gradient) {
     BankGradient<Scalar> bank_gradient(mixer, gradients);
     const int64_t kernel_size = needs_kernel ? kernel_gradient.size() : 0;
-    const int64_t sample_size = kernel_size + bank_gradient.partial_size();
+    const int64_t sample_size = kernel_size + bank_gradient.partial_size() +
+                                (needs_kernel ? kernel_gradient.scratch_size() : 0);
     const int64_t step = samples_at_once(shape, sample_size * int64_t{sizeof(Acc)});
     const Scratch<Acc> grad_kernel(step * kernel_size);
     const Scratch<Acc> grad_bias(step * shape.out_channels);

@@ -40,6 +40,27 @@ struct Planes {
   bool has_ones;
 };
 
+template <class Scalar>
+inline Image<Scalar> from_sample(const Image<Scalar>& image, int64_t b) {
+  Image<Scalar> result = image;
+  result.data += b * image.stride[0];
+  return result;
+}
+
+template <class Scalar>
+inline Planes<Scalar> planes_of_group(const Image<const Scalar>& image, int64_t sample,
+                                      int64_t group, int64_t channels, int64_t height,
+                                      int64_t width, bool has_ones = false) {
+  return {image.data + sample * image.stride[0] + group * channels * image.stride[1],
+          image.stride[1],
+          image.stride[2],
+          image.stride[3],
+          channels,
+          height,
+          width,
+          has_ones};
+}
+
 // Input positions y0 + i * y_step of `rows` rows and x0 + j * x_step of `columns` columns.
 struct Window {
   int64_t y0, y_step, rows, x0, x_step, columns;

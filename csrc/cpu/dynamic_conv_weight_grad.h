@@ -68,6 +68,9 @@ class WeightGradient {
 
   int64_t size() const { return groups_ * outputs_ * channels_ * taps(); }
 
+  // Elements of scratch for each sample of run().
+  int64_t scratch_size() const { return 0; }
+
   // result [batch][groups * out_channels][channels with ones][taps] is overwritten.
   void run(int64_t batch, const Image<const Scalar>& image, const Image<const Scalar>& grad,
            Acc* result) const {
@@ -101,25 +104,10 @@ class WeightGradient {
     const int64_t in_chunk = task % in_chunks_, out_chunk = task / in_chunks_ % out_chunks_;
     const int64_t sample_group = task / (in_chunks_ * out_chunks_);
     const int64_t sample = sample_group / groups_, group = sample_group % groups_;
-    const int64_t in_channels = channels_ - has_ones_;
-    const Planes<Scalar> planes{
-        image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
-        image.stride[1],
-        image.stride[2],
-        image.stride[3],
-        in_channels,
-        y_.in_size,
-        x_.in_size,
-        has_ones_};
-    const Planes<Scalar> grad_planes{
-        grad.data + sample * grad.stride[0] + group * outputs_ * grad.stride[1],
-        grad.stride[1],
-        grad.stride[2],
-        grad.stride[3],
-        outputs_,
-        y_.count,
-        x_.count,
-        false};
+    const Planes<Scalar> planes = planes_of_group(image, sample, group, channels_ - has_ones_,
+                                                  y_.in_size, x_.in_size, has_ones_);
+    const Planes<Scalar> grad_planes =
+        planes_of_group(grad, sample, group, outputs_, y_.count, x_.count);
     const int64_t channel = std::min(in_chunk * in_chunk_, channels_);
     const int64_t channel_end = std::min(channel + in_chunk_, channels_);
     const int64_t output = std::min(out_chunk * out_chunk_, outputs_);

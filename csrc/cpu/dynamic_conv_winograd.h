@@ -118,10 +118,14 @@ class Winograd {
     tile_columns_ = ceil_div(x_.count, kTileColumns);
     tiles_ = tile_columns_ * ceil_div(y_.count, kTileRows);
     const int64_t fitting = kSecondLevelBytes / (kEntries * channels_ * int64_t{sizeof(Acc)});
-    int64_t most = std::clamp<int64_t>(fitting / kLane * kLane, kLane, kBlockVectors * kLane);
-    // A few samples have too few chunks to share out, but enough blocks.
-    const int64_t tasks = shape.batch * groups_ * ceil_div(tiles_, most);
-    in_blocks_ = tiles_ <= (tasks < kFewTasks ? 2 * kMapTiles : kMapTiles);
+    int64_t most = std::clamp<int64_t>(fitting / kLane * kLane, kLane, kMostVectors * kLane);
+    // Few samples are cut into smaller chunks, so that there are enough to share out, and small
+    // maps of few samples into blocks.
+    const int64_t planes = shape.batch * groups_;
+    most = std::min(
+        most, std::max<int64_t>(tiles_ * planes / kEnoughTasks / kLane, kBlockVectors) * kLane);
+    const bool few = planes * ceil_div(tiles_, most) < kEnoughTasks;
+    in_blocks_ = tiles_ <= (few ? 2 * kMapTiles : kMapTiles);
     if (in_blocks_) most = tiles_;
     chunk_ = ceil_div(most, kLane) * kLane;
     chunks_ = ceil_div(tiles_, most);
@@ -144,7 +148,8 @@ class Winograd {
 
  private:
   static constexpr int kLane = kLanes<Acc>;
-  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64, kFewTasks = 8;
+  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64, kEnoughTasks = 8;
+  static constexpr int64_t kMostVectors = 6;  // of tiles in a chunk
   static constexpr int64_t kSecondLevelBytes = 600 * 1024, kKernelBytes = 24 << 20;
   static constexpr int64_t kAhead = 2;   // channels between fetching and reading
   static constexpr int64_t kBlock = 16;  // output channels between two inverse transforms
@@ -237,53 +242,52 @@ class Winograd {
   // Transforms channels [begin, end) of tiles [first, first + count), a multiple of a vector apart.
   void transform_inputs(const Planes<Scalar>& planes, int64_t begin, int64_t end, int64_t first,
                         int64_t count, Acc* v, int64_t v_entry, int64_t v_row, Acc* window) const {
-    const int64_t y0 = y_.shift.front() < y_.shift.back() ? y_.shift.front() : y_.shift.back();
-    const int64_t x0 = x_.shift.front() < x_.shift.back() ? x_.shift.front() : x_.shift.back();
-    for (int64_t done = 0; done < count;) {
-      const int64_t tile = first + done;
-      const int64_t column = tile % tile_columns_, row = tile / tile_columns_;
-      const int64_t taken = std::min({count - done, tile_columns_ - column, int64_t{kLane}});
-      const int64_t top = y0 + row * kTileRows, left = x0 + column * kTileColumns;
-      int64_t c = begin;
+    const int64_t y0 = std::min(y_.shift.front(), y_.shift.back());
+    const int64_t x0 = std::min(x_.shift.front(), x_.shift.back());
+    const std::vector<Segment> segments = segments_of(first, count);
+    int64_t c = begin;
 #if DDRF_VECTOR_BYTES == 64
-      if (planes.column_step == 1) {
+    // A channel's segments one after the other: they lie side by side.
+    for (; planes.column_step == 1 && c < std::min(end, planes.channels); ++c) {
+      for (const Segment& at : segments) {
+        const int64_t top = y0 + at.row * kTileRows, left = x0 + at.column * kTileColumns;
+        const Scalar* source = planes.data + c * planes.channel_step + left;
         uint32_t masks[4];
-        const int64_t offsets[4] = {0, kLane, 2, kLane + 2};
+        constexpr int64_t kOffsets[4] = {0, kLane, 2, kLane + 2};
         for (int i = 0; i < 4; ++i) {
-          const int64_t from = left + offsets[i];
+          const int64_t from = left + kOffsets[i];
           const int64_t low = std::clamp<int64_t>(-from, 0, kLane);
           const int64_t high = std::clamp<int64_t>(planes.width - from, 0, kLane);
           masks[i] = ((1u << high) - 1) & ~((1u << low) - 1);
         }
-        for (; c < std::min(end, planes.channels); ++c) {
-          const Scalar* source = planes.data + c * planes.channel_step + left;
-          // The same rows of a later channel: too short for the hardware to see them coming.
-          const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
-          for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
-            const Scalar* row =
-                source + kAhead * planes.channel_step + (ahead + i) * planes.row_step;
-            for (int64_t at = 0; at < 2 * kLane; at += 64 / int64_t{sizeof(Scalar)}) {
-              __builtin_prefetch(row + at);
-            }
+        // The same rows of a later channel: too short for the hardware to see them coming.
+        const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
+        for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
+          const Scalar* row = source + kAhead * planes.channel_step + (ahead + i) * planes.row_step;
+          for (int64_t x = 0; x < 2 * kLane; x += 64 / int64_t{sizeof(Scalar)}) {
+            __builtin_prefetch(row + x);
           }
-          transform_tiles(
-              [&](int i) __attribute__((always_inline)) {
-                const int64_t y = top + i;
-                const bool inside = y >= 0 && y < planes.height;
-                const Scalar* row = inside ? source + y * planes.row_step : source;
-                return [=, &masks, &offsets](auto part) __attribute__((always_inline)) {
-                  return load_masked(row + offsets[part()], inside ? masks[part()] : 0);
-                };
-              },
-              v + (c - begin) * v_row + done, v_entry, taken);
         }
+        transform_tiles(
+            [&](int i) __attribute__((always_inline)) {
+              const int64_t y = top + i;
+              const bool inside = y >= 0 && y < planes.height;
+              const Scalar* row = inside ? source + y * planes.row_step : source;
+              return [=, &masks](auto part) __attribute__((always_inline)) {
+                return load_masked(row + kOffsets[part()], inside ? masks[part()] : 0);
+              };
+            },
+            v + (c - begin) * v_row + at.done, v_entry, at.taken);
       }
+    }
 #endif
-      constexpr int64_t kRow = 3 * kLane, kPlane = 6 * kRow;
-      for (; c < end; c += kLane) {
-        const int64_t channels = std::min<int64_t>(kLane, end - c);
-        copy_window(planes, c, c + channels, Window{top, 1, 6, left, 1, 2 * kLane + 2}, window,
-                    kPlane, kRow);
+    constexpr int64_t kRow = 3 * kLane, kPlane = 6 * kRow;
+    for (; c < end; c += kLane) {
+      const int64_t channels = std::min<int64_t>(kLane, end - c);
+      for (const Segment& at : segments) {
+        const Window pixels{y0 + at.row * kTileRows,       1, 6,
+                            x0 + at.column * kTileColumns, 1, 2 * kLane + 2};
+        copy_window(planes, c, c + channels, pixels, window, kPlane, kRow);
         for (int64_t i = 0; i < channels; ++i) {
           const Acc* source = window + i * kPlane;
           transform_tiles(
@@ -292,11 +296,25 @@ class Winograd {
                   return load_vector(row + part() % 2 * kLane + part() / 2 * 2);
                 };
               },
-              v + (c + i - begin) * v_row + done, v_entry, taken);
+              v + (c + i - begin) * v_row + at.done, v_entry, at.taken);
         }
       }
-      done += taken;
     }
+  }
+
+  // Tiles that lie side by side, at most a vector of them: `taken` of them from (row, column) on,
+  // `done` tiles before them.
+  struct Segment {
+    int64_t done, taken, row, column;
+  };
+  std::vector<Segment> segments_of(int64_t first, int64_t count) const {
+    std::vector<Segment> result;
+    for (int64_t done = 0; done < count; done += result.back().taken) {
+      const int64_t column = (first + done) % tile_columns_;
+      const int64_t taken = std::min({count - done, tile_columns_ - column, int64_t{kLane}});
+      result.push_back({done, taken, (first + done) / tile_columns_, column});
+    }
+    return result;
   }
 
   static constexpr int64_t window_size() { return kLane * 6 * 3 * kLane; }
@@ -352,37 +370,45 @@ class Winograd {
     for (int64_t o = 0; job.sums != nullptr && o < channels; ++o) {
       sum_of(job, sample, channel + o, part) = Acc(0);
     }
-    for (int64_t done = 0; done < count;) {
-      const int64_t tile = first + done;
-      const int64_t column = tile % tile_columns_, row = tile / tile_columns_;
-      const int64_t taken = std::min({count - done, tile_columns_ - column, int64_t{kLane}});
-      const int64_t rows = std::min<int64_t>(kTileRows, y_.count - row * kTileRows);
-      const int64_t columns =
-          std::min<int64_t>(kTileColumns * taken, x_.count - column * kTileColumns);
-      Scalar* target = result.data + sample * result.stride[0] + channel * result.stride[1] +
-                       row * kTileRows * result.stride[2] + column * kTileColumns * step;
-      constexpr int64_t kRow = 2 * kLane, kPlane = kTileRows * kRow;
-      for (int64_t o = 0; o < channels; ++o) {
-        const Acc bias = forward ? job.mixer.beta(sample, channel + o) : Acc(0);
-        // Where rows lie side by side the lines of one channel are enough.
-        Acc* line = lines + (step == 1 ? 0 : o * kPlane);
-        inverse_tiles(m + o * m_row + done, m_entry, bias, job.activation, line, kRow);
-        for (int64_t y = 0; y < rows; ++y) {
-          if (step == 1) {
-            store_row(target + o * result.stride[1] + y * result.stride[2], line + y * kRow,
-                      columns);
-          }
-          if (job.sums != nullptr) {
-            sum_of(job, sample, channel + o, part) += sum_row(line + y * kRow, columns);
-          }
+    constexpr int64_t kRow = 2 * kLane, kPlane = kTileRows * kRow;
+    const std::vector<Segment> segments = segments_of(first, count);
+    const auto place = [&](const Segment& at) {
+      return result.data + sample * result.stride[0] + channel * result.stride[1] +
+             at.row * kTileRows * result.stride[2] + at.column * kTileColumns * step;
+    };
+    const auto invert = [&](const Segment& at, int64_t o, Acc* line) {
+      const Acc bias = forward ? job.mixer.beta(sample, channel + o) : Acc(0);
+      inverse_tiles(m + o * m_row + at.done, m_entry, bias, job.activation, line, kRow);
+      if (job.sums == nullptr) return;
+      for (int64_t y = 0; y < rows_of(at); ++y) {
+        sum_of(job, sample, channel + o, part) += sum_row(line + y * kRow, columns_of(at));
+      }
+    };
+    for (int64_t o = 0; step == 1 && o < channels; ++o) {
+      for (const Segment& at : segments) {
+        invert(at, o, lines);
+        Scalar* target = place(at) + o * result.stride[1];
+        for (int64_t y = 0; y < rows_of(at); ++y) {
+          store_row(target + y * result.stride[2], lines + y * kRow, columns_of(at));
         }
       }
-      for (int64_t y = 0; step != 1 && y < rows; ++y) {
-        store_lines(target + y * result.stride[2], result.stride[1], step, lines + y * kRow, kPlane,
-                    channels, columns);
-      }
-      done += taken;
     }
+    if (step == 1) return;
+    for (const Segment& at : segments) {
+      for (int64_t o = 0; o < channels; ++o) invert(at, o, lines + o * kPlane);
+      for (int64_t y = 0; y < rows_of(at); ++y) {
+        store_lines(place(at) + y * result.stride[2], result.stride[1], step, lines + y * kRow,
+                    kPlane, channels, columns_of(at));
+      }
+    }
+  }
+
+  // Pixels of a segment of output tiles.
+  int64_t rows_of(const Segment& at) const {
+    return std::min<int64_t>(kTileRows, y_.count - at.row * kTileRows);
+  }
+  int64_t columns_of(const Segment& at) const {
+    return std::min<int64_t>(kTileColumns * at.taken, x_.count - at.column * kTileColumns);
   }
 
   Acc& sum_of(const Job& job, int64_t sample, int64_t channel, int64_t part) const {
@@ -452,15 +478,8 @@ class Winograd {
   }
 
   Planes<Scalar> planes(const Image<const Scalar>& image, int64_t sample, int64_t group) const {
-    const int64_t in_channels = channels_ - has_ones_;
-    return {image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
-            image.stride[1],
-            image.stride[2],
-            image.stride[3],
-            in_channels,
-            y_.in_size,
-            x_.in_size,
-            has_ones_};
+    return planes_of_group(image, sample, group, channels_ - has_ones_, y_.in_size, x_.in_size,
+                           has_ones_);
   }
 
   void run_once(const Job& job) const {

@@ -81,6 +81,9 @@ class WinogradGradient {
 
   int64_t size() const { return shape_.groups * outputs_ * channels_ * 9; }
 
+  // Elements of scratch for each sample of run().
+  int64_t scratch_size() const { return shape_.groups * shares_ * kEntries * outputs_ * columns_; }
+
   // result [batch][groups * out_channels][channels with ones][taps] is overwritten.
   void run(int64_t batch, const Image<const Scalar>& image, const Image<const Scalar>& grad,
            Acc* result) const {
@@ -121,25 +124,10 @@ class WinogradGradient {
   void add_tiles(const Image<const Scalar>& image, const Image<const Scalar>& grad, int64_t sample,
                  int64_t group, int64_t begin, int64_t end, Acc* v, Acc* m, Acc* window,
                  Acc* pixels, Acc* u) const {
-    const int64_t in_channels = shape_.in_per_group();
-    const Planes<Scalar> planes{
-        image.data + sample * image.stride[0] + group * in_channels * image.stride[1],
-        image.stride[1],
-        image.stride[2],
-        image.stride[3],
-        in_channels,
-        shape_.in_size[0],
-        shape_.in_size[1],
-        has_ones_};
-    const Planes<Scalar> grad_planes{
-        grad.data + sample * grad.stride[0] + group * outputs_ * grad.stride[1],
-        grad.stride[1],
-        grad.stride[2],
-        grad.stride[3],
-        outputs_,
-        shape_.out_size[0],
-        shape_.out_size[1],
-        false};
+    const Planes<Scalar> planes = planes_of_group(image, sample, group, shape_.in_per_group(),
+                                                  shape_.in_size[0], shape_.in_size[1], has_ones_);
+    const Planes<Scalar> grad_planes =
+        planes_of_group(grad, sample, group, outputs_, shape_.out_size[0], shape_.out_size[1]);
     for (int64_t first = begin; first < end; first += kChunk) {
       const int64_t count = std::min(kChunk, end - first);
       for (int64_t done = 0; done < count;) {
