@@ -339,7 +339,8 @@ def test_runner_refuses_a_filter_that_leaves_nothing(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("op", registry.OPERATIONS)
 def test_cases_are_named_once_and_quick_and_compiled_ones_exist(op: str):
-    module, operation = sys.modules[f"benchmarks.{op}"], registry.load(op)
+    operation = registry.load(op)
+    module = sys.modules[f"benchmarks.{op}"]
     names = [case.name for case in operation.cases]
     assert len(names) == len(set(names))
     assert any(case.quick for case in operation.cases)
