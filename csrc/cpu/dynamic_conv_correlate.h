@@ -27,8 +27,7 @@ class Correlation {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  // `in_channels` and `out_channels` are those of one group; `has_ones` adds a channel of ones;
-  // `kernel_taps` are all taps of the kernel, of which the axes keep some.
+  // `has_ones` adds a channel of ones after x's; of the kernel's taps the axes keep some.
   Correlation(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape,
               bool has_ones)
       : direction_(direction),
@@ -40,9 +39,7 @@ class Correlation {
     const bool forward = direction == Direction::kForward;
     channels_ = (forward ? shape.in_per_group() : shape.out_per_group()) + has_ones;
     outputs_ = forward ? shape.out_per_group() : shape.in_per_group();
-    for (int64_t u : y_.taps) {
-      for (int64_t v : x_.taps) kept_taps_.push_back(u * shape.kernel[1] + v);
-    }
+    kept_taps_ = kept_taps(shape, y_, x_);
     const int64_t taps = static_cast<int64_t>(kept_taps_.size());
     const int64_t tap_rows = static_cast<int64_t>(y_.taps.size());
     // Copying pixels once for each column of taps costs less than computing many dropped columns.
@@ -186,12 +183,12 @@ class Correlation {
             const int64_t sample = first + sample_group / groups_, group = sample_group % groups_;
             const Planes<Scalar> source = planes(image, sample, group);
             const Acc* a = kernels + sample_group * group_size;
-            const Place place = place_of(tile);
+            const Tiles::Place place = tiles_.place(tile);
             start(mixer, sample, group * outputs_, outputs_, c_row, c.get());
             for (int64_t channel = 0; channel < channels_; channel += turn_channels_) {
               const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-              copy_tile(source, channel, channel_end, y_, x_, tiles_, tile / tiles_.x.tiles,
-                        tile % tiles_.x.tiles, input.get());
+              copy_tile(source, channel, channel_end, y_, x_, tiles_, place.tile_y, place.tile_x,
+                        input.get());
               add_product(a + channel * a_channel, a_row, outputs_, input.get(), table.data(),
                           (channel_end - channel) * taps(), place.pixels, column.get(), c.get(),
                           c_row);
@@ -265,7 +262,7 @@ class Correlation {
     };
 
     const bool forward = direction_ == Direction::kForward;
-    const Place place = place_of(0);
+    const Tiles::Place place = tiles_.place(0);
     const int64_t c_row = vectors(place.pixels) * kLanes<Acc>;
     // For the blocks and the last one, which may have fewer rows; for pixels copied or read
     // directly.
@@ -339,16 +336,6 @@ class Correlation {
 
   // ---- both ----
 
-  struct Place {
-    int64_t tile_y, tile_x, rows, columns, pixels;
-  };
-  Place place_of(int64_t tile) const {
-    const int64_t tile_y = tile / tiles_.x.tiles, tile_x = tile % tiles_.x.tiles;
-    const int64_t rows = std::min(tiles_.y.extent, y_.count - tile_y * tiles_.y.extent);
-    const int64_t columns = std::min(tiles_.x.extent, x_.count - tile_x * tiles_.x.extent);
-    return {tile_y, tile_x, rows, columns, (rows - 1) * tiles_.row_stride() + columns};
-  }
-
   void start(const Mixer<Scalar>& mixer, int64_t sample, int64_t output, int64_t rows,
              int64_t c_row, Acc* c) const {
     for (int64_t r = 0; r < rows; ++r) {
@@ -358,14 +345,14 @@ class Correlation {
   }
 
   // Stores the pixels that are outputs, row by row.
-  void finish(Acc* c, int64_t c_row, int64_t channels, const Place& place, Activation activation,
-              const Image<Scalar>& result, int64_t sample, int64_t output, Acc* sums,
-              int64_t tile) const {
+  void finish(Acc* c, int64_t c_row, int64_t channels, const Tiles::Place& place,
+              Activation activation, const Image<Scalar>& result, int64_t sample, int64_t output,
+              Acc* sums, int64_t tile) const {
     const int64_t row_stride = tiles_.row_stride();
     activate(activation, channels * c_row, c);
     const int64_t step = result.stride[3] * x_.out_step;
-    const int64_t y = y_.out_offset + place.tile_y * tiles_.y.extent * y_.out_step;
-    const int64_t x = x_.out_offset + place.tile_x * tiles_.x.extent * x_.out_step;
+    const int64_t y = y_.out_offset + place.y * y_.out_step;
+    const int64_t x = x_.out_offset + place.x * x_.out_step;
     Scalar* target = result.data + sample * result.stride[0] + output * result.stride[1] +
                      y * result.stride[2] + x * result.stride[3];
     const int64_t line = result.stride[2] * y_.out_step;

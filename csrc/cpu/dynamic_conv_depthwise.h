@@ -79,9 +79,7 @@ class Depthwise {
 
   Depthwise(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape)
       : y_(std::move(y)), x_(std::move(x)), channels_(shape.out_channels), taps_(shape.taps()) {
-    for (int64_t u : y_.taps) {
-      for (int64_t v : x_.taps) kept_taps_.push_back(u * shape.kernel[1] + v);
-    }
+    kept_taps_ = kept_taps(shape, y_, x_);
     const bool square = shape.kernel[0] == shape.kernel[1] && shape.dilation[0] == 1 &&
                         shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
     const int64_t stride = shape.stride[0], size = shape.kernel[0];
@@ -249,19 +247,38 @@ class Depthwise {
     }
   }
 
-  // The lanes inside the image of a vector that begins at a column.
-  uint32_t mask_at(int64_t column) const {
-    const int64_t low = std::clamp<int64_t>(-column, 0, kLanes<Acc>);
-    const int64_t high = std::clamp<int64_t>(x_.in_size - column, 0, kLanes<Acc>);
-    return ((1u << high) - 1) & ~((1u << low) - 1);
-  }
+  // What the taps of a row read for one vector of outputs, masked to what is inside the image.
+  // With stride 2 a pair of taps shares two vectors.
+  template <int kSize, int kStride>
+  struct MaskedTaps {
+    static constexpr int kLane = kLanes<Acc>, kMasks = kStride == 1 ? kSize : kSize + 1;
+    uint32_t masks[kMasks];
+
+    MaskedTaps(int64_t start, int64_t width) {
+      for (int i = 0; i < kMasks; ++i) {
+        masks[i] =
+            lanes_inside<kLane>(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane), width);
+      }
+    }
+    // `first` is where the first lane reads tap 0.
+    template <int kTap>
+    DDRF_INLINE Vector<Acc> load(const Scalar* first, std::integral_constant<int, kTap>) const {
+      if constexpr (kStride == 1) {
+        return load_masked(first + kTap, masks[kTap]);
+      } else {
+        constexpr int kPair = kTap / 2 * 2;
+        return every_second<Acc, kTap % 2>(load_masked(first + kPair, masks[kPair]),
+                                           load_masked(first + kPair + kLane, masks[kPair + 1]),
+                                           std::make_index_sequence<kLane>());
+      }
+    }
+  };
 
   // With every row of the image, the rows of the gradient that it takes part in.
   template <int kSize, int kStride>
   void plane_gradient(const Image<const Scalar>& image, const Image<const Scalar>& grad,
                       int64_t plane, Acc* kernel) const {
     constexpr int kLane = kLanes<Acc>, kTaps = kSize * kSize;
-    constexpr auto kIndices = std::make_index_sequence<kLane>();
     const int64_t sample = plane / channels_, channel = plane % channels_;
     const Scalar* pixels = image.data + sample * image.stride[0] + channel * image.stride[1];
     const Scalar* grads = grad.data + sample * grad.stride[0] + channel * grad.stride[1];
@@ -270,25 +287,13 @@ class Depthwise {
                                  __attribute__((always_inline)) { sums[t()] = Vector<Acc>{}; });
     for (int64_t x = 0; x < x_.count; x += kLane) {
       const int64_t start = x * kStride + first_shift(x_);
-      constexpr int kMasks = kStride == 1 ? kSize : kSize + 1;
-      uint32_t masks[kMasks];
-      for (int i = 0; i < kMasks; ++i) {
-        masks[i] = mask_at(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane));
-      }
+      const MaskedTaps<kSize, kStride> taps(start, x_.in_size);
       const uint32_t inside = (1u << std::min<int64_t>(kLane, x_.count - x)) - 1;
       for (int64_t row = 0; row < y_.in_size; ++row) {
         const Scalar* first = pixels + row * image.stride[2] + start;
         Vector<Acc> shifted[kSize];
-        for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
-          if constexpr (kStride == 1) {
-            shifted[v()] = load_masked(first + v(), masks[v()]);
-          } else {
-            constexpr int kPair = v() / 2 * 2;
-            shifted[v()] = every_second<Acc, v() % 2>(
-                load_masked(first + kPair, masks[kPair]),
-                load_masked(first + kPair + kLane, masks[kPair + 1]), kIndices);
-          }
-        });
+        for_each_constant<kSize>(
+            [&](auto v) __attribute__((always_inline)) { shifted[v()] = taps.load(first, v); });
         for_each_constant<kSize>([&](auto u) __attribute__((always_inline)) {
           const int64_t distance = row - first_shift(y_) - u();
           const int64_t y = distance / kStride;
@@ -362,26 +367,14 @@ class Depthwise {
 
     for (int64_t x = 0; x < count; x += kPart) {
       const int64_t start = x * kStride + first_shift(x_);
-      // With stride 2 a pair of taps shares two vectors.
-      constexpr int kMasks = kStride == 1 ? kSize : kSize + 1;
-      uint32_t masks[kMasks];
-      for (int i = 0; i < kMasks; ++i) {
-        masks[i] = mask_at(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane));
-      }
-      const uint32_t low_mask = mask_at(0), high_mask = mask_at(kLane);
+      const MaskedTaps<kSize, kStride> taps(start, x_.in_size);
+      const uint32_t low_mask = lanes_inside<kLane>(0, x_.in_size);
+      const uint32_t high_mask = lanes_inside<kLane>(kLane, x_.in_size);
       const auto load = [&](int i, int64_t y) __attribute__((always_inline)) {
         const Scalar* row = source[i * kSide] + y * line;
         if constexpr (kRows == Rows::kMasked) {
-          return [&, first = row + start](auto v) __attribute__((always_inline)) {
-            if constexpr (kStride == 1) {
-              return load_masked(first + v(), masks[v()]);
-            } else {
-              constexpr int kPair = v() / 2 * 2;
-              return every_second<Acc, v() % 2>(
-                  load_masked(first + kPair, masks[kPair]),
-                  load_masked(first + kPair + kLane, masks[kPair + 1]), kIndices);
-            }
-          };
+          return [&taps, first = row + start](auto v)
+                     __attribute__((always_inline)) { return taps.load(first, v); };
         } else {
           const Vector<Acc> low = load_masked(row, low_mask);
           Vector<Acc> high{};
@@ -409,7 +402,7 @@ class Depthwise {
       run_down<kSize, kStride, kVectors, Acc>(
           load, y_.in_size, first_shift(y_), y_.count, weights, biases,
           [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
-            if (activation != Activation::kNone) value = rectified<Acc>(activation, value);
+            value = rectified<Acc>(activation, value);
             if (sums != nullptr) total[i] += masked<Acc>(value, inside | inside << (kLane - kPart));
             const int64_t at = x + y * out_line;
             store_masked(target[i * kSide] + at, value, inside);
@@ -494,12 +487,10 @@ class Depthwise {
       const Acc* weights = task.kernels + plane * taps_;
       if (task.sums != nullptr) task.sums[plane] = Acc(0);
       for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
-        const int64_t tile_y = tile / tiles_.x.tiles, tile_x = tile % tiles_.x.tiles;
-        const int64_t rows = std::min(tiles_.y.extent, y_.count - tile_y * tiles_.y.extent);
-        const int64_t columns = std::min(tiles_.x.extent, x_.count - tile_x * tiles_.x.extent);
+        const auto [tile_y, tile_x, y0, x0, rows, columns, pixels] = tiles_.place(tile);
         copy_tile(source, channel, channel + 1, y_, x_, tiles_, tile_y, tile_x, input.get());
-        const int64_t out_y = y_.out_offset + tile_y * tiles_.y.extent * y_.out_step;
-        const int64_t out_x = x_.out_offset + tile_x * tiles_.x.extent * x_.out_step;
+        const int64_t out_y = y_.out_offset + y0 * y_.out_step;
+        const int64_t out_x = x_.out_offset + x0 * x_.out_step;
         Scalar* target = result.data + sample * result.stride[0] + channel * result.stride[1] +
                          out_y * result.stride[2] + out_x * result.stride[3];
         const int64_t line = y_.out_step * result.stride[2], step = x_.out_step * result.stride[3];

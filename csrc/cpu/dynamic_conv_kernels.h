@@ -46,10 +46,11 @@ DynamicConvShape flattened(const DynamicConvShape& given, const Image<A>& x, con
 }
 
 // Calls body(plan) with the best plan for a direction and, of the strides' residues, one.
-template <class Scalar, class Body>
+template <class Scalar, class Result, class Body>
 void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
-               const DynamicConvShape& shape, bool has_ones, bool pixel_rows, const Body& body) {
-  if (pixel_rows) {
+               const DynamicConvShape& shape, bool has_ones, const Image<const Scalar>& image,
+               const Image<Result>& result, const Body& body) {
+  if (PixelRows<Scalar>::fits(shape, image, result)) {
     body(PixelRows<Scalar>(direction, shape));
   } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
@@ -77,9 +78,8 @@ void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scala
   const bool ones = has_ones(shape, axis_y, axis_x);
   Mixer<Scalar> mixer(shape, operands);
   mixer.fold(ones);
-  const bool pixel_rows = PixelRows<Scalar>::fits(shape, operands.x, y);
   with_plan<Scalar>(
-      Direction::kForward, axis_y, axis_x, shape, ones, pixel_rows, [&](const auto& plan) {
+      Direction::kForward, axis_y, axis_x, shape, ones, operands.x, y, [&](const auto& plan) {
         const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
         plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr);
         for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
@@ -95,8 +95,7 @@ std::string dynamic_conv_plan(const DynamicConvShape& given,
   const DynamicConvShape shape = flattened(given, operands.x, operands.x);
   const TapAxis y = forward_axis(shape, 0), x = forward_axis(shape, 1);
   std::string result;
-  const bool pixel_rows = PixelRows<Scalar>::fits(shape, operands.x, operands.x);
-  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x), pixel_rows,
+  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x), operands.x, operands.x,
                     [&](const auto& plan) { result = plan.name(); });
   if (shape.code_channels > 0) result += "; the code as a bias, corrected along the border";
   return result;
@@ -110,12 +109,11 @@ void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
   using Acc = accumulate_t<Scalar>;
   const DynamicConvShape& shape = mixer.shape();
   if (shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1] == 0) return;
-  const bool pixel_rows = PixelRows<Scalar>::fits(shape, grad, grad_x);
   for (int64_t y = 0; y < std::min(shape.stride[0], shape.in_size[0]); ++y) {
     for (int64_t x = 0; x < std::min(shape.stride[1], shape.in_size[1]); ++x) {
       with_plan<Scalar>(
           Direction::kInputGradient, input_grad_axis(shape, 0, y), input_grad_axis(shape, 1, x),
-          shape, false, pixel_rows, [&](const auto& plan) {
+          shape, false, grad, grad_x, [&](const auto& plan) {
             plan.run(mixer, grad, Activation::kNone, grad_x, static_cast<Acc*>(nullptr));
           });
     }
@@ -188,9 +186,11 @@ bool plain_gradients(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad
     const Depthwise<Scalar> depthwise(Direction::kForward, forward_axis(shape, 0),
                                       forward_axis(shape, 1), shape);
     if (!depthwise.has_kernel_gradient(operands.x, grad)) return false;
-    const Scratch<Acc> kernels(shape.batch * shape.out_channels * shape.taps());
-    depthwise.kernel_gradient(shape.batch, operands.x, grad, kernels.get());
-    contract_kernels(mixer, kernels.get(), gradients.weight, asked);
+    if (gradients.weight != nullptr || needs_attention) {
+      const Scratch<Acc> kernels(shape.batch * shape.out_channels * shape.taps());
+      depthwise.kernel_gradient(shape.batch, operands.x, grad, kernels.get());
+      contract_kernels(mixer, kernels.get(), gradients.weight, asked);
+    }
 #else
     return false;
 #endif

@@ -59,9 +59,20 @@ inline TapAxis input_grad_axis(const DynamicConvShape& shape, int axis, int64_t 
   return result;
 }
 
+// The taps that two axes keep, among the kernel's.
+inline std::vector<int64_t> kept_taps(const DynamicConvShape& shape, const TapAxis& y,
+                                      const TapAxis& x) {
+  std::vector<int64_t> result;
+  for (int64_t u : y.taps) {
+    for (int64_t v : x.taps) result.push_back(u * shape.kernel[1] + v);
+  }
+  return result;
+}
+
 // The tiles of one axis. A run is a row of scratch positions that lie in_step apart in the input:
 // position i of a run holds input q0 * in_step + origin + i * in_step, q0 the tile's first output.
 struct AxisTiles {
+  int64_t count = 0;              // outputs
   int64_t extent = 1, tiles = 0;  // outputs of one tile (the last may have fewer); tiles
   int64_t length = 1;             // positions of a run
   std::vector<int64_t> run_origin;
@@ -71,7 +82,7 @@ struct AxisTiles {
 
   // With `compact` every tap that reads elsewhere has a run of its own, so that runs hold `extent`
   // positions and no columns between two rows are computed for nothing.
-  AxisTiles(const TapAxis& axis, int64_t wanted_tiles, bool compact = false) {
+  AxisTiles(const TapAxis& axis, int64_t wanted_tiles, bool compact = false) : count(axis.count) {
     extent = std::max<int64_t>(1, ceil_div(axis.count, wanted_tiles));
     tiles = ceil_div(axis.count, extent);
     const size_t taps = axis.taps.size();
@@ -111,6 +122,19 @@ struct Tiles {
   int64_t channel_stride() const { return y.runs() * x.runs() * y.length * x.length + slack; }
   int64_t count() const { return y.tiles * x.tiles; }
   int64_t pixels() const { return (y.extent - 1) * row_stride() + x.extent; }
+
+  // Tile number `tile`, the last of a row or column being smaller: its first output, its outputs,
+  // and its pixels.
+  struct Place {
+    int64_t tile_y, tile_x, y, x, rows, columns, pixels;
+  };
+  Place place(int64_t tile) const {
+    const int64_t tile_y = tile / x.tiles, tile_x = tile % x.tiles;
+    const int64_t first_y = tile_y * y.extent, first_x = tile_x * x.extent;
+    const int64_t rows = std::min(y.extent, y.count - first_y);
+    const int64_t columns = std::min(x.extent, x.count - first_x);
+    return {tile_y, tile_x, first_y, first_x, rows, columns, (rows - 1) * row_stride() + columns};
+  }
 
   // Distance between an output pixel and what each tap [kept rows x kept columns] reads for it.
   std::vector<int64_t> tap_offsets() const {

@@ -2,6 +2,7 @@
 // stores that convert to and from the accumulation type, rows, transposition, sums.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -92,6 +93,14 @@ DDRF_INLINE void store_vector(Scalar* target, Vector<accumulate_t<Scalar>> value
     for (int i = 0; i < kLanes<Acc>; ++i) target[i] = static_cast<Scalar>(value[i]);
 #endif
   }
+}
+
+// The lanes inside an image of `width` columns of a vector of kCount that begins at a column.
+template <int kCount>
+DDRF_INLINE uint32_t lanes_inside(int64_t column, int64_t width) {
+  const int64_t low = std::clamp<int64_t>(-column, 0, kCount);
+  const int64_t high = std::clamp<int64_t>(width - column, 0, kCount);
+  return ((1u << high) - 1) & ~((1u << low) - 1);
 }
 
 #if DDRF_VECTOR_BYTES == 64

@@ -255,10 +255,7 @@ class Winograd {
         uint32_t masks[4];
         constexpr int64_t kOffsets[4] = {0, kLane, 2, kLane + 2};
         for (int i = 0; i < 4; ++i) {
-          const int64_t from = left + kOffsets[i];
-          const int64_t low = std::clamp<int64_t>(-from, 0, kLane);
-          const int64_t high = std::clamp<int64_t>(planes.width - from, 0, kLane);
-          masks[i] = ((1u << high) - 1) & ~((1u << low) - 1);
+          masks[i] = lanes_inside<kLane>(left + kOffsets[i], planes.width);
         }
         // The same rows of a later channel: too short for the hardware to see them coming.
         const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
