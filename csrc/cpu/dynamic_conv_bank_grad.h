@@ -129,10 +129,10 @@ class SmallMapGradient {
         for (int64_t task = begin; task < end; ++task) {
           const Block at = block_of(task);
           for (int64_t i = 0; i < count; ++i) {
-            multiply<Acc, false>(grads(i, at.row), direct ? grad.stride[1] : pixels_, at.rows,
-                                 &patches[patch_index(i, at.group, at.column_block)], table.data(),
-                                 pixels_, &block[i * block_rows_ * block_columns_], block_columns_,
-                                 ceil_div(at.columns, kLanes<Acc>));
+            multiply<Acc>(grads(i, at.row), direct ? grad.stride[1] : pixels_, at.rows,
+                          &patches[patch_index(i, at.group, at.column_block)], table.data(),
+                          pixels_, ceil_div(at.columns, kLanes<Acc>),
+                          {&block[i * block_rows_ * block_columns_], block_columns_});
           }
           Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;
           contract(at, first, count, block.get(), weight, several ? sums.get() : nullptr, partial);

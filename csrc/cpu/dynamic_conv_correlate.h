@@ -56,7 +56,7 @@ class Correlation {
     const int64_t most =
         std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
-    turn_channels_ = ceil_div(channels_, turns);
+    turn_channels_ = std::max<int64_t>(1, ceil_div(channels_, turns));
 
     if (!in_blocks_) {
       tiles_ =
@@ -72,6 +72,7 @@ class Correlation {
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
            const Image<Scalar>& result, Acc* sums) const {
     const int64_t batch = mixer.shape().batch;
+    const Job job{mixer, image, activation, result, sums};
     if (in_blocks_) {
       const int64_t sample_size = groups_ * channels_ * tiles_.channel_stride();
       const int64_t step =
@@ -79,18 +80,21 @@ class Correlation {
               ? batch
               : std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)}));
       for (int64_t first = 0; first < batch; first += step) {
-        run_in_blocks(mixer, first, std::min(step, batch - first), image, activation, result, sums);
+        run_in_blocks(job, first, std::min(step, batch - first));
       }
       return;
     }
+    const bool shared = mixer.is_shared();
     const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(has_ones_);
-    const int64_t step = std::clamp<int64_t>(
-        kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1), 1, std::max<int64_t>(1, batch));
-    const Scratch<Acc> kernels(step * kernel_size);
+    const int64_t fitting = kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1);
+    const int64_t step =
+        shared ? batch : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, batch));
+    const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
     for (int64_t first = 0; first < batch; first += step) {
       const int64_t count = std::min(step, batch - first);
-      mixer.mix_whole(first, count, has_ones_, kernels.get());
-      run_tiles(mixer, first, count, kernels.get(), image, activation, result, sums);
+      mixer.mix_whole(shared ? mixer.kAnySample : first, shared ? 1 : count, has_ones_,
+                      kernels.get());
+      run_tiles(job, first, count, kernels.get());
     }
   }
 
@@ -110,24 +114,44 @@ class Correlation {
   static constexpr int64_t kMostRows = 64, kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
 
+  struct Job {
+    const Mixer<Scalar>& mixer;
+    const Image<const Scalar>& image;
+    Activation activation;
+    const Image<Scalar>& result;
+    Acc* sums;
+  };
+
+  // Output channels [output, output + rows), of all groups, of a tile of a sample.
+  struct Part {
+    int64_t sample, output, rows, tile;
+    Tiles::Place place;
+  };
+
   int64_t block_pixels() const {
     return (outputs_ > 2 ? kBlockVectors : kNarrowVectors) * kLanes<Acc>;
   }
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
   int64_t vectors(int64_t pixels) const { return ceil_div(pixels, kLanes<Acc>); }
 
-  // c += the product of some channels. A single pixel beyond the last whole vector (a 7x7 map has
-  // 49) is taken by dot products: a vector of its own would waste all its lanes but one.
+  // The product of some channels. A single pixel beyond the last whole vector (a 7x7 map has 49) is
+  // taken by dot products: a vector of its own would waste all its lanes but one.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
-                   int64_t depth, int64_t pixels, Acc* column, Acc* c, int64_t c_row) const {
+                   int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
     const bool apart = direction_ == Direction::kForward && pixels > kLanes<Acc> &&
                        pixels % kLanes<Acc> == 1 && depth >= kLanes<Acc>;
-    multiply(a, a_row, rows, b, table, depth, c, c_row, vectors(pixels - apart));
+    multiply(a, a_row, rows, b, table, depth, vectors(pixels - apart), c);
     if (!apart) return;
     const int64_t last = pixels - 1;
     for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + last];
     for (int64_t r = 0; r < rows; ++r) {
-      c[r * c_row + last] += dot_rows(a + r * a_row, column, depth);
+      Acc& sum = c.data[r * c.row + last];
+      const Acc product = dot_rows(a + r * a_row, column, depth);
+      sum = product + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + last]);
+      if (c.epilogue == nullptr) continue;
+      const Acc* bias = c.epilogue->row_bias;
+      sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
+      activate(c.epilogue->activation, 1, &sum);
     }
   }
 
@@ -160,9 +184,8 @@ class Correlation {
 
   // ---- once ----
 
-  void run_tiles(const Mixer<Scalar>& mixer, int64_t first, int64_t count, const Acc* kernels,
-                 const Image<const Scalar>& image, Activation activation,
-                 const Image<Scalar>& result, Acc* sums) const {
+  void run_tiles(const Job& job, int64_t first, int64_t count, const Acc* kernels) const {
+    const Mixer<Scalar>& mixer = job.mixer;
     const bool forward = direction_ == Direction::kForward;
     const int64_t row_size = mixer.row_size(has_ones_);
     const int64_t group_size = row_size * mixer.shape().out_per_group();
@@ -181,20 +204,17 @@ class Correlation {
           for (int64_t task = begin; task < end; ++task) {
             const int64_t tile = task % tiles_.count(), sample_group = task / tiles_.count();
             const int64_t sample = first + sample_group / groups_, group = sample_group % groups_;
-            const Planes<Scalar> source = planes(image, sample, group);
-            const Acc* a = kernels + sample_group * group_size;
-            const Tiles::Place place = tiles_.place(tile);
-            start(mixer, sample, group * outputs_, outputs_, c_row, c.get());
-            for (int64_t channel = 0; channel < channels_; channel += turn_channels_) {
+            const Planes<Scalar> source = planes(job.image, sample, group);
+            const Acc* a = kernels + (mixer.is_shared() ? group : sample_group) * group_size;
+            const Part part{sample, group * outputs_, outputs_, tile, tiles_.place(tile)};
+            for (int64_t channel = 0; channel == 0 || channel < channels_;
+                 channel += turn_channels_) {
               const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-              copy_tile(source, channel, channel_end, y_, x_, tiles_, place.tile_y, place.tile_x,
-                        input.get());
-              add_product(a + channel * a_channel, a_row, outputs_, input.get(), table.data(),
-                          (channel_end - channel) * taps(), place.pixels, column.get(), c.get(),
-                          c_row);
+              copy_tile(source, channel, channel_end, y_, x_, tiles_, part.place.tile_y,
+                        part.place.tile_x, input.get());
+              take_turn(job, part, channel, channel_end, a + channel * a_channel, a_row,
+                        input.get(), table.data(), column.get(), c.get(), c_row);
             }
-            finish(c.get(), c_row, outputs_, place, activation, result, sample, group * outputs_,
-                   sums, tile);
           }
         });
   }
@@ -202,20 +222,22 @@ class Correlation {
   // ---- blocks ----
 
   // Samples [begin_sample, begin_sample + batch).
-  void run_in_blocks(const Mixer<Scalar>& mixer, int64_t begin_sample, int64_t batch,
-                     const Image<const Scalar>& image, Activation activation,
-                     const Image<Scalar>& result, Acc* sums) const {
+  void run_in_blocks(const Job& job, int64_t begin_sample, int64_t batch) const {
+    const Mixer<Scalar>& mixer = job.mixer;
+    const Image<const Scalar>& image = job.image;
     const int64_t plane = tiles_.channel_stride();
     // Blocks of outputs whose pieces of kernels, of as many samples as may be, stay in the cache.
     const int64_t piece_row = turn_channels_ * kernel_taps_;
     const auto fitting = [&](int64_t other) {
       return kPieceBytes / (piece_row * other * int64_t{sizeof(Acc)});
     };
-    const int64_t most_rows =
-        std::clamp<int64_t>(fitting(std::min<int64_t>(batch, kMostSamples)), kBlockRows, kMostRows);
+    const bool shared = mixer.is_shared();
+    const int64_t most_rows = std::clamp<int64_t>(
+        fitting(shared ? 1 : std::min<int64_t>(batch, kMostSamples)), kBlockRows, kMostRows);
     const int64_t block_rows = even_rows(most_rows);
     const int64_t blocks = ceil_div(outputs_, block_rows);
-    const int64_t most_samples = std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
+    const int64_t most_samples =
+        shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
     // One block of outputs is shared out by samples.
     const int64_t least_sample_blocks = groups_ * blocks < 4 ? std::min<int64_t>(batch, 4) : 1;
     const int64_t block_samples =
@@ -277,7 +299,7 @@ class Correlation {
     }
     parallel_for(groups_ * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t piece_size = block_rows * piece_row;
-      const Scratch<Acc> pieces(block_samples * piece_size);
+      const Scratch<Acc> pieces((shared ? 1 : block_samples) * piece_size);
       const Scratch<Acc> column(piece_row);
       const Scratch<Acc> c(block_samples * block_rows * c_row);
       for (int64_t task = begin; task < end; ++task) {
@@ -287,31 +309,27 @@ class Correlation {
         const int64_t sample = begin_sample + before;
         const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, outputs_ - row);
-        for (int64_t i = 0; i < samples; ++i) {
-          start(mixer, sample + i, group * outputs_ + row, rows, c_row, &c[i * block_rows * c_row]);
-        }
-        for (int64_t channel = 0; channel < channels_; channel += turn_channels_) {
+        for (int64_t channel = 0; channel == 0 || channel < channels_; channel += turn_channels_) {
           const int64_t taken = std::min(turn_channels_, channels_ - channel);
           const int64_t a_row = forward ? taken * kernel_taps_ : kernel_taps_;
           const int64_t first_row = group * mixer.shape().out_per_group();
+          const int64_t first_mixed = shared ? mixer.kAnySample : sample;
+          const int64_t mixed = shared ? 1 : samples;
           if (forward) {
-            mixer.mix_piece(sample, samples, first_row + row, rows, channel, taken, pieces.get(),
+            mixer.mix_piece(first_mixed, mixed, first_row + row, rows, channel, taken, pieces.get(),
                             piece_size);
           } else {
-            mixer.mix_piece(sample, samples, first_row + channel, taken, row, rows, pieces.get(),
+            mixer.mix_piece(first_mixed, mixed, first_row + channel, taken, row, rows, pieces.get(),
                             piece_size);
           }
           for (int64_t i = 0; i < samples; ++i) {
             const Acc* b = pixels(sample + i, group, channel);
             const bool in_image = direct && b != copied.get();
-            add_product(&pieces[i * piece_size], a_row, rows, b,
-                        tables[block == blocks - 1][in_image].data(), taken * taps(), place.pixels,
-                        column.get(), &c[i * block_rows * c_row], c_row);
+            take_turn(job, {sample + i, group * outputs_ + row, rows, 0, place}, channel,
+                      channel + taken, &pieces[shared ? 0 : i * piece_size], a_row, b,
+                      tables[block == blocks - 1][in_image].data(), column.get(),
+                      &c[i * block_rows * c_row], c_row);
           }
-        }
-        for (int64_t i = 0; i < samples; ++i) {
-          finish(&c[i * block_rows * c_row], c_row, rows, place, activation, result, sample + i,
-                 group * outputs_ + row, sums, 0);
         }
       }
     });
@@ -336,56 +354,86 @@ class Correlation {
 
   // ---- both ----
 
-  void start(const Mixer<Scalar>& mixer, int64_t sample, int64_t output, int64_t rows,
-             int64_t c_row, Acc* c) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const Acc value = direction_ == Direction::kForward ? mixer.beta(sample, output + r) : Acc(0);
-      std::fill_n(c + r * c_row, c_row, value);
+  // Adds the product of channels [begin, end), whose weights and pixels start at a and b: to the
+  // sums in c, or, the last ones, if they can, to the result.
+  void take_turn(const Job& job, const Part& part, int64_t begin, int64_t end, const Acc* a,
+                 int64_t a_row, const Acc* b, const Offsets* table, Acc* column, Acc* c,
+                 int64_t c_row) const {
+    Sums<Acc> target{c, c_row, begin == 0 ? nullptr : c, c_row};
+    const int64_t outputs = job.mixer.shape().out_channels;
+    const bool forward = direction_ == Direction::kForward;
+    const Epilogue<Acc> epilogue{
+        job.mixer.result_scale(part.sample),
+        forward ? job.mixer.betas() + part.sample * outputs + part.output : nullptr, nullptr,
+        job.activation};
+    const bool last = end == channels_;
+    if (last) target.epilogue = &epilogue;
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      if (last && in_place(job.result, part.place)) {
+        target.data = first_of(job.result, part);
+        target.row = job.result.stride[1];
+        target.width = part.place.pixels;
+      }
     }
+    add_product(a, a_row, part.rows, b, table, (end - begin) * taps(), part.place.pixels, column,
+                target);
+    if (last) finish(job, part, target);
   }
 
-  // Stores the pixels that are outputs, row by row.
-  void finish(Acc* c, int64_t c_row, int64_t channels, const Tiles::Place& place,
-              Activation activation, const Image<Scalar>& result, int64_t sample, int64_t output,
-              Acc* sums, int64_t tile) const {
+  Scalar* first_of(const Image<Scalar>& result, const Part& part) const {
+    return result.data + part.sample * result.stride[0] + part.output * result.stride[1] +
+           (y_.out_offset + part.place.y * y_.out_step) * result.stride[2] +
+           (x_.out_offset + part.place.x * x_.out_step) * result.stride[3];
+  }
+
+  // Whether the rows of a place follow one another, both as computed and in the result.
+  bool rows_follow(const Image<Scalar>& result, const Tiles::Place& place) const {
+    const int64_t step = result.stride[3] * x_.out_step, line = result.stride[2] * y_.out_step;
+    return place.rows == 1 ||
+           (tiles_.row_stride() == place.columns && line == place.columns * step);
+  }
+
+  // Whether the pixels of a place lie side by side in the result.
+  bool in_place(const Image<Scalar>& result, const Tiles::Place& place) const {
+    return std::is_same_v<Scalar, Acc> && result.stride[3] * x_.out_step == 1 &&
+           rows_follow(result, place);
+  }
+
+  // Stores those of the complete sums that are outputs, row by row, if they are not in the result.
+  void finish(const Job& job, const Part& part, const Sums<Acc>& complete) const {
+    const Image<Scalar>& result = job.result;
+    const Acc* const source = complete.data;
     const int64_t row_stride = tiles_.row_stride();
-    activate(activation, channels * c_row, c);
-    const int64_t step = result.stride[3] * x_.out_step;
-    const int64_t y = y_.out_offset + place.y * y_.out_step;
-    const int64_t x = x_.out_offset + place.x * x_.out_step;
-    Scalar* target = result.data + sample * result.stride[0] + output * result.stride[1] +
-                     y * result.stride[2] + x * result.stride[3];
-    const int64_t line = result.stride[2] * y_.out_step;
-    int64_t rows = place.rows, columns = place.columns;
-    // Rows that follow one another on both sides are one.
-    if (row_stride == columns && line == columns * step) {
-      columns *= rows;
-      rows = 1;
-    }
-    if (result.stride[1] == 1 && step != 1) {
-      for (int64_t row = 0; row < rows; ++row) {
-        transpose(target + row * line, step, c + row * row_stride, c_row, channels, columns);
-      }
-    } else {
-      for (int64_t o = 0; o < channels; ++o) {
-        for (int64_t row = 0; row < rows; ++row) {
-          const Acc* source = c + o * c_row + row * row_stride;
-          Scalar* out = target + o * result.stride[1] + row * line;
-          if (step == 1) {
-            store_row(out, source, columns);
-          } else {
-            for (int64_t i = 0; i < columns; ++i) out[i * step] = static_cast<Scalar>(source[i]);
-          }
-        }
-      }
-    }
-    if (sums == nullptr) return;
-    for (int64_t o = 0; o < channels; ++o) {
+    const int64_t step = result.stride[3] * x_.out_step, line = result.stride[2] * y_.out_step;
+    const bool one = rows_follow(result, part.place);
+    const int64_t rows = one ? 1 : part.place.rows;
+    const int64_t columns = one ? part.place.pixels : part.place.columns;
+    for (int64_t o = 0; job.sums != nullptr && o < part.rows; ++o) {
       Acc sum(0);
       for (int64_t row = 0; row < rows; ++row) {
-        sum += sum_row(c + o * c_row + row * row_stride, columns);
+        sum += sum_row(source + o * complete.row + row * row_stride, columns);
       }
-      sums[(sample * groups_ * outputs_ + output + o) * parts() + tile] = sum;
+      const int64_t plane = part.sample * groups_ * outputs_ + part.output + o;
+      job.sums[plane * parts() + part.tile] = sum;
+    }
+    if (in_place(result, part.place)) return;
+    Scalar* target = first_of(result, part);
+    if (result.stride[1] == 1 && step != 1) {
+      for (int64_t row = 0; row < rows; ++row) {
+        transpose(target + row * line, step, source + row * row_stride, complete.row, part.rows,
+                  columns);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < part.rows * rows; ++i) {
+      const int64_t o = i / rows, row = i % rows;
+      const Acc* pixels = source + o * complete.row + row * row_stride;
+      Scalar* out = target + o * result.stride[1] + row * line;
+      if (step == 1) {
+        store_row(out, pixels, columns);
+      } else {
+        for (int64_t x = 0; x < columns; ++x) out[x * step] = static_cast<Scalar>(pixels[x]);
+      }
     }
   }
 

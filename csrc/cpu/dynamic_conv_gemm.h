@@ -1,7 +1,7 @@
 // Products of matrices whose entries are found through tables of offsets: the inner kernel of all
 // dense plans.
 //
-//   C[r][p] (+)= sum over k of A[r * a_row + a_offsets[k]] * B[b_offsets[k] + p]
+//   C[r][p] (+)= sum over k of A[r * a_row + offsets[k].a] * B[offsets[k].b + p]
 //
 // A holds a sample's mixed kernel as it lies in the bank, so nothing is packed; B holds pixels (k
 // is a channel and a tap, p a pixel) in scratch. Sums of kRows x kVectors vectors stay in
@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/dynamic_conv.h"
 #include "cpu/dynamic_conv_vector.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
@@ -19,18 +20,38 @@ struct Offsets {
   int32_t a, b;
 };
 
-template <class Acc, bool kAdd, int kRows, int kVectors>
+// What becomes of a complete sum: act(scale * sum + bias of its row or of its column).
+template <class Acc>
+struct Epilogue {
+  Acc scale = Acc(1);
+  const Acc *row_bias = nullptr, *column_bias = nullptr;
+  Activation activation = Activation::kNone;
+};
+
+// Where sums go, whole vectors but for what lies beyond `width`; and what they are added to.
+template <class Acc>
+struct Sums {
+  Acc* data;
+  int64_t row;
+  const Acc* earlier = nullptr;  // sums over other k, whole vectors
+  int64_t earlier_row = 0;
+  int64_t width = int64_t{1} << 40;         // columns to store
+  const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
+};
+
+template <class Acc, int kRows, int kVectors>
 inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offsets* offsets,
-                           int64_t depth, Acc* c, int64_t c_row) {
+                           int64_t depth, const Sums<Acc>& c, int64_t first_row,
+                           int64_t first_column) {
   constexpr int kLane = kLanes<Acc>;
+  Acc* const target = c.data + first_row * c.row + first_column;
+  const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   // Without every loop over them unrolled the compiler keeps the sums in memory.
   Vector<Acc> sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kAdd ? load_vector(c + r * c_row + v * kLane) : Vector<Acc>{};
-    }
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector<Acc>{};
   }
   const Acc* rows[kRows];
 #pragma GCC unroll 8
@@ -47,10 +68,55 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
       for (int v = 0; v < kVectors; ++v) sum[r][v] += pixel[v] * rows[r][a_offset];
     }
   }
+  if (c.earlier != nullptr) {
+    const Acc* earlier = c.earlier + first_row * c.earlier_row + first_column;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] += load_vector(earlier + r * c.earlier_row + v * kLane);
+      }
+    }
+  }
+  if (c.epilogue != nullptr) {
+    const Epilogue<Acc>& epilogue = *c.epilogue;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Acc bias = epilogue.row_bias == nullptr ? Acc(0) : epilogue.row_bias[first_row + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] * epilogue.scale + bias;
+    }
+    if (epilogue.column_bias != nullptr) {
+      const Acc* bias = epilogue.column_bias + first_column;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector<Acc> beta = v + 1 < kVectors || lanes >= kLane
+                                     ? load_vector(bias + v * kLane)
+                                     : load_partial(bias + v * kLane, lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r][v] += beta;
+      }
+    }
+    if (epilogue.activation != Activation::kNone) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          sum[r][v] = rectified<Acc>(epilogue.activation, sum[r][v]);
+      }
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store_vector(c + r * c_row + v * kLane, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      Acc* at = target + r * c.row + v * kLane;
+      if (v + 1 < kVectors || lanes >= kLane) {
+        store_vector(at, sum[r][v]);
+      } else {
+        store_partial(at, sum[r][v], lanes);
+      }
+    }
   }
 }
 
@@ -58,16 +124,16 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
 inline constexpr int kBlockRows = kManyRegisters ? 8 : 4;
 inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
-// The product for all `rows` rows and `vectors` vectors of pixels, added to C or in its place.
-template <class Acc, bool kAdd = true>
+// The product for all `rows` rows and `vectors` vectors of pixels.
+template <class Acc>
 void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
-              int64_t depth, Acc* c, int64_t c_row, int64_t vectors) {
+              int64_t depth, int64_t vectors, const Sums<Acc>& c) {
   constexpr int kLane = kLanes<Acc>;
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
-      multiply_block<Acc, kAdd, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets,
-                                                 depth, c + r * c_row + first * kLane, c_row);
+      multiply_block<Acc, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets, depth,
+                                           c, r, first * kLane);
     };
     int64_t r = 0;
     if constexpr (kVectors <= kBlockVectors) {

@@ -29,11 +29,8 @@ class Mixer {
         operands_(operands),
         factors_(shape.has_attention ? shape.batch * shape.bank *
                                            (shape.attention_per_channel ? shape.out_channels : 1)
-                                     : 1) {
-    if (!shape.has_attention) {
-      factors_[0] = Acc(1);
-      return;
-    }
+                                     : 0) {
+    if (!shape.has_attention) return;
     const int64_t outputs = shape.attention_per_channel ? shape.out_channels : 1;
     for (int64_t b = 0; b < shape.batch; ++b) {
       for (int64_t k = 0; k < shape.bank; ++k) {
@@ -45,9 +42,21 @@ class Mixer {
     }
   }
 
+  // Whether W_b is the same for all samples but for a factor, which may as well be that of the
+  // result. Such a kernel is mixed for `kAnySample`, whose attention is one.
+  bool is_shared() const {
+    return shape_.has_attention && shape_.bank == 1 && !shape_.attention_per_channel &&
+           shape_.code_channels == 0 && !has_scales();
+  }
+  static constexpr int64_t kAnySample = -1;
+
+  // By which the result must be multiplied if a shared kernel was mixed for any sample.
+  Acc result_scale(int64_t b) const { return is_shared() ? attention(b, 0)[0] : Acc(1); }
+
   // The attention of all kernels of the bank for a sample and an output channel.
   const Acc* attention(int64_t b, int64_t o) const {
-    if (!shape_.has_attention) return &factors_[0];
+    static constexpr Acc kOne = Acc(1);
+    if (!shape_.has_attention || b == kAnySample) return &kOne;
     return &factors_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
                      shape_.bank];
   }
@@ -100,10 +109,7 @@ class Mixer {
 
   // Multiplies channels [first, first + count) of a row by their three scales.
   void apply_scales(int64_t b, int64_t o, int64_t first, int64_t count, Acc* row) const {
-    if (operands_.in_scale == nullptr && operands_.out_scale == nullptr &&
-        operands_.tap_scale == nullptr) {
-      return;
-    }
+    if (!has_scales()) return;
     for (int64_t c = 0; c < count; ++c) {
       const Acc factor = out_scale(b, o) * in_scale(b, o, first + c);
       for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
@@ -194,6 +200,11 @@ class Mixer {
   const DynamicConvOperands<Scalar>& operands() const { return operands_; }
 
  private:
+  bool has_scales() const {
+    return operands_.in_scale != nullptr || operands_.out_scale != nullptr ||
+           operands_.tap_scale != nullptr;
+  }
+
   static constexpr int64_t kMergedSize = 512;  // entries of rows that are mixed in one go
 
   // Entries of the next row, in all kernels of the bank: pieces of rows are too short for the

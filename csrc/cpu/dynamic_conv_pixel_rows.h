@@ -64,11 +64,12 @@ class PixelRows {
         table.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k * block_)});
       }
       const int64_t chunks = parts();
+      const bool shared = mixer.is_shared();
       parallel_for(sample_blocks * chunks * blocks_, 1, [&](int64_t begin, int64_t end) {
         const int64_t kernel_size = inputs_ * block_;
         // A vector that begins in the last row may end behind it.
-        const Scratch<Acc> kernels(samples_ * kernel_size + kLane), mixed(kernel_size);
-        const Scratch<Acc> c(kChunk * block_);
+        const Scratch<Acc> kernels((shared ? 1 : samples_) * kernel_size + kLane);
+        const Scratch<Acc> mixed(kernel_size), c(kChunk * block_);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t output = task % blocks_ * block_;
           const int64_t outputs = std::min(block_, outputs_ - output);
@@ -76,23 +77,33 @@ class PixelRows {
           const int64_t pixels = std::min(kChunk, pixels_ - pixel);
           const int64_t first = task / blocks_ / chunks * samples_;
           const int64_t count = std::min(samples_, batch - first);
-          mix(mixer, first, count, output, outputs, mixed.get(), kernels.get());
+          mix(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, output, outputs,
+              mixed.get(), kernels.get());
           for (int64_t i = 0; i < count; ++i) {
             const int64_t sample = first + i;
             const Acc* a = image.data + sample * image.stride[0] + pixel * image.stride[3];
-            for (int64_t k = 0; k < inputs_; k += kDepth) {
-              const auto add = [&](auto product) {
-                product(a + k, image.stride[3], pixels, &kernels[i * kernel_size + k * block_],
-                        table.data(), std::min(kDepth, inputs_ - k), c.get(), block_,
-                        block_ / kLane);
-              };
-              k == 0 ? add(multiply<Acc, false>) : add(multiply<Acc, true>);
-            }
             const int64_t plane = sample * outputs_ + output;
-            finish(c.get(), pixels, outputs, forward_ ? mixer.betas() + plane : nullptr, activation,
-                   result.data + sample * result.stride[0] + pixel * result.stride[3] + output,
-                   result.stride[3], sums == nullptr ? nullptr : sums + plane * chunks + part,
-                   chunks);
+            const Epilogue<Acc> epilogue{mixer.result_scale(sample), nullptr,
+                                         forward_ ? mixer.betas() + plane : nullptr, activation};
+            Acc* const y =
+                result.data + sample * result.stride[0] + pixel * result.stride[3] + output;
+            for (int64_t k = 0; k < inputs_; k += kDepth) {
+              const int64_t depth = std::min(kDepth, inputs_ - k);
+              Sums<Acc> target{c.get(), block_, k == 0 ? nullptr : c.get(), block_};
+              if (k + depth == inputs_) {
+                target.data = y;
+                target.row = result.stride[3];
+                target.width = outputs;
+                target.epilogue = &epilogue;
+              }
+              multiply<Acc>(a + k, image.stride[3], pixels,
+                            &kernels[(shared ? 0 : i) * kernel_size + k * block_], table.data(),
+                            depth, ceil_div(outputs, kLane), target);
+            }
+            if (sums != nullptr) {
+              sum_pixels(y, result.stride[3], pixels, outputs, sums + plane * chunks + part,
+                         chunks);
+            }
           }
         }
       });
@@ -127,24 +138,17 @@ class PixelRows {
     }
   }
 
-  void finish(const Acc* c, int64_t pixels, int64_t outputs, const Acc* bias, Activation activation,
-              Scalar* target, int64_t step, Acc* sums, int64_t sum_step) const {
+  // sums[output * step] = sum over pixels of y[pixel * row + output]
+  static void sum_pixels(const Acc* y, int64_t row, int64_t pixels, int64_t outputs, Acc* sums,
+                         int64_t step) {
     for (int64_t o = 0; o < outputs; o += kLane) {
       const int64_t lanes = std::min<int64_t>(kLane, outputs - o);
-      Vector<Acc> beta{}, total{};
-      if (bias != nullptr)
-        beta = lanes == kLane ? load_vector(bias + o) : load_partial(bias + o, lanes);
+      Vector<Acc> total{};
       for (int64_t p = 0; p < pixels; ++p) {
-        const Vector<Acc> value =
-            rectified<Acc>(activation, load_vector(c + p * block_ + o) + beta);
-        total += value;
-        if (lanes == kLane) {
-          store_vector(target + p * step + o, value);
-        } else {
-          store_partial(target + p * step + o, value, lanes);
-        }
+        const Acc* at = y + p * row + o;
+        total += lanes == kLane ? load_vector(at) : load_partial(at, lanes);
       }
-      for (int64_t i = 0; sums != nullptr && i < lanes; ++i) sums[(o + i) * sum_step] = total[i];
+      for (int64_t i = 0; i < lanes; ++i) sums[(o + i) * step] = total[i];
     }
   }
 

@@ -116,13 +116,6 @@ inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end
 }
 
 template <class Acc>
-DDRF_INLINE Vector<Acc> rectified(Activation activation, Vector<Acc> value) {
-  if (activation == Activation::kNone) return value;
-  const Vector<Acc> slope = value * (activation == Activation::kRelu ? Acc(0) : Acc(0.01));
-  return value < 0 ? slope : value;
-}
-
-template <class Acc>
 inline void activate(Activation activation, int64_t count, Acc* values) {
   constexpr Acc kLeakySlope = Acc(0.01);
   if (activation == Activation::kRelu) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/dtype.h"
+#include "cpu/dynamic_conv.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -356,6 +357,13 @@ DDRF_INLINE void transpose_square(Vector<Acc> (&rows)[kLanes<Acc>]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i) rows[i] = next[i];
   }
+}
+
+template <class Acc>
+DDRF_INLINE Vector<Acc> rectified(Activation activation, Vector<Acc> value) {
+  if (activation == Activation::kNone) return value;
+  const Vector<Acc> slope = activation == Activation::kRelu ? Vector<Acc>{} : value * Acc(0.01);
+  return value < 0 ? slope : value;
 }
 
 // target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns,

@@ -459,8 +459,8 @@ class Winograd {
                         Acc* lines, int64_t part) const {
     const int64_t m_entry = kBlock * chunk_ + kStagger;
     for (int entry = 0; entry < kEntries; ++entry) {
-      multiply<Acc, false>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table,
-                           channels_, m + entry * m_entry, chunk_, ceil_div(count, kLane));
+      multiply<Acc>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table, channels_,
+                    ceil_div(count, kLane), {m + entry * m_entry, chunk_});
     }
     transform_outputs(job, sample, group * outputs_ + output, outputs, first, count, m, m_entry,
                       chunk_, lines, part);

@@ -153,11 +153,10 @@ class WinogradGradient {
         table.push_back({static_cast<int32_t>(t), static_cast<int32_t>(t * columns_)});
       }
       for (int entry = 0; entry < kEntries; ++entry) {
-        const auto add = [&](auto product) {
-          product(m + entry * m_entry(), kChunk, outputs_, v + entry * v_entry(), table.data(),
-                  count, u + entry * outputs_ * columns_, columns_, columns_ / kLane);
-        };
-        first == begin ? add(multiply<Acc, false>) : add(multiply<Acc, true>);
+        multiply<Acc>(m + entry * m_entry(), kChunk, outputs_, v + entry * v_entry(), table.data(),
+                      count, columns_ / kLane,
+                      {u + entry * outputs_ * columns_, columns_,
+                       first == begin ? nullptr : u + entry * outputs_ * columns_, columns_});
       }
     }
   }
