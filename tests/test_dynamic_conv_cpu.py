@@ -142,6 +142,13 @@ CASES = {
         channels=(4, 4), size=(9, 8), padding=(1, 1), groups=4, attention="none"
     ),
     "depthwise, dilation": Case(channels=(18, 18), size=(9, 20), padding=(2, 2), dilation=(2, 2), groups=18),
+    # A bank of one: the kernel is shared by all samples, the attention scales the result.
+    "shared, 1x1, 14x14": Case(batch=3, channels=(40, 70), size=(14, 14), kernel=(1, 1), bank=1),
+    "shared, 1x1, many channels": Case(batch=9, channels=(600, 20), size=(7, 7), kernel=(1, 1), bank=1),
+    "shared, 3x3, 7x7": Case(batch=4, channels=(20, 17), size=(7, 7), padding=(1, 1), bank=1),
+    "shared, groups, large map": Case(
+        batch=3, channels=(6, 8), size=(20, 21), kernel=(2, 2), groups=2, bank=1, activation="relu"
+    ),
     "one pixel": Case(size=(1, 1), padding=(1, 1)),
     "all ones": Case(batch=1, channels=(1, 1), size=(1, 1), kernel=(1, 1), bank=1, extras=EVERYTHING),
 }
@@ -255,7 +262,8 @@ def test_output_and_gradients_are_those_of_the_definition(name: str, dtype: torc
 @pytest.mark.parametrize(
     "name",
     ["Winograd", "Winograd in blocks", "1x1, 7x7", "columns of several tiles", "depthwise 5x5, 7x7",
-     "depthwise 5x5, 14x14", "depthwise 7x7, wide", "depthwise, dilation", "code, everything"],
+     "depthwise 5x5, 14x14", "depthwise 7x7, wide", "depthwise, dilation", "code, everything",
+     "shared, 1x1, 14x14", "shared, 3x3, 7x7"],
 )  # fmt: skip
 def test_the_mean_is_that_of_the_output(name: str, layout: torch.memory_format, dtype: torch.dtype):
     case = CASES[name]
@@ -288,8 +296,10 @@ def test_the_plan_is_told(name: str):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["1x1", "1x1, 7x7", "1x1, 14x14", "1x1, large map", "1x1, everything", "1x1, many channels"]
-)
+    "name",
+    ["1x1", "1x1, 7x7", "1x1, 14x14", "1x1, large map", "1x1, everything", "1x1, many channels",
+     "shared, 1x1, 14x14", "shared, 1x1, many channels"],
+)  # fmt: skip
 def test_pixels_as_rows(name: str, dtype: torch.dtype):
     case = CASES[name]
     x = case.tensors(0, dtype)[0].contiguous(memory_format=torch.channels_last)
