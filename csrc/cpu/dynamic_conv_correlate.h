@@ -46,15 +46,15 @@ class Correlation {
     const int64_t span = x_.taps.empty() ? 0 : static_cast<int64_t>(x_.taps.size()) - 1;
     const bool compact = outputs_ >= kLanes<Acc> && span / x_.in_step * 10 > x_.count;
 
-    // Channels are taken in turns whose pixels stay in the first-level cache from one block of
-    // outputs to the next.
+    // Channels are taken in turns whose pixels stay in the cache from one block of outputs to the
+    // next; they may exceed the first level: many short products, each with its sums to load and
+    // to store, cost more.
     tiles_ = choose_tiles(y_, x_, 0, block_pixels(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    const int64_t most =
-        std::clamp<int64_t>(kFirstLevelBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
+    const int64_t most = std::clamp<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
     turn_channels_ = std::max<int64_t>(1, ceil_div(channels_, turns));
 
@@ -105,7 +105,7 @@ class Correlation {
   }
 
  private:
-  static constexpr int64_t kFirstLevelBytes = 32 * 1024, kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kTurnBytes = 96 * 1024, kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
