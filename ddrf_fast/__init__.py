@@ -3,6 +3,7 @@
     ddrf_fast.dynamic_conv(x, weight, attention)       a kernel for each sample, mixed from a bank
     ddrf_fast.route(x, w1, b1, w2, b2)                 the attention that mixes it
     ddrf_fast.degrade(image, kernels, weights, ...)    spatially-varying blur, down-sampling and noise
+    ddrf_fast.degrade_adjoint(y, kernels, weights)     its transpose, for plug-and-play and unrolled methods
     ddrf_fast.fuse(visible, infrared)                  an infrared and a visible image, fused
 
 Names are loaded when they are first used, so `import ddrf_fast` itself costs nothing: no torch, no triton, no
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         BackendUnavailableError,
         Explanation,
         degrade,
+        degrade_adjoint,
         dynamic_conv,
         explain,
         route,
@@ -34,6 +36,7 @@ _HOME = {
     "Explanation": "ddrf_fast.ops",
     "Fuser": "ddrf_fast.inference",
     "degrade": "ddrf_fast.ops",
+    "degrade_adjoint": "ddrf_fast.ops",
     "dynamic_conv": "ddrf_fast.ops",
     "explain": "ddrf_fast.ops",
     "fuse": "ddrf_fast.inference",
@@ -49,6 +52,7 @@ __all__ = [
     "Fuser",
     "__version__",
     "degrade",
+    "degrade_adjoint",
     "dynamic_conv",
     "explain",
     "fuse",

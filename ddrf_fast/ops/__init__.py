@@ -2,6 +2,7 @@
 
 from ddrf_fast.ops._backend import BackendUnavailableError, Explanation, use_backend
 from ddrf_fast.ops.degrade import degrade
+from ddrf_fast.ops.degrade_adjoint import degrade_adjoint
 from ddrf_fast.ops.dynamic_conv import dynamic_conv
 from ddrf_fast.ops.explain import explain
 from ddrf_fast.ops.route import route
@@ -11,6 +12,7 @@ __all__ = [
     "BackendUnavailableError",
     "Explanation",
     "degrade",
+    "degrade_adjoint",
     "dynamic_conv",
     "explain",
     "route",

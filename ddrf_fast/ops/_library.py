@@ -179,8 +179,10 @@ def differentiable(
     reference_backward: Callable[..., tuple[Tensor, ...]],
     backward_arguments: Callable[[Sequence[Any]], tuple[Any, ...]],
     negative_slope: Callable[[Sequence[Any]], float | None] = lambda rest: None,
-) -> Callable[..., Tensor]:
-    """The raw operator `name` as a function that autograd and torch.func see through, to any order.
+) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """The raw operators `name` and `<name>_backward` as functions that autograd and torch.func see through.
+
+    To any order.
 
     Saved for the backward are the tensors as they came, and the output where a rectifier needs its sign.
 
@@ -191,6 +193,9 @@ def differentiable(
         backward_arguments: From `rest`, what the backward operator takes between its tensors and the output
             mask.
         negative_slope: From `rest`, that of the (leaky) rectifier at the operator's end; None without one.
+
+    Returns:
+        Both, taking the arguments of the raw operators; the second for use in another backward.
     """
 
     class Backward(Function):
@@ -257,7 +262,7 @@ def differentiable(
             return Forward.apply(*args)
         return _backend.run(name, *args)  # a third of the Function's overhead
 
-    return call
+    return call, call_backward
 
 
 def _through_rectifier(grad: Tensor, output: Tensor, slope: float) -> Tensor:

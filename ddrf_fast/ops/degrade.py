@@ -68,7 +68,9 @@ for _schema, _reference, _fake_of in (
         native_cuda=True,
     )
 
-call = _library.differentiable("degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments)
+call, call_backward = _library.differentiable(
+    "degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments
+)
 
 
 def _weights_at(

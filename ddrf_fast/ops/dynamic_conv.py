@@ -91,7 +91,7 @@ for _schema, _reference, _fake_of in (
 
 _library.define_native(_PLAN_SCHEMA)
 
-call = _library.differentiable(
+call, _ = _library.differentiable(
     "dynamic_conv",
     len(_TENSORS),
     reference.dynamic_conv_backward,
