@@ -1,18 +1,19 @@
-"""Blur kernels, their bank, random mixtures of them and their codes."""
+"""Blur kernels, their banks and distributions, and their codes."""
 
 import math
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
-from scipy import ndimage
 from scipy.stats import multivariate_normal
 
 from ddrf_fast.degradation import (
-    Degradation,
-    DegradationSampler,
+    BSRGANKernels,
     KernelBank,
     KernelPCA,
+    RealESRGANKernels,
+    SRMDKernels,
     anisotropic_gaussian_kernel,
     isotropic_gaussian_kernel,
     motion_kernel,
@@ -168,164 +169,105 @@ def test_impossible_banks_are_refused(kernels, message):
         KernelBank(kernels)
 
 
-# --- sampler -----------------------------------------------------------------------------------------------
+# --- distributions -----------------------------------------------------------------------------------------
+
+DISTRIBUTIONS = (SRMDKernels(), BSRGANKernels(), BSRGANKernels(4), RealESRGANKernels(), KernelBank.kair())
 
 
-@pytest.mark.parametrize("spatial", [False, True])
-def test_mixtures_are_uniform_on_the_simplex(bank, spatial):
-    """Eq. 2: one kernel of each family, a + b + c = 1, everywhere and by every weight alike."""
-    weights = DegradationSampler(bank, grid_size=(3, 4)).sample(8000, generator=0, spatial=spatial).weights
-    weights = weights.reshape(8000, 3, 4, -1)  # sample, family, kernel, node
-    assert weights.shape[-1] == (12 if spatial else 1)
-    assert (weights >= 0).all()
-    torch.testing.assert_close(weights.sum((1, 2)), torch.ones(8000, weights.shape[-1]))
-    # The same single kernel of a family at every node.
-    assert ((weights > 0).any(-1).sum(2) == 1).all()
-    frequency = (weights > 0).any(-1).float().mean(0)
-    torch.testing.assert_close(frequency, torch.full((3, 4), 0.25), atol=0.02, rtol=0)
-    # On the uniform simplex, P(a > t) = (1 - t)^2, and each pair has the covariance -1/36.
-    share = weights.sum(2)
-    for threshold in (0.1, 0.4, 0.8):
-        torch.testing.assert_close(
-            (share > threshold).float().mean(0),
-            torch.full(share.shape[1:], (1 - threshold) ** 2),
-            atol=0.02,
-            rtol=0,
-        )
-    centred = share - 1 / 3
-    covariance = (centred[:, 0] * centred[:, 1]).mean(0)
-    torch.testing.assert_close(covariance, torch.full_like(covariance, -1 / 36), atol=0.003, rtol=0)
+def moments(kernels):
+    """The second moments of kernels [..., k, k] about their centre: x x, y y, x y."""
+    place = torch.arange(kernels.shape[-1], dtype=kernels.dtype) - kernels.shape[-1] // 2
+    return [torch.einsum("...uv,u,v->...", kernels, place**i, place**j) for i, j in ((0, 2), (2, 0), (1, 1))]
 
 
-def test_fields_are_smooth(bank):
-    rough = DegradationSampler(bank, grid_size=(6, 6), smoothness=0.01).sample(500, generator=0, spatial=True)
-    smooth = DegradationSampler(bank, grid_size=(6, 6)).sample(500, generator=0, spatial=True)
-    constant = DegradationSampler(bank, grid_size=(6, 6), smoothness=1e6).sample(
-        500, generator=0, spatial=True
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda d: type(d).__name__)
+def test_distributions_draw_kernels(distribution):
+    """At the ends of the unit interval, too."""
+    chance = torch.rand(300, 2, distribution.num_draws, generator=torch.Generator().manual_seed(0))
+    chance[0], chance[1] = 0, 1
+    kernels = distribution(chance)
+    size = distribution.kernel_size
+    assert kernels.shape == (300, 2, size, size)
+    assert kernels.dtype == torch.float32
+    assert kernels.isfinite().all()
+    torch.testing.assert_close(kernels.sum((-2, -1)), torch.ones(300, 2), atol=1e-5, rtol=0)
+    assert (kernels[kernels != 0].abs() > 1e-10).all()  # no denormals
+
+
+def test_srmd_draws_variances():
+    chance = torch.rand(500, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    xx, yy, _ = moments(SRMDKernels()(chance).double())
+    major = 0.1 + 9.9 * chance[..., 0]
+    minor = 0.1 + (major - 0.1) * chance[..., 1]
+    total, small = (
+        major + minor,
+        (major < 4) & (minor > 0.4),
+    )  # a wide Gaussian is cut off by 15 taps, a narrow one falls between
+    torch.testing.assert_close((xx + yy)[small], total[small], rtol=0.05, atol=0.02)
+
+
+def test_real_esrgan_draws_its_kinds():
+    """Each kind by its formula, at the middle of the draw that stands for it."""
+    distribution, place = RealESRGANKernels(), torch.arange(-10.0, 11.0, dtype=torch.float64)
+    radius = torch.hypot(place, place[:, None])
+    sigma = 0.2 + 2.8 * 0.5
+    q = (radius / sigma) ** 2
+    cases = {
+        0.1 + 0.9 * 0.2: torch.exp(-q / 2),  # isotropic
+        0.1 + 0.9 * 0.75: torch.exp(-(q**0.75) / 2),  # generalised
+        0.1 + 0.9 * 0.9: 1 / (1 + q),  # plateau
+    }
+    for kind, expected in cases.items():
+        draw = torch.tensor([[[kind, 0.99, 0.5, 0.0, 0.3, 0.2, 0.5]]])
+        actual = distribution(draw)[0, 0].double()
+        torch.testing.assert_close(actual, expected / expected.sum(), atol=1e-6, rtol=0)
+    radius = radius.numpy()
+    sinc = distribution(torch.tensor([[[0.05, 0.99, 0.5, 0.0, 0.0, 0.0, 0.0]]]))[0, 0].double()
+    cutoff = math.pi / 5 + (math.pi - math.pi / 5) / 2
+    expected = np.full_like(radius, cutoff**2 / (4 * np.pi))  # in the centre
+    away = radius > 0
+    expected[away] = cutoff * scipy.special.j1(cutoff * radius[away]) / (2 * np.pi * radius[away])
+    np.testing.assert_allclose(sinc.numpy(), expected / expected.sum(), atol=1e-6)
+    small = distribution(torch.tensor([[[0.5, 0.0, 0.9, 0.9, 0.3, 0.2, 0.5]]]))[0, 0]  # 7x7
+    assert not small[:7].any() and not small[:, :7].any() and small[7].any()
+
+
+def test_bsrgan_blurs_more_for_more_scale():
+    chance = torch.rand(400, 1, 5, generator=torch.Generator().manual_seed(0))
+    chance[..., 1] = 0.999  # the largest size
+    for scale in (1, 4):
+        xx, yy, xy = moments(BSRGANKernels(scale)(chance).double())
+        isotropic = chance[..., 0] < 0.5
+        assert xy[isotropic].abs().max() < 1e-4 < xy[~isotropic].abs().max()
+        expected = ((2 + 0.2 * scale) * chance[..., 2]) ** 2
+        fair = isotropic & (expected > 1)
+        torch.testing.assert_close(xx[fair], expected[fair].double(), rtol=0.05, atol=0)
+        assert xx[~isotropic].max() <= 4 + scale
+        assert yy[~isotropic].max() > 0.8 * (4 + scale) * 0.9
+
+
+def test_kair_has_the_measured_strengths():
+    bank = KernelBank.kair()
+    assert bank.kernels.shape == (12, 25, 25)
+    xx, yy, xy = (m[4:] for m in moments(bank.kernels.double()))
+    spread = torch.stack((xx + yy, (xx - yy).square() + 4 * xy.square()))
+    sigma = ((spread[0] + spread[1].sqrt()) / 2).sqrt()
+    torch.testing.assert_close(
+        sigma,
+        torch.tensor([0.7, 1.2, 1.6, 2.0, 2.65, 3.0, 2.83, 2.65], dtype=sigma.dtype),
+        atol=0.02,
+        rtol=0,
     )
-
-    def step(degradation):
-        return degradation.weights.unflatten(1, (3, 4)).sum(2).diff(dim=-1).square().mean().sqrt()
-
-    assert step(constant) < 1e-5 < 0.05 < step(smooth) < 0.5 * step(rough)
-    assert smooth.weights.std((-2, -1)).amax(1).mean() > 0.1  # but they do vary over the image
+    chosen = bank(torch.linspace(0.001, 0.999, 120)[:, None, None])
+    assert torch.equal(chosen[::10, 0], bank.kernels)
 
 
-def test_the_same_seed_gives_the_same_degradation(bank):
-    sampler = DegradationSampler(bank)
-    for spatial in (False, True):
-        first = sampler.sample(3, generator=7, spatial=spatial)
-        generator = torch.Generator().manual_seed(7)
-        second, third = (sampler.sample(3, generator=generator, spatial=spatial) for _ in range(2))
-        torch.manual_seed(7)
-        fourth = sampler.sample(3, spatial=spatial)
-        for other in (second, fourth):
-            assert torch.equal(first.weights, other.weights)
-            assert torch.equal(first.noise_std, other.noise_std)
-            assert first.seed == other.seed
-        assert not torch.equal(first.weights, third.weights)
-        assert first.seed != third.seed
-
-
-def test_noise_is_drawn_from_its_range(bank):
-    std = DegradationSampler(bank, noise_std=(0.02, 0.08)).sample(4000, generator=0).noise_std
-    assert 0.02 <= std.min() < 0.021
-    assert 0.079 < std.max() <= 0.08
-    assert abs(std.mean() - 0.05) < 0.001
-    fixed = DegradationSampler(bank, noise_std=(0.1, 0.1)).sample(4, generator=0).noise_std
-    torch.testing.assert_close(fixed, torch.full((4,), 0.1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"noise_std": (0.2, 0.1)}, r"noise_std .*got \(0.2, 0.1\)"),
-        ({"noise_std": (-0.1, 0.1)}, "noise_std"),
-        ({"scale": 0}, "scale must be at least 1, got 0"),
-        ({"grid_size": (0, 4)}, r"grid_size .*got \(0, 4\)"),
-        ({"smoothness": 0.0}, "smoothness must be positive"),
-    ],
-)
-def test_impossible_samplers_are_refused(bank, options, message):
-    with pytest.raises(ValueError, match=message):
-        DegradationSampler(bank, **options)
-
-
-# --- degrading ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spatial", [False, True])
-@pytest.mark.parametrize("scale", [1, 3])
-def test_apply_is_eq_3(bank, spatial, scale):
-    """Against SciPy: convolve with every kernel, mix by the weights at each pixel, keep every scale-th."""
-    image = torch.rand(2, 1, 19, 26, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    sampler = DegradationSampler(bank, noise_std=(0, 0), scale=scale, grid_size=(3, 4))
-    degradation = sampler.sample(2, generator=0, spatial=spatial)
-    assert degradation.grid == spatial
-    weights = degradation.weights.double().numpy()
-    if spatial:
-        y, x = np.mgrid[0:2:19j, 0:3:26j]
-        weights = np.stack(
-            [[ndimage.map_coordinates(m, (y, x), order=1) for m in sample] for sample in weights]
-        )
-    else:
-        weights = weights[:, :, None, None]
-    kernels = degradation.kernels.double().numpy()
-    for b in range(2):
-        blurred = [ndimage.convolve(image[b, 0].numpy(), kernel, mode="mirror") for kernel in kernels]
-        expected = (weights[b] * np.stack(blurred)).sum(0)[::scale, ::scale]
-        np.testing.assert_allclose(degradation.apply(image)[b, 0].numpy(), expected, atol=1e-12)
-
-
-def test_a_constant_image_stays_constant_but_for_the_noise(bank):
-    """Separates the gather model from its adjoint, which brightens and darkens where the weights vary."""
-    degradation = DegradationSampler(bank, noise_std=(0.05, 0.1)).sample(3, generator=0, spatial=True)
-    image = torch.full((3, 1, 64, 64), 0.5)
-    noise = degradation.apply(image) - 0.5
-    torch.testing.assert_close(noise.std((1, 2, 3)), degradation.noise_std, atol=0.003, rtol=0)
-    assert noise.mean((1, 2, 3)).abs().max() < 0.005
-    degradation.noise_std = torch.zeros(3)
-    torch.testing.assert_close(degradation.apply(image), image, atol=1e-6, rtol=0)
-
-
-def test_noise_depends_on_the_sample_and_not_on_its_batch(bank):
-    degradation = DegradationSampler(bank).sample(4, generator=0)
-    image = torch.rand(4, 1, 20, 20)
-    whole = degradation.apply(image, sample_ids=torch.tensor([5, 6, 7, 8]))
-    assert torch.equal(whole, degradation.apply(image, sample_ids=torch.tensor([5, 6, 7, 8])))
-    half = Degradation(
-        kernels=degradation.kernels,
-        weights=degradation.weights[2:],
-        noise_std=degradation.noise_std[2:],
-        seed=degradation.seed,
-    )
-    torch.testing.assert_close(half.apply(image[2:], sample_ids=torch.tensor([7, 8])), whole[2:])
-    assert not torch.allclose(half.apply(image[2:], sample_ids=torch.tensor([7, 9]))[1], whole[3])
-
-
-def test_apply_follows_the_image_dtype(bank):
-    degradation = DegradationSampler(bank).sample(2, generator=0, spatial=True)
-    image = torch.rand(2, 1, 20, 20)
-    expected = degradation.apply(image)
-    actual = degradation.apply(image.bfloat16())
-    assert actual.dtype == torch.bfloat16
-    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0)
-
-
-def test_to_moves_every_tensor(bank):
-    moved = DegradationSampler(bank).sample(2, generator=0).to("meta")
-    assert {moved.kernels.device.type, moved.weights.device.type, moved.noise_std.device.type} == {"meta"}
-
-
-def test_real_images_lose_detail_where_the_blur_is_strong(data_dir):
-    from ddrf_fast.data import read_image, to_float
-
-    image = torch.from_numpy(to_float(read_image(data_dir / "tno/test/vis/05.png")))[None, None]
-    sampler = DegradationSampler(noise_std=(0, 0))
-    degraded = sampler.sample(1, generator=0, spatial=True).apply(image)
-    assert degraded.shape == image.shape
-    assert degraded.diff(dim=-1).square().mean() < 0.8 * image.diff(dim=-1).square().mean()
-    assert abs(degraded.mean() - image.mean()) < 0.002
+def test_a_bank_moves_and_is_saved_like_any_module(bank):
+    assert list(bank.state_dict()) == ["kernels"]
+    other = KernelBank.default(9, strength=0.9)
+    other.load_state_dict(bank.state_dict())
+    assert torch.equal(other.kernels, bank.kernels)
+    assert KernelBank.default(9).to("meta").kernels.device.type == "meta"
 
 
 # --- codes -------------------------------------------------------------------------------------------------
@@ -347,9 +289,14 @@ def test_fifteen_numbers_keep_what_srmd_says():
     assert abs(kept - pca.energy) < 1e-5
 
 
+def mixtures(bank, count):
+    weights = torch.rand(count, 12, generator=torch.Generator().manual_seed(0))
+    weights /= weights.sum(1, keepdim=True)
+    return torch.einsum("bm,muv->buv", weights, bank.kernels)
+
+
 def test_codes_of_a_bank_lose_nothing_and_leave_the_rest_empty(bank):
-    sampler = DegradationSampler(bank)
-    pca = sampler.fit_pca()
+    pca = KernelPCA.fit(mixtures(bank, 4096))
     gram = pca.components @ pca.components.mT
     torch.testing.assert_close(gram, torch.diag(torch.tensor([1.0] * 12 + [0.0] * 3)), atol=1e-5, rtol=0)
     assert pca.energy == pytest.approx(1, abs=1e-9)
@@ -357,28 +304,24 @@ def test_codes_of_a_bank_lose_nothing_and_leave_the_rest_empty(bank):
 
 
 def test_component_signs_do_not_depend_on_the_order_of_the_kernels(bank):
-    weights = DegradationSampler(bank).sample(500, generator=0).weights
-    kernels = torch.einsum("bm,muv->buv", weights, bank.kernels)
+    kernels = mixtures(bank, 500)
     pca, shuffled = KernelPCA.fit(kernels, 8), KernelPCA.fit(kernels.flip(0), 8)
     torch.testing.assert_close(pca.components, shuffled.components, atol=1e-4, rtol=0)
     assert (pca.components.amax(1) >= 0.99 * pca.components.abs().amax(1)).all()
 
 
-@pytest.mark.parametrize("spatial", [False, True])
-def test_codes_are_those_of_the_mixed_kernels_and_the_noise(bank, spatial):
-    sampler = DegradationSampler(bank, grid_size=(2, 3))
-    pca = sampler.fit_pca()
-    degradation = sampler.sample(4, generator=3, spatial=spatial)
-    codes = degradation.codes(pca)
-    assert codes.shape == ((4, 16, 2, 3) if spatial else (4, 16))
-    grid = degradation.weights.reshape(4, 12, -1)
-    for node in range(grid.shape[2]):
-        mixed = torch.einsum("bm,muv->buv", grid[:, :, node], bank.kernels)
-        expected = torch.cat((pca.encode(mixed), degradation.noise_std[:, None]), dim=1)
-        torch.testing.assert_close(codes.reshape(4, 16, -1)[:, :, node], expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        pca.encode_weights(degradation.weights, bank), pca.encode_weights(degradation.weights, bank.kernels)
-    )
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_codes_of_mixtures_are_mixtures_of_codes(bank, per_sample):
+    pca = KernelPCA.fit(bank.kernels)
+    weights = torch.rand(4, 12, 2, 3, generator=torch.Generator().manual_seed(0))
+    kernels = bank.kernels
+    if per_sample:
+        kernels = torch.stack([kernels.roll(b, 0) for b in range(4)])
+    codes = pca.encode_weights(weights, kernels)
+    assert codes.shape == (4, 15, 2, 3)
+    mixed = torch.einsum("bmyx,bmuv->byxuv", weights, kernels.expand(4, -1, -1, -1))
+    torch.testing.assert_close(codes, pca.encode(mixed).movedim(-1, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pca.encode_weights(weights[..., 0, 0], kernels), codes[..., 0, 0])
 
 
 def test_codes_survive_a_file(tmp_path, bank):

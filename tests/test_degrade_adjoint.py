@@ -53,7 +53,7 @@ def test_the_dot_products_are_equal(correlation, padding, weights_at):
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_it_is_the_transposed_matrix(padding):
     """Every entry, by one image for each pixel in the batch."""
-    image, kernels, _, _, options = problem(size=(6, 7), channels=1, scale=2, offset=1, padding=padding)
+    _, kernels, _, _, options = problem(size=(6, 7), channels=1, scale=2, offset=1, padding=padding)
     weights = torch.rand(1, 3, 6, 7, dtype=torch.float64)
     pixels = torch.eye(42, dtype=torch.float64).view(42, 1, 6, 7)
     matrix = ddrf_fast.degrade(pixels, kernels, weights.expand(42, -1, -1, -1), **options)
@@ -104,7 +104,7 @@ def test_its_gradient_is_degrade():
 @pytest.mark.usefixtures("cpu_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_layout_and_dtype_are_kept(dtype):
-    image, kernels, weights, degraded, options = problem("image", channels=3, padding="circular")
+    _, kernels, weights, degraded, options = problem("image", channels=3, padding="circular")
     low = [t.to(dtype) for t in (degraded, kernels, weights)]
     low[0] = low[0].contiguous(memory_format=torch.channels_last)
     back = ddrf_fast.degrade_adjoint(*low, **options)

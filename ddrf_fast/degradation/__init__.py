@@ -1,20 +1,33 @@
-"""Blur kernels, random degradations mixed from them (eq. 2), and codes that describe them to a network."""
+"""Random degradations: kernels, mixtures of them (eq. 2), noise, and codes that tell a network."""
 
 from ddrf_fast.degradation.bank import KernelBank
 from ddrf_fast.degradation.codes import KernelPCA
+from ddrf_fast.degradation.distributions import BSRGANKernels, RealESRGANKernels, SRMDKernels
 from ddrf_fast.degradation.kernels import (
     anisotropic_gaussian_kernel,
     isotropic_gaussian_kernel,
     motion_kernel,
 )
-from ddrf_fast.degradation.sampler import Degradation, DegradationSampler
+from ddrf_fast.degradation.module import DegradedBatch, DynamicDegradation
+from ddrf_fast.degradation.photometric import low_light, reduce_contrast
+from ddrf_fast.degradation.presets import PRESETS, DegradationConfig, preset
+from ddrf_fast.degradation.recipe import Degradation
 
 __all__ = [
+    "PRESETS",
+    "BSRGANKernels",
     "Degradation",
-    "DegradationSampler",
+    "DegradationConfig",
+    "DegradedBatch",
+    "DynamicDegradation",
     "KernelBank",
     "KernelPCA",
+    "RealESRGANKernels",
+    "SRMDKernels",
     "anisotropic_gaussian_kernel",
     "isotropic_gaussian_kernel",
+    "low_light",
     "motion_kernel",
+    "preset",
+    "reduce_contrast",
 ]

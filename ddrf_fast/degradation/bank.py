@@ -1,11 +1,10 @@
-"""The bank of basis blur kernels of the paper's eq. 2: four of each of three families."""
+"""Banks of basis blur kernels, of which degradations are mixed: the paper's eq. 2 and KAIR's twelve."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddrf_fast.degradation._storage import load_tensor, save_tensor
 from ddrf_fast.degradation.kernels import (
@@ -16,22 +15,21 @@ from ddrf_fast.degradation.kernels import (
 
 FAMILIES = ("motion", "isotropic", "anisotropic")
 
-# The default parameters, in pixels of a 25x25 kernel and radians: the strengths of the kernels that USRNet
-# and DPIR test with (four isotropic, four anisotropic, four motion), as parametric shapes.
-_MOTION_LENGTH = (5.0, 9.0, 13.0, 17.0)
-_MOTION_ANGLE = (0.25 * math.pi, 0.9 * math.pi, 0.1 * math.pi, 0.6 * math.pi)
-_MOTION_BEND = (0.0, 0.8, -1.4, 2.0)
-_ISOTROPIC_SIGMA = (0.7, 1.2, 1.6, 2.0)
-_ANISOTROPIC_MAJOR = (2.0, 2.5, 3.0, 3.0)
-_ANISOTROPIC_MINOR = (0.8, 1.2, 1.0, 1.8)
-_ANISOTROPIC_ANGLE = (0.0, 0.25 * math.pi, 0.75 * math.pi, 0.5 * math.pi)
+# The parameters of the default bank, in pixels of a 25x25 kernel and radians: about the strengths of KAIR's.
+_MOTION = ((5.0, 9.0, 13.0, 17.0), (0.25, 0.9, 0.1, 0.6), (0.0, 0.8, -1.4, 2.0))  # length, angle / π, bend
+_ISOTROPIC = (0.7, 1.2, 1.6, 2.0)  # sigma
+_ANISOTROPIC = ((2.0, 2.5, 3.0, 3.0), (0.8, 1.2, 1.0, 1.8), (0.0, 0.25, 0.75, 0.5))  # sigmas, angle / π
+# What was measured on the kernels that come with KAIR (kernels_12.mat).
+_KAIR_ANISOTROPIC = ((2.65, 3.0, 2.83, 2.65), (1.41, 1.22, 1.22, 2.24), (0.0, 0.25, 0.75, 0.4))
 
 
-@dataclass(frozen=True, eq=False)
-class KernelBank:
+class KernelBank(nn.Module):
     """Basis kernels, ordered by family: all of the first, then all of the second, and so on.
 
-    Attributes:
+    A module, so that the kernels move with a model and are saved with it. Called, it is a distribution of
+    kernels: each is one of its family's, all equally likely.
+
+    Args:
         kernels: Tensor[M, k, k], k odd, each summing to 1.
         families: names of the families; M is a multiple of their number, each has as many kernels.
 
@@ -42,22 +40,30 @@ class KernelBank:
         >>> bank = KernelBank.default()
         >>> bank.kernels.shape, bank.families, bank.per_family
         (torch.Size([12, 25, 25]), ('motion', 'isotropic', 'anisotropic'), 4)
+        >>> bank(torch.rand(2, 3, 1)).shape  # for each of two samples one of each family
+        torch.Size([2, 3, 25, 25])
     """
 
     kernels: Tensor
-    families: tuple[str, ...] = FAMILIES
+    num_draws = 1  # uniform numbers for a kernel
 
-    def __post_init__(self) -> None:
-        shape = tuple(self.kernels.shape)
+    def __init__(self, kernels: Tensor, families: tuple[str, ...] = FAMILIES) -> None:
+        super().__init__()
+        shape = tuple(kernels.shape)
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2 == 0:
             raise ValueError(f"kernels must be [M, k, k] with k odd, got {list(shape)}")
-        if not self.families or shape[0] == 0 or shape[0] % len(self.families):
-            raise ValueError(
-                f"each of the families {self.families} needs as many kernels, got {shape[0]} in all"
-            )
-        worst = float((self.kernels.double().sum((1, 2)) - 1).abs().max())
+        if not families or shape[0] == 0 or shape[0] % len(families):
+            raise ValueError(f"each of the families {families} needs as many kernels, got {shape[0]} in all")
+        worst = float((kernels.double().sum((1, 2)) - 1).abs().max())
         if not worst < 1e-3:  # NaN fails, too
             raise ValueError(f"each kernel must sum to 1, got one that is off by {worst:g}")
+        self.register_buffer("kernels", kernels)
+        self.families = families
+
+    @property
+    def kernel_size(self) -> int:
+        """k of the kernels."""
+        return self.kernels.shape[-1]
 
     @property
     def per_family(self) -> int:
@@ -78,27 +84,59 @@ class KernelBank:
             ValueError: `kernel_size` is not odd, `strength` is not positive, or a motion path leaves the
                 kernel.
         """
+        return cls._parametric(kernel_size, strength, _ANISOTROPIC, FAMILIES)
+
+    @classmethod
+    def kair(cls, kernel_size: int = 25) -> "KernelBank":
+        """The twelve kernels that DPIR, USRNet and KAIR test with, as parametric shapes of one family.
+
+        Four isotropic and four anisotropic Gaussians have the standard deviations that were measured on the
+        originals. The four motion kernels are arcs of like extent; the originals are random walks, and up to
+        2 pixels off the centre.
+
+        Args:
+            kernel_size: k, odd; the originals have 25.
+        """
+        return cls._parametric(kernel_size, 25 / kernel_size, _KAIR_ANISOTROPIC, ("any",))
+
+    @classmethod
+    def _parametric(
+        cls,
+        kernel_size: int,
+        strength: float,
+        anisotropic: tuple[tuple[float, ...], ...],
+        families: tuple[str, ...],
+    ) -> "KernelBank":
         if not strength > 0:
             raise ValueError(f"strength must be positive, got {strength}")
         unit = strength * kernel_size / 25
 
-        def pixels(values: tuple[float, ...]) -> Tensor:
-            return unit * torch.tensor(values, dtype=torch.float64)
+        def row(values: tuple[float, ...], factor: float) -> Tensor:
+            return factor * torch.tensor(values, dtype=torch.float64)
 
-        motion = motion_kernel(
-            pixels(_MOTION_LENGTH),
-            torch.tensor(_MOTION_ANGLE),
-            torch.tensor(_MOTION_BEND),
-            kernel_size=kernel_size,
+        length, turn, bend = _MOTION
+        major, minor, angle = anisotropic
+        kernels = (
+            motion_kernel(row(length, unit), row(turn, math.pi), row(bend, 1), kernel_size=kernel_size),
+            isotropic_gaussian_kernel(row(_ISOTROPIC, unit), kernel_size=kernel_size),
+            anisotropic_gaussian_kernel(
+                row(major, unit), row(minor, unit), row(angle, math.pi), kernel_size=kernel_size
+            ),
         )
-        isotropic = isotropic_gaussian_kernel(pixels(_ISOTROPIC_SIGMA), kernel_size=kernel_size)
-        anisotropic = anisotropic_gaussian_kernel(
-            pixels(_ANISOTROPIC_MAJOR),
-            pixels(_ANISOTROPIC_MINOR),
-            torch.tensor(_ANISOTROPIC_ANGLE),
-            kernel_size=kernel_size,
-        )
-        return cls(torch.cat((motion, isotropic, anisotropic)))
+        return cls(torch.cat(kernels), families)
+
+    def forward(self, uniform: Tensor) -> Tensor:
+        """One kernel for each random number; the nth of a sample is of the family n modulo their number.
+
+        Args:
+            uniform: Tensor[B, N, 1] in [0, 1], which decide.
+
+        Returns:
+            Tensor[B, N, k, k]
+        """
+        family = torch.arange(uniform.shape[1], device=uniform.device) % len(self.families)
+        place = (uniform[..., 0] * self.per_family).long().clamp(max=self.per_family - 1)
+        return self.kernels[family * self.per_family + place]
 
     def save(self, path: str | Path) -> None:
         """Writes the bank as a safetensors file."""

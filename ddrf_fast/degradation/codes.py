@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ddrf_fast.degradation._storage import load_tensor, save_tensor
-from ddrf_fast.degradation.bank import KernelBank
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +26,10 @@ class KernelPCA:
         energy: the part of the kernels' energy Σ ‖k‖² that the code keeps, in [0, 1].
 
     Example:
-        >>> from ddrf_fast.degradation import DegradationSampler
-        >>> sampler = DegradationSampler()
-        >>> pca = sampler.fit_pca()
-        >>> degradation = sampler.sample(2, generator=0)
-        >>> pca.encode_weights(degradation.weights, degradation.kernels).shape
+        >>> from ddrf_fast.degradation import KernelBank
+        >>> kernels = KernelBank.default().kernels
+        >>> pca = KernelPCA.fit(kernels)
+        >>> pca.encode_weights(torch.full((2, 12), 1 / 12), kernels).shape
         torch.Size([2, 15])
     """
 
@@ -102,24 +100,24 @@ class KernelPCA:
             raise ValueError(f"codes must be [..., {self.components.shape[0]}], got {list(codes.shape)}")
         return (codes @ self.components.to(codes)).unflatten(-1, (self.kernel_size, self.kernel_size))
 
-    def encode_weights(self, weights: Tensor, bank: KernelBank | Tensor) -> Tensor:
-        """Encodes mixtures of a bank by their weights, without mixing kernels.
+    def encode_weights(self, weights: Tensor, kernels: Tensor) -> Tensor:
+        """Encodes mixtures of kernels by their weights, without mixing kernels.
 
         Args:
             weights: Tensor[B, M], or a map Tensor[B, M, h, w].
-            bank: the bank, or its kernels Tensor[M, k, k].
+            kernels: those that are mixed, Tensor[M, k, k] or for each sample Tensor[B, M, k, k].
 
         Returns:
             Tensor[B, D] or Tensor[B, D, h, w], in the dtype and on the device of `weights`.
 
         Raises:
-            ValueError: the weights are not for as many kernels as the bank has, or these have another size.
+            ValueError: the weights are not for as many kernels as there are, or these have another size.
         """
-        kernels = bank.kernels if isinstance(bank, KernelBank) else bank
-        if weights.ndim not in (2, 4) or weights.shape[1] != kernels.shape[0]:
-            m = kernels.shape[0]
+        m = kernels.shape[-3]
+        if weights.ndim not in (2, 4) or weights.shape[1] != m:
             raise ValueError(f"weights must be [B, {m}] or [B, {m}, h, w], got {list(weights.shape)}")
-        return torch.einsum("bm...,md->bd...", weights, self.encode(kernels.to(weights)))
+        codes = self.encode(kernels.to(weights)).expand(len(weights), -1, -1)
+        return torch.einsum("bm...,bmd->bd...", weights, codes)
 
     def save(self, path: str | Path) -> None:
         """Writes the code as a safetensors file."""

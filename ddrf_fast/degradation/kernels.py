@@ -1,8 +1,9 @@
-"""The three families of basis blur kernels of the paper's eq. 2, vectorised over their parameters.
+"""Families of blur kernels, vectorised over their parameters: the paper's three (eq. 2) and Real-ESRGAN's.
 
 Kernels are `[..., k, k]` with k odd, indexed `[row, column]` and centred at `[k // 2, k // 2]`. Lengths and
 sigmas are in pixels (a sigma is a standard deviation, not a variance), angles in radians from the +x axis
-(columns, to the right) towards the +y axis (rows, downwards). Every kernel is non-negative and sums to 1.
+(columns, to the right) towards the +y axis (rows, downwards). Every kernel sums to 1, and all but the sinc
+are non-negative.
 """
 
 import math
@@ -67,7 +68,7 @@ def motion_kernel(
         )
     tent_x = (1 - (axis - x[..., None]).abs()).clamp(min=0)
     tent_y = (1 - (axis - y[..., None]).abs()).clamp(min=0)
-    return _finish(torch.einsum("...su,...sv->...uv", tent_y, tent_x), dtype)
+    return finish(torch.einsum("...su,...sv->...uv", tent_y, tent_x), dtype)
 
 
 def isotropic_gaussian_kernel(
@@ -124,15 +125,45 @@ def anisotropic_gaussian_kernel(
         True
     """
     sigma_major, sigma_minor, angle = _parameters(sigma_major, sigma_minor, angle)
-    axis = _axis(kernel_size, angle.device)
     for name, sigma in (("sigma_major", sigma_major), ("sigma_minor", sigma_minor)):
         if not bool((sigma > 0).all()):
             raise ValueError(f"{name} must be positive, got {float(sigma.min()):g}")
+    return finish(torch.exp(-0.5 * squared_distance(sigma_major, sigma_minor, angle, kernel_size)), dtype)
+
+
+# ---- The parts, for distributions that choose between families for each kernel without looking at a value
+
+
+def squared_distance(sigma_major: Tensor, sigma_minor: Tensor, angle: Tensor, kernel_size: int) -> Tensor:
+    """q = xᵀ Σ⁻¹ x, the squared distance from the centre in standard deviations: Tensor[...] -> [..., k, k].
+
+    The Gaussian is exp(-q / 2); Real-ESRGAN's generalised one exp(-q^β / 2), its plateau 1 / (1 + q^β).
+    """
+    axis = _axis(kernel_size, angle.device)
     x, y = axis, axis[:, None]
     cos, sin = torch.cos(angle)[..., None, None], torch.sin(angle)[..., None, None]
     along = (cos * x + sin * y) / sigma_major[..., None, None]
     across = (cos * y - sin * x) / sigma_minor[..., None, None]
-    return _finish(torch.exp(-0.5 * (along.square() + across.square())), dtype)
+    return along.square() + across.square()
+
+
+def low_pass(cutoff: Tensor, kernel_size: int) -> Tensor:
+    """The ideal circular low-pass filter (sinc), not normalised: Tensor[...] -> [..., k, k].
+
+    ω J₁(ω r) / 2πr for the cut-off frequency ω in radians a pixel.
+    """
+    axis = _axis(kernel_size, cutoff.device)
+    radius = torch.hypot(axis, axis[:, None])
+    cutoff = cutoff[..., None, None]
+    # J₁(t) / t is 1/2 in the limit.
+    ratio = torch.where(radius > 0, torch.special.bessel_j1(cutoff * radius) / (cutoff * radius), 0.5)
+    return cutoff.square() / (2 * math.pi) * ratio
+
+
+def within(size: Tensor, kernel_size: int) -> Tensor:
+    """Which taps lie within a smaller kernel of an odd size: Tensor[...] -> bool Tensor[..., k, k]."""
+    inside = _axis(kernel_size, size.device).abs() <= size[..., None] // 2
+    return inside[..., None, :] & inside[..., :, None]
 
 
 def _parameters(*values: float | Tensor) -> tuple[Tensor, ...]:
@@ -149,12 +180,13 @@ def _axis(kernel_size: int, device: torch.device) -> Tensor:
     return torch.arange(-radius, radius + 1, dtype=torch.float64, device=device)
 
 
-def _finish(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+def finish(kernel: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeroes what `dtype` would not notice beside the peak, and makes the sum 1.
 
     Such taps change no result, but where they are denormal they slow a convolution on a CPU several times
     down.
     """
-    peak = kernel.amax((-2, -1), keepdim=True)
-    kernel = torch.where(kernel < torch.finfo(dtype).eps * peak, 0.0, kernel)
+    magnitude = kernel.abs()
+    peak = magnitude.amax((-2, -1), keepdim=True)
+    kernel = torch.where(magnitude < torch.finfo(dtype).eps * peak, 0.0, kernel)
     return (kernel / kernel.sum((-2, -1), keepdim=True)).to(dtype)

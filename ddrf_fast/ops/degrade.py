@@ -135,28 +135,33 @@ def _noise(
     else:
         raise TypeError(f"noise_std must be a number or a Tensor, got {type(noise_std).__name__}")
 
+    return std, seed_tensor(seed, image.device), ids_tensor(sample_ids, batch, image.device)
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The seed as an int64 scalar on `device`; None draws one from torch's default generator."""
     if seed is None:
-        seed = torch.randint(2**63 - 1, (), device=image.device)
-    elif isinstance(seed, Tensor):
+        return torch.randint(2**63 - 1, (), device=device)
+    if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
                 f"seed must be an int or an int64 scalar tensor, got {seed.dtype} of {tuple(seed.shape)}"
             )
-        seed = seed.to(image.device)
-    else:
-        if _checks.integer("seed", seed, 0) >= 2**63:
-            raise ValueError(f"seed must be below 2^63, got {seed}")
-        seed = torch.full((), seed, dtype=torch.int64, device=image.device)
+        return seed.to(device)
+    if _checks.integer("seed", seed, 0) >= 2**63:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
+    return torch.full((), seed, dtype=torch.int64, device=device)
 
+
+def ids_tensor(sample_ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """The samples' identities as int64 [B] on `device`, by default 0 .. B-1."""
     if sample_ids is None:
-        sample_ids = torch.arange(batch, device=image.device)
-    elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
+        return torch.arange(batch, device=device)
+    if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
         got = sample_ids.dtype if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise TypeError(f"sample_ids must be an int64 Tensor[B], got {got}")
-    else:
-        _checks.shape("sample_ids", sample_ids, (batch,), "[B]")
-        sample_ids = sample_ids.to(image.device)
-    return std, seed, sample_ids
+    _checks.shape("sample_ids", sample_ids, (batch,), "[B]")
+    return sample_ids.to(device)
 
 
 def _is_readable(t: Tensor) -> bool:

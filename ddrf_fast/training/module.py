@@ -2,13 +2,12 @@
 
 import math
 import time
-from dataclasses import replace
 
 import lightning
 import torch
 from torch import Tensor
 
-from ddrf_fast.degradation import Degradation, DegradationSampler, KernelPCA
+from ddrf_fast.degradation import DynamicDegradation
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss
 from ddrf_fast.metrics import psnr, ssim
 from ddrf_fast.models import DDRFNet, DDRFNetConfig
@@ -31,9 +30,15 @@ class TrainingModule(lightning.LightningModule):
         super().__init__()
         self.config = config
         self.model = DDRFNet(DDRFNetConfig(width=config.width, num_kernels=config.num_kernels))
-        self.sampler = DegradationSampler(noise_std=config.noise_std)
-        self.pca = self._fit_codes()
-        self.model.code_basis.copy_(self.pca.components)
+        # A part of the images is left sharp and a part free of noise, so that the network leaves such alone.
+        self.degradation = DynamicDegradation(
+            "paper",
+            noise_std=config.noise_std,
+            sharp_fraction=config.sharp_fraction,
+            white_fraction=1 - config.noiseless_fraction,
+        )
+        self.validation_degradation = DynamicDegradation("paper", noise_std=config.noise_std, spatial=True)
+        self.model.code_basis.copy_(self.degradation.components)
         self.curve: list[float] = []
         self._started = time.monotonic()
 
@@ -53,13 +58,13 @@ class TrainingModule(lightning.LightningModule):
         """
         config, batch_size = self.config, len(visible)
         spatial = bool(torch.rand((), generator=generator) < config.spatial_fraction)
-        degradations = [self.draw(batch_size, generator, spatial).to(visible.device) for _ in range(3)]
-        # Clipped, as any image from a file is.
-        degraded = [
-            degradation.apply(image).clamp(0, 1)
-            for degradation, image in zip(degradations, (visible, infrared, positive), strict=True)
+        seeds = torch.randint(2**63 - 1, (3,), generator=generator).tolist()
+        batches = [
+            self.degradation(image, seed=seed, spatial=spatial)
+            for image, seed in zip((visible, infrared, positive), seeds, strict=True)
         ]
-        codes = [degradation.codes(self.pca) for degradation in degradations[:2]]
+        degraded = [batch.image.clamp(0, 1) for batch in batches]  # as any image from a file is
+        codes = [batch.codes for batch in batches[:2]]
         estimates = self.model.estimate_codes(degraded[0], degraded[1])
         told = torch.rand(2, batch_size, generator=generator).to(visible.device) < config.known_fraction
         restored = self.model(degraded[0], degraded[1], *map(_choose, told, codes, estimates))
@@ -93,26 +98,6 @@ class TrainingModule(lightning.LightningModule):
             "estimator": estimator,
         }
 
-    def draw(self, batch_size: int, generator: torch.Generator, spatial: bool) -> Degradation:
-        """Draws degradations of which a part leaves the image sharp and a part adds no noise.
-
-        They are mixtures of the bank's kernels and of one more, the identity.
-        """
-        drawn = self.sampler.sample(batch_size, generator=generator, spatial=spatial)
-        sharp = torch.rand(batch_size, generator=generator) < self.config.sharp_fraction
-        noisy = torch.rand(batch_size, generator=generator) >= self.config.noiseless_fraction
-        identity = torch.zeros_like(drawn.kernels[:1])
-        identity[0, identity.shape[1] // 2, identity.shape[2] // 2] = 1
-        share = (
-            sharp.to(drawn.weights).view(-1, *[1] * (drawn.weights.dim() - 1)).expand_as(drawn.weights[:, :1])
-        )
-        return replace(
-            drawn,
-            kernels=torch.cat((drawn.kernels, identity)),
-            weights=torch.cat((drawn.weights * (1 - share), share), dim=1),
-            noise_std=drawn.noise_std * noisy,
-        )
-
     def training_step(self, batch: Images, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
         losses = self.losses(*batch, generator)
@@ -123,10 +108,9 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, batch: Images, batch_index: int) -> None:
         """Restoration (blind) of fixed degradations, and fusion of the clean pair."""
         visible, infrared, _ = batch
-        generator = torch.Generator().manual_seed(batch_index)
         degraded = [
-            self.sampler.sample(len(image), generator=generator, spatial=True).apply(image).clamp(0, 1)
-            for image in (visible, infrared)
+            self.validation_degradation(image, seed=2 * batch_index + i).image.clamp(0, 1)
+            for i, image in enumerate((visible, infrared))
         ]
         restored = self.model(*degraded)
         fused = self.model(visible, infrared).fused
@@ -179,11 +163,6 @@ class TrainingModule(lightning.LightningModule):
         if self.config.max_minutes is not None:
             done = max(done, (time.monotonic() - self._started) / 60 / self.config.max_minutes)
         return min(done, 1.0)
-
-    def _fit_codes(self) -> KernelPCA:
-        """The code of the kernels that :meth:`draw` mixes."""
-        drawn = self.draw(4096, torch.Generator().manual_seed(0), spatial=False)
-        return KernelPCA.fit(torch.einsum("bm,muv->buv", drawn.weights.double(), drawn.kernels.double()))
 
 
 def _mean_code(code: Tensor) -> Tensor:

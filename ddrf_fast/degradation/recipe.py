@@ -1,0 +1,114 @@
+"""The recipe of a batch's degradation: everything that was drawn, from which it can be done again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddrf_fast.degradation.codes import KernelPCA
+from ddrf_fast.degradation.photometric import low_light, reduce_contrast
+from ddrf_fast.ops.degrade import Padding, degrade
+
+_PER_SAMPLE = ("kernels", "weights", "noise_std", "sample_ids", "shot_noise", "gray_noise", "tone")
+
+
+@dataclass(eq=False)
+class Degradation:
+    """How each image of a batch is degraded: light, blur, down-sampling and noise (eq. 3).
+
+    A plain record. `torch.save(vars(recipe), file)` writes it, `Degradation(**torch.load(file))` reads it.
+
+    Attributes:
+        kernels: Tensor[B, N, k, k], those that are mixed for each sample.
+        weights: Tensor[B, N], or on a coarse grid over the image Tensor[B, N, gh, gw]; they sum to 1 over N.
+        noise_std: Tensor[B], standard deviation of the white noise for images in [0, 1].
+        seed: of the noise, an int64 scalar tensor.
+        sample_ids: int64 Tensor[B], which number the samples for the noise.
+        shot_noise: Tensor[B], the variance of the shot noise where the image is 1; None: none.
+        gray_noise: bool Tensor[B], whose noise is the same in all channels; None: none.
+        tone: Tensor[B, 3], the gamma, gain and contrast of :mod:`ddrf_fast.degradation.photometric`; None:
+            the light is left alone.
+        scale: every scale-th row and column is kept.
+        padding: as for :func:`ddrf_fast.degrade`.
+    """
+
+    kernels: Tensor
+    weights: Tensor
+    noise_std: Tensor
+    seed: Tensor
+    sample_ids: Tensor
+    shot_noise: Tensor | None = None
+    gray_noise: Tensor | None = None
+    tone: Tensor | None = None
+    scale: int = 1
+    padding: Padding = "reflect"
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def __getitem__(self, samples: slice | Tensor) -> "Degradation":
+        """Some of the samples, in this order; each keeps its degradation, noise included."""
+        return self._map(lambda value: value[samples], _PER_SAMPLE)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Degrades a batch, always alike.
+
+        Args:
+            image: Tensor[B, C, H, W] in [0, 1], floating. The degradation follows it to its device and dtype.
+
+        Returns:
+            Tensor[B, C, ceil(H / scale), ceil(W / scale)], not clipped: the noise leaves [0, 1].
+
+        Example:
+            >>> from ddrf_fast.degradation import DynamicDegradation
+            >>> recipe = DynamicDegradation("srmd", scale=2).sample(2, seed=0)
+            >>> image = torch.rand(2, 3, 16, 20)
+            >>> recipe.apply(image).shape
+            torch.Size([2, 3, 8, 10])
+            >>> torch.allclose(recipe[1:].apply(image[1:]), recipe.apply(image)[1:])
+            True
+        """
+        if self.tone is not None:
+            gamma, gain, contrast = self.tone.unbind(1)
+            image = low_light(reduce_contrast(image, contrast), gamma, gain)
+        return degrade(
+            image,
+            self.kernels.to(image),
+            self.weights.to(image),
+            scale=self.scale,
+            noise_std=self.noise_std.to(image),
+            seed=self.seed,
+            sample_ids=self.sample_ids,
+            padding=self.padding,
+            grid=self.weights.dim() == 4,
+        )
+
+    def codes(self, pca: KernelPCA) -> Tensor:
+        """The degradation codes that a network is given: the kernel's, then the noise level.
+
+        Args:
+            pca: the code of kernels, with D components.
+
+        Returns:
+            Tensor[B, D + 1], or for a grid a coarse map Tensor[B, D + 1, gh, gw]. The last is the standard
+            deviation of the noise, with shot noise where the image is 1/2.
+        """
+        kernel = pca.encode_weights(self.weights, self.kernels)
+        level = self.noise_std
+        if self.shot_noise is not None:
+            level = (level.square() + self.shot_noise / 2).sqrt()
+        level = level.reshape(-1, *[1] * (kernel.ndim - 1)).expand_as(kernel[:, :1])
+        return torch.cat((kernel, level), dim=1)
+
+    def to(self, device: torch.device | str) -> "Degradation":
+        """The same degradation with its tensors on `device`."""
+        return self._map(lambda value: value.to(device, non_blocking=True), (*_PER_SAMPLE, "seed"))
+
+    def pin_memory(self) -> "Degradation":
+        """The same in pinned memory; `DataLoader(pin_memory=True)` calls it."""
+        return self._map(Tensor.pin_memory, (*_PER_SAMPLE, "seed"))
+
+    def _map(self, function: Callable[[Tensor], Tensor], names: tuple[str, ...]) -> "Degradation":
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})
