@@ -85,6 +85,8 @@ def degrade(
     noise_std: float | ArrayLike = 0.0,
     seed: int | None = None,
     sample_id: int = 0,
+    gray_noise: bool = False,
+    shot_noise: float = 0.0,
     padding: Padding = "reflect",
     correlation: bool = False,
     grid: bool = False,
@@ -92,7 +94,8 @@ def degrade(
     """Blurs each pixel with its own mix of kernels, down-samples and adds noise: one image.
 
         out[y, x, c] = sum_{u,v} (sum_m weights[m, Y, X] kernels[m, u, v]) image[Y - u, X - v, c]
-                       + noise_std n,  (Y, X) = (scale y + offset, scale x + offset)
+                       + sqrt(shot_noise max(S, 0) + noise_std^2) n,
+        (Y, X) = (scale y + offset, scale x + offset), S the sum
 
     Eq. 1-3 of the DDRF-Net paper, in the gather model. The numbers are those of `ddrf_fast.degrade` on the
     CPU for the float32 image [C, H, W] (integers divided by their maximum), bit by bit before rounding.
@@ -110,6 +113,9 @@ def degrade(
         seed: From 0 to 2^63 - 1. None takes a fresh one from the operating system, so that the workers of a
             data loader never share one.
         sample_id: The image's identity, e.g. its place in the data set; the noise depends on it and the seed.
+        gray_noise: Whether all channels have the same noise.
+        shot_noise: Variance of the photons' noise where the image is at full range; the variance of all noise
+            is shot_noise S + noise_std^2 for the blurred image S, 0 where S is negative.
         padding: "reflect" (without repeating the edge), "replicate", "circular", "zeros", or "valid" (sites
             where the kernel fits only; the first one is `offset` + k // 2).
         correlation: Flips the kernels: cross-correlation, as in OpenCV and kornia.
@@ -167,15 +173,21 @@ def degrade(
         raise ValueError(f"noise_std must be a number or [H', W'] = {out_size}, got shape {std.shape}")
     if (std < 0).any():
         raise ValueError(f"noise_std must not be negative, got {std.min():g}")
+    shot = _floats("shot_noise", shot_noise)
+    if shot.shape != () or shot < 0:
+        raise ValueError(f"shot_noise must be a number and not negative, got {shot_noise!r}")
+    noisy = bool(std.any() or shot > 0)
     if seed is None:
-        seed = int(np.random.default_rng().integers(2**63 - 1)) if std.any() else 0
+        seed = int(np.random.default_rng().integers(2**63 - 1)) if noisy else 0
     result = _numpy.degrade(
         pixels,
         kernels,
         weights,
-        std if std.any() else None,
+        std if noisy else None,
         _integer("seed", seed, 0),
         _integer("sample_id", sample_id, 0),
+        bool(gray_noise),
+        float(shot),
         scale,
         first,
         *out_size,

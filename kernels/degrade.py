@@ -1,7 +1,7 @@
 """degrade and its gradients in Triton; `ddrf_fast/reference/degrade.py` is the specification.
 
     out[b, c, y, x] = sum_{u, v} (sum_m w[b, m, y, x] kernels[m, u, v]) image[b, c, s y + o - u, s x + o - v]
-    + noise_std n
+    + sigma n,  sigma = noise_std, with shot noise the root of shot_noise signal + noise_std^2
 
 Forward: a program has a block of output sites and up to four channels. A site's M weights stay in registers;
 for each tap the mixed kernel value is made from them (M multiply-adds) and applied to every channel, so
@@ -135,6 +135,14 @@ def _standard_normal(seed, sample, channel, y, x):
 
 
 @triton.jit
+def _noise_channel(gray_noise, b, c):
+    """Whose noise the channels c of the sample b have: the first's, where it is gray."""
+    if gray_noise is not None:
+        c = tl.where(tl.load(gray_noise + b) != 0, 0, c)
+    return c
+
+
+@triton.jit
 def _site_weights(
     weights, b, y, x, ok, weights_height, weights_width, cells_y, cells_x, offset,
     M: tl.constexpr, M_BLOCK: tl.constexpr, SCALE: tl.constexpr, WEIGHTS_AT: tl.constexpr,
@@ -182,10 +190,10 @@ def _mixed_tap(kernels, tap, weights, M: tl.constexpr, M_BLOCK: tl.constexpr):
 
 @_site_kernel
 def _forward_kernel(
-    image, kernels, weights, noise_std, seed, sample_ids, out, channels, height, width, out_height, out_width,
-    offset, weights_height, weights_width, cells_y, cells_x, kernels_stride_b, noise_stride_b,
-    noise_stride_site, image_stride_b, image_stride_c, image_stride_h, image_stride_w, out_stride_b,
-    out_stride_c, out_stride_h, out_stride_w, M: tl.constexpr, M_BLOCK: tl.constexpr, KERNEL: tl.constexpr,
+    image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise, out, channels, height,
+    width, out_height, out_width, offset, weights_height, weights_width, cells_y, cells_x, kernels_stride_b,
+    noise_stride_b, noise_stride_site, image_stride_b, image_stride_c, image_stride_h, image_stride_w,
+    out_stride_b, out_stride_c, out_stride_h, out_stride_w, M: tl.constexpr, M_BLOCK: tl.constexpr, KERNEL: tl.constexpr,
     SCALE: tl.constexpr, PADDING: tl.constexpr, CORRELATION: tl.constexpr, WEIGHTS_AT: tl.constexpr, BLOCK:
     tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -243,8 +251,12 @@ def _forward_kernel(
         std = tl.load(noise_std + b * noise_stride_b + site.to(tl.int64) * noise_stride_site, ok, 0.0).to(
             tl.float32
         )
-        noise = _standard_normal(tl.load(seed), tl.load(sample_ids + b), c[:, None], y[None, :], x[None, :])
-        acc += std[None, :] * noise
+        std = std[None, :]
+        if shot_noise is not None:
+            shot = tl.load(shot_noise + b).to(tl.float32)
+            std = tl.sqrt(shot * tl.maximum(acc, 0.0) + std * std)
+        channel = _noise_channel(gray_noise, b, c)[:, None]
+        acc += std * _standard_normal(tl.load(seed), tl.load(sample_ids + b), channel, y[None, :], x[None, :])
     out += b * out_stride_b + y.to(tl.int64)[None, :] * out_stride_h + x.to(tl.int64)[None, :] * out_stride_w
     out += c.to(tl.int64)[:, None] * out_stride_c
     tl.store(out, acc.to(out.dtype.element_ty), c_ok[:, None] & ok[None, :])
@@ -462,8 +474,8 @@ def _kernels_grad_kernel(
 
 @_site_kernel
 def _noise_grad_kernel(
-    grad, seed, sample_ids, product, channels, out_height, out_width, grad_stride_b, grad_stride_c,
-    grad_stride_h, grad_stride_w, BLOCK: tl.constexpr,
+    grad, seed, sample_ids, gray_noise, product, channels, out_height, out_width, grad_stride_b,
+    grad_stride_c, grad_stride_h, grad_stride_w, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """product[b, y, x] = sum_c grad[b, c, y, x] n(b, c, y, x)."""
     pid = tl.program_id(0)
@@ -476,7 +488,8 @@ def _noise_grad_kernel(
     grad += b * grad_stride_b + y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
     total = tl.zeros((BLOCK,), tl.float32)
     for c in range(channels):
-        noise = _standard_normal(tl.load(seed), tl.load(sample_ids + b), tl.zeros((1,), tl.int32) + c, y, x)
+        channel = _noise_channel(gray_noise, b, tl.zeros((1,), tl.int32) + c)
+        noise = _standard_normal(tl.load(seed), tl.load(sample_ids + b), channel, y, x)
         total += noise * tl.load(grad, ok, 0.0).to(tl.float32)
         grad += grad_stride_c
     tl.store(product + b * out_height * out_width + site, total, ok)
@@ -504,6 +517,11 @@ def _constants(kernels: Tensor, weights: Tensor, scale: int, correlation: bool) 
     }
 
 
+def _dense(*per_sample: Tensor | None) -> list[Tensor | None]:
+    """[B], without gaps."""
+    return [None if value is None else value.contiguous() for value in per_sample]
+
+
 def _block(device: torch.device, num_weights: int) -> int:
     """Sites a program: fewer where a site has more than sixteen weights in registers."""
     sites = SITES[_common.architecture(device)]
@@ -517,6 +535,8 @@ def degrade(
     noise_std: Tensor | None,
     seed: Tensor | None,
     sample_ids: Tensor | None,
+    gray_noise: Tensor | None,
+    shot_noise: Tensor | None,
     scale: int,
     offset: int,
     out_size: Any,
@@ -546,7 +566,7 @@ def degrade(
         _forward_kernel,
         batch * triton.cdiv(channels, block_c) * triton.cdiv(math.prod(out_size), block),
         image, bank, None if weights_at == "sample" else weights.contiguous(),
-        noise_std, seed, sample_ids, out,
+        noise_std, seed, *_dense(sample_ids, gray_noise, shot_noise), out,
         channels, height, width, *out_size, offset, *weights_size, *cells,
         bank_stride, *noise_strides, *image.stride(), *out.stride(),
         **_constants(kernels, weights, scale, correlation), PADDING=padding, WEIGHTS_AT=weights_at,
@@ -658,6 +678,7 @@ def degrade_backward(
     noise_std: Tensor | None,
     seed: Tensor | None,
     sample_ids: Tensor | None,
+    gray_noise: Tensor | None,
     scale: int,
     offset: int,
     padding: str,
@@ -665,7 +686,7 @@ def degrade_backward(
     weights_at: str,
     output_mask: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of image, kernels, weights and noise_std, (0,) where not asked for."""
+    """Gradients of image, kernels, weights and noise_std, without shot noise; (0,) where not asked for."""
     tensors = (image, kernels, weights, noise_std)
     want_image, want_kernels, want_weights, want_noise = wanted = [
         bool(output_mask >> i & 1) for i in range(4)
@@ -731,7 +752,8 @@ def degrade_backward(
         product = image.new_empty((batch, 1, *out_size), dtype=torch.float32)
         _common.launch(
             _noise_grad_kernel, batch * triton.cdiv(sites, block),
-            grad, seed, sample_ids, product, channels, *out_size, *grad.stride(), BLOCK=block, num_warps=4,
+            grad, seed, *_dense(sample_ids, gray_noise), product, channels, *out_size, *grad.stride(),
+            BLOCK=block, num_warps=4,
         )  # fmt: skip
         grads[3] = product.sum_to_size(noise_std.shape).to(image.dtype)
     return tuple(grads)

@@ -49,6 +49,8 @@ class Case:
     noise_std: Tensor | None = None
     seed: Tensor | None = None
     sample_ids: Tensor | None = None
+    gray_noise: Tensor | None = None
+    shot_noise: Tensor | None = None
     scale: int = 1
     offset: int = 0
     padding: str = "reflect"
@@ -67,9 +69,10 @@ class Case:
         return dataclasses.replace(self, **changes)
 
     def to(self, **options) -> "Case":
-        names = ("image", "kernels", "weights", "noise_std")
+        names = ("image", "kernels", "weights", "noise_std", "shot_noise")
+        tensors = (*self.tensors, self.shot_noise)
         return self.replace(
-            **{n: t.to(**options) for n, t in zip(names, self.tensors, strict=True) if t is not None}
+            **{n: t.to(**options) for n, t in zip(names, tensors, strict=True) if t is not None}
         )
 
     def on(self, device: str) -> "Case":
@@ -77,7 +80,13 @@ class Case:
         return (
             case
             if case.seed is None
-            else case.replace(seed=case.seed.to(device), sample_ids=case.sample_ids.to(device))
+            else case.replace(
+                **{
+                    name: getattr(case, name).to(device)
+                    for name in ("seed", "sample_ids", "gray_noise", "shot_noise")
+                    if getattr(case, name) is not None
+                }
+            )
         )
 
     def forward(self, op) -> Tensor:
@@ -85,6 +94,8 @@ class Case:
             *self.tensors,
             self.seed,
             self.sample_ids,
+            self.gray_noise,
+            self.shot_noise,
             self.scale,
             self.offset,
             self.out_size,
@@ -101,6 +112,7 @@ class Case:
             *self.tensors,
             self.seed,
             self.sample_ids,
+            self.gray_noise,
             self.scale,
             self.offset,
             self.padding,
@@ -141,6 +153,7 @@ def make(
         case.noise_std = rand(batch, 1, *(case.out_size if noise == "map" else (1, 1)))
         case.seed = torch.tensor(0x123456789ABCDEF)
         case.sample_ids = torch.arange(batch) + 5
+        case.gray_noise = torch.arange(batch) % 2 == 1 if noise == "map" else None
     return case
 
 
@@ -162,14 +175,22 @@ def definition(case: Case) -> Tensor:
     out = torch.einsum("bcyxuv,bmuv,bmyx->bcyx", patches, kernels, weights)
     if case.noise_std is None:
         return out
+    gray = [False] * len(out) if case.gray_noise is None else case.gray_noise.tolist()
+    std = case.noise_std
+    if case.shot_noise is not None:
+        shot = case.shot_noise[:, None, None, None]
+        std = torch.sqrt(std**2 + shot * torch.where(out > 0, out, 0))
     noise = [
         [
-            [[normal(int(case.seed), int(s), c, y, x) for x in range(columns)] for y in range(rows)]
+            [
+                [normal(int(case.seed), int(s), 0 if one else c, y, x) for x in range(columns)]
+                for y in range(rows)
+            ]
             for c in range(out.shape[1])
         ]
-        for s in case.sample_ids
+        for s, one in zip(case.sample_ids, gray, strict=True)
     ]
-    return out + case.noise_std * torch.tensor(noise, dtype=out.dtype).reshape(out.shape)
+    return out + std * torch.tensor(noise, dtype=out.dtype).reshape(out.shape)
 
 
 def gradients(case: Case, grad: Tensor) -> tuple[Tensor, ...]:

@@ -193,7 +193,9 @@ def test_philox_gives_its_published_words():
         assert tuple(int(v) for v in philox.philox4x32(counter_and_key[:4], counter_and_key[4:])) == answer
 
 
-def noise(batch: int, ids=None, seed: int | Tensor = 7, size=(9, 14), dtype=torch.float32) -> Tensor:
+def noise(
+    batch: int, ids=None, seed: int | Tensor = 7, size=(9, 14), dtype=torch.float32, gray_noise=False
+) -> Tensor:
     """The noise alone: of a black image, with a standard deviation of one."""
     image = torch.zeros(batch, 2, *size, dtype=dtype)
     return ddrf_fast.degrade(
@@ -203,6 +205,7 @@ def noise(batch: int, ids=None, seed: int | Tensor = 7, size=(9, 14), dtype=torc
         noise_std=1,
         seed=seed,
         sample_ids=ids,
+        gray_noise=gray_noise,
     )
 
 
@@ -260,6 +263,64 @@ def test_noise_std_is_a_number_a_vector_or_a_map():
     for std, factor in ((0.5, 0.5), (vector, vector[:, None, None, None]), (grid, grid)):
         noisy = ddrf_fast.degrade(image, kernels, shares, noise_std=std, seed=2)
         assert_accurate(noisy - clean, unit * factor, floor=1e-12)
+
+
+def test_gray_noise_has_that_of_the_first_channel():
+    assert torch.equal(noise(3, gray_noise=True), noise(3)[:, :1].expand(-1, 2, -1, -1))
+    some = noise(3, gray_noise=torch.tensor([False, True, False]))
+    assert torch.equal(some[::2], noise(3)[::2])
+    assert torch.equal(some[1], noise(3)[1, :1].expand(2, -1, -1))
+
+
+def shot(**options) -> Tensor:
+    """Of a ramp from -1 to 1, without blur."""
+    ramp = torch.linspace(-1, 1, 40).expand(2, 3, 30, 40)
+    return ddrf_fast.degrade(ramp, torch.ones(1, 1, 1), torch.ones(2, 1), seed=4, **options)
+
+
+def test_shot_noise_grows_with_the_signal():
+    clean = shot()
+    unit = shot(noise_std=1.0) - clean
+    shot_noise = torch.tensor([0.0, 0.09])
+    expected = clean + (shot_noise[:, None, None, None] * clean.clamp(min=0) + 0.04**2).sqrt() * unit
+    torch.testing.assert_close(shot(noise_std=0.04, shot_noise=shot_noise), expected, atol=1e-6, rtol=0)
+    alone = shot(shot_noise=0.09)
+    assert torch.equal(alone[..., :20], clean[..., :20])
+    torch.testing.assert_close(alone, clean + 0.3 * clean.clamp(min=0).sqrt() * unit, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("weights", ["sample", "grid"])
+def test_shot_noise_has_gradients(weights):
+    image, kernels, shares = tensors(weights, size=(5, 6))
+    std = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    shot_noise = torch.rand(2, dtype=torch.float64)
+    inputs = tuple(t.requires_grad_() for t in (image, kernels, shares, std, shot_noise))
+
+    def run(image, kernels, shares, std, shot_noise):
+        return ddrf_fast.degrade(
+            image,
+            kernels,
+            shares,
+            noise_std=std,
+            shot_noise=shot_noise,
+            gray_noise=torch.tensor([True, False]),
+            seed=3,
+            scale=2,
+            grid=weights == "grid",
+        )
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+    assert_accurate(run(*(t.detach() for t in inputs)), run(*inputs).detach())
+
+
+def test_shot_noise_has_gradients_where_there_is_none():
+    """At black, where the root has no slope."""
+    black = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    out = ddrf_fast.degrade(black, torch.ones(1, 1, 1), torch.ones(1, 1), shot_noise=0.1, seed=1)
+    (found,) = torch.autograd.grad(out.sum(), black)
+    assert torch.equal(out, black)
+    assert found.isfinite().all()
 
 
 def test_empty_batch_and_smallest_image():
@@ -335,6 +396,21 @@ WRONG = {
     "seed must be an int": ({"noise_std": 0.1, "seed": 1.5}, TypeError),
     "seed must be an int or an int64 scalar": ({"noise_std": 0.1, "seed": torch.ones(2)}, TypeError),
     "sample_ids must be an int64 Tensor": ({"noise_std": 0.1, "sample_ids": [0, 1]}, TypeError),
+    "gray_noise must be a bool or a bool Tensor": (
+        {"noise_std": 0.1, "gray_noise": torch.ones(2)},
+        TypeError,
+    ),
+    r"gray_noise must be \[B\] = \(2,\)": (
+        {"noise_std": 0.1, "gray_noise": torch.ones(3, dtype=torch.bool)},
+        ValueError,
+    ),
+    "shot_noise must be finite and not negative, got -1": ({"shot_noise": -1.0}, ValueError),
+    "shot_noise must be finite and not negative, got -0.5 to 1": (
+        {"shot_noise": torch.tensor([1.0, -0.5])},
+        ValueError,
+    ),
+    r"shot_noise must be \[B\] = \(2,\)": ({"shot_noise": torch.ones(3)}, ValueError),
+    "shot_noise must be a number or a Tensor": ({"shot_noise": "0.1"}, TypeError),
     r"sample_ids must be \[B\] = \(2,\)": ({"noise_std": 0.1, "sample_ids": torch.arange(3)}, ValueError),
 }
 

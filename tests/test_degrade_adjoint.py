@@ -158,7 +158,7 @@ def test_opcheck_of_the_image_gradient_alone(batch):
     for layout in (torch.contiguous_format, torch.channels_last):
         image = torch.rand(batch, 2, 8, 9).contiguous(memory_format=layout)
         degraded = torch.rand(batch, 2, 4, 5)
-        raw = (degraded, image, kernels, weights, None, None, None, 2, 0, "reflect", False, "sample", 1)
+        raw = (degraded, image, kernels, weights, *[None] * 4, 2, 0, "reflect", False, "sample", 1)
         opcheck(torch.ops.ddrf_fast.degrade_backward.default, raw)
 
 

@@ -213,7 +213,7 @@ def test_empty_batch(weights_at):
 
 def test_empty_outputs():
     case = make(2, 3, size=(8, 10))
-    out = OP(*case.tensors, None, None, 1, 0, [0, 10], "reflect", False, "sample")
+    out = OP(*case.tensors, *[None] * 4, 1, 0, [0, 10], "reflect", False, "sample")
     assert out.shape == (2, 3, 0, 10)
     for g in case.backward(BACKWARD, out)[:3]:
         assert g.numel() and not g.any()
@@ -315,6 +315,20 @@ def test_noise_is_philox_and_box_muller(seed, dtype, tolerance):
         assert abs(float(noise[b, c, y, x]) - normal(seed, ids[b], c, y, x)) < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights_at", ["sample", "grid"])
+@pytest.mark.parametrize("noise", ["number", "map"])
+def test_shot_noise(noise, weights_at, dtype):
+    """Its variance grows with the blurred image; where that is negative there is none."""
+    case = make(3, 3, size=(9, 21), weights_at=weights_at, noise=noise, scale=2)
+    case.image -= 0.3
+    case.shot_noise = torch.tensor([0.0, 0.02, 0.5], dtype=torch.float64)
+    case.gray_noise = torch.tensor([False, True, False])
+    low, wide = case.to(dtype=dtype), case.to(dtype=dtype).to(dtype=torch.float64)
+    by_torch = definition(wide.to(dtype=torch.float64 if dtype == torch.float64 else torch.float32))
+    assert_accurate(low.forward(OP), definition(wide), by_torch.to(dtype))
+
+
 def test_noise_is_normal():
     noise = noise_only(1, 1, (300, 400), torch.float64, 11, [0]).flatten()
     count = noise.numel()
@@ -328,9 +342,9 @@ def test_noise_is_normal():
 @pytest.mark.parametrize("weights_at", WEIGHTS_AT)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_split_batch_has_the_same_bits(per_sample, weights_at):
-    case = make(3, 2, size=(9, 21), weights_at=weights_at, per_sample=per_sample, noise="number").to(
-        dtype=torch.float32
-    )
+    case = make(3, 2, size=(9, 21), weights_at=weights_at, per_sample=per_sample, noise="number")
+    case.gray_noise, case.shot_noise = torch.tensor([False, True, False]), torch.rand(3)
+    case = case.to(dtype=torch.float32)
     whole = case.forward(OP)
     for b in range(3):
         part = case.replace(
@@ -338,6 +352,8 @@ def test_a_split_batch_has_the_same_bits(per_sample, weights_at):
             kernels=case.kernels[b : b + 1] if per_sample else case.kernels,
             weights=case.weights[b : b + 1],
             noise_std=case.noise_std[b : b + 1],
+            gray_noise=case.gray_noise[b : b + 1],
+            shot_noise=case.shot_noise[b : b + 1],
             sample_ids=case.sample_ids[b : b + 1],
         )
         assert torch.equal(part.forward(OP), whole[b : b + 1])
@@ -463,15 +479,28 @@ def test_every_instruction_set_agrees(tmp_path):
             {"noise_std": torch.zeros(2, 1, 1, 1), "seed": torch.tensor(1), "sample_ids": torch.arange(3)},
             "sample_ids",
         ),
+        ({"gray_noise": torch.zeros(2)}, "gray_noise: expected bool"),
+        ({"gray_noise": torch.zeros(3, dtype=torch.bool)}, "gray_noise: expected bool"),
+        ({"shot_noise": torch.zeros(2)}, "shot_noise: expected along with noise_std"),
+        (
+            {
+                "noise_std": torch.zeros(2, 1, 1, 1),
+                "seed": torch.tensor(1),
+                "sample_ids": torch.arange(2),
+                "shot_noise": torch.zeros(2, 1),
+            },
+            "shot_noise: expected shape",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
     case = make().to(dtype=torch.float32).replace(**changes)
-    arguments = (*case.tensors, case.seed, case.sample_ids, case.scale, case.offset)
+    noise = (case.seed, case.sample_ids, case.gray_noise, case.shot_noise)
+    arguments = (*case.tensors, *noise, case.scale, case.offset)
     with pytest.raises((RuntimeError, ValueError), match=message):
         OP(*arguments, [9, 11], case.padding, case.correlation, case.weights_at)
 
 
 def test_sites_outside_the_image_are_refused():
     with pytest.raises(RuntimeError, match="outside the image"):
-        OP(*make().tensors, None, None, 2, 0, [6, 6], "reflect", False, "sample")
+        OP(*make().tensors, *[None] * 4, 2, 0, [6, 6], "reflect", False, "sample")

@@ -115,6 +115,20 @@ def shared_memory(request, monkeypatch):
     monkeypatch.setenv("DDRF_FAST_TEST_SHARED", str(request.param))
 
 
+def check_shot_noise(dtype: torch.dtype, device: str) -> None:
+    """The forward alone: its gradients are composed in Python."""
+    case = make(3, 3, size=(9, 21), weights_at="grid", noise="map", scale=2)
+    case.image -= 0.3
+    case.shot_noise = torch.tensor([0.0, 0.02, 0.5], dtype=torch.float64)
+    wide, low = case.to(dtype=dtype).to(dtype=torch.float64), case.to(dtype=dtype).on(device)
+    assert_accurate(low.forward(OP).cpu(), definition(wide), floor=1e-5 if dtype == torch.float32 else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shot_noise_on_the_cpu(dtype, emulator, shared_memory):
+    check_shot_noise(dtype, "cpu")
+
+
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_device_code_on_the_cpu(case, emulator, shared_memory):
     check(case, torch.float64, "cpu")

@@ -157,7 +157,7 @@ def test_the_kernel_code_keeps_what_srmd_says():
         ({"gray_fraction": 1.5}, ValueError, r"gray_fraction must be in \[0, 1\], got 1.5"),
         ({"grid_size": (0, 4)}, ValueError, r"grid_size .*got \(0, 4\)"),
         ({"smoothness": 0.0}, ValueError, "smoothness must be positive"),
-        ({"kernels": torch.nn.Identity()}, TypeError, "kernels must be a module with the int kernel_size"),
+        ({"kernels": torch.nn.Identity()}, TypeError, "kernels must be a KernelDistribution, got Identity"),
         ({"noise": 1}, TypeError, "noise"),
     ],
 )

@@ -69,7 +69,7 @@ def raw_conv(named: dict[str, Tensor]) -> tuple:
 def raw_degrade(named: dict[str, Tensor]) -> tuple:
     std = named["noise_std"][:, None, None, None]
     ids = torch.arange(named["image"].shape[0])
-    return *list(named.values())[:3], std, torch.tensor(3), ids, 2, 1
+    return *list(named.values())[:3], std, torch.tensor(3), ids, ids % 2 == 1, 2, 1
 
 
 def layouts(named: dict[str, Tensor], first: str) -> list[dict[str, Tensor]]:
@@ -96,8 +96,10 @@ def test_opcheck_dynamic_conv(layout, batch):
 def test_opcheck_degrade(layout, batch):
     named = layouts(degrade_inputs(batch=batch), "image")[layout]
     raw = raw_degrade(named)
-    opcheck(torch.ops.ddrf_fast.degrade.default, (*raw, [4, 4], "reflect", False, "image"))
-    out = torch.ops.ddrf_fast.degrade(*raw, [4, 4], "reflect", False, "image")
+    for shot in (None, torch.rand(batch)):
+        forward = (*raw[:7], shot, *raw[7:], [4, 4], "reflect", False, "image")
+        opcheck(torch.ops.ddrf_fast.degrade.default, forward)
+    out = torch.ops.ddrf_fast.degrade(*forward)
     for mask in (0b1111, 0b0010):
         arguments = (torch.rand_like(out), *raw, "reflect", False, "image", mask)
         opcheck(torch.ops.ddrf_fast.degrade_backward.default, arguments)
@@ -170,7 +172,8 @@ def test_autocast_casts_convolutions_down_and_degradations_up():
         assert degraded(**degrade_inputs(torch.bfloat16)).dtype == torch.float32
         # The raw operators follow the same rule, for exported programs.
         assert torch.ops.ddrf_fast.dynamic_conv(*raw_conv(wide), "none").dtype == torch.bfloat16
-        raw = (*raw_degrade(degrade_inputs(torch.bfloat16)), [4, 4], "reflect", False, "image")
+        raw = raw_degrade(degrade_inputs(torch.bfloat16))
+        raw = (*raw[:7], None, *raw[7:], [4, 4], "reflect", False, "image")
         assert torch.ops.ddrf_fast.degrade(*raw).dtype == torch.float32
     named = {k: v.requires_grad_() for k, v in wide.items()}
     with torch.autocast("cpu", torch.bfloat16):

@@ -64,6 +64,8 @@ def test_the_numbers_of_the_torch_operation(weights_at, shape, dtype):
     weights = np.ascontiguousarray(np.moveaxis(weights, -1, 0))
     for padding in ("reflect", "replicate", "circular", "zeros"):
         options = {"scale": 3, "padding": padding, "grid": weights_at == "grid", "noise_std": 0.05, "seed": 7}
+        options["gray_noise"] = padding == "zeros"
+        options["shot_noise"] = 0.02 if padding in ("replicate", "zeros") else 0.0
         expected = by_torch(image, kernels, weights, sample_id=9, **options)
         actual = numpy_side.degrade(image, kernels, weights, sample_id=9, **options)
         assert actual.dtype == dtype
@@ -109,6 +111,21 @@ def test_noise_is_in_units_of_the_full_range(dtype):
     noise = numpy_side.degrade(image, np.ones((1, 1, 1)), [1.0], noise_std=0.1, seed=3) / maximum - 0.5
     assert abs(noise.std() - 0.1) < 0.002
     assert abs(noise.mean()) < 0.004
+
+
+def test_gray_noise_is_the_same_in_all_channels():
+    image = np.full((20, 30, 3), 0.5, dtype=np.float32)
+    options = {"noise_std": 0.1, "seed": 1}
+    gray = numpy_side.degrade(image, np.ones((1, 1, 1)), [1.0], gray_noise=True, **options)
+    np.testing.assert_array_equal(gray, gray[:, :, :1].repeat(3, axis=2))
+    colour = numpy_side.degrade(image, np.ones((1, 1, 1)), [1.0], **options)
+    np.testing.assert_array_equal(gray[:, :, 0], colour[:, :, 0])
+
+
+def test_shot_noise_alone_grows_with_the_signal():
+    image = np.repeat(np.float32([[0.0, 0.25, 1.0]]), 20000, axis=0)
+    noisy = numpy_side.degrade(image, np.ones((1, 1, 1)), [1.0], shot_noise=0.04, seed=1)
+    np.testing.assert_allclose((noisy - image).std(axis=0), [0, 0.1, 0.2], rtol=0.02)
 
 
 def test_seeds_and_sample_ids():
@@ -223,6 +240,8 @@ IMAGE, BANK = np.zeros((8, 9), dtype=np.uint8), np.ones((2, 3, 3))
             r"noise_std must be a number or \[H', W'\]",
         ),
         ((IMAGE, BANK, [1, 1]), {"noise_std": 1.0, "seed": -1}, ValueError, "seed must be at least 0"),
+        ((IMAGE, BANK, [1, 1]), {"shot_noise": -1.0}, ValueError, "shot_noise must be a number and not neg"),
+        ((IMAGE, BANK, [1, 1]), {"shot_noise": [1, 1]}, ValueError, "shot_noise must be a number"),
         ((IMAGE, BANK, [1, 1]), {"sample_id": "first"}, TypeError, "sample_id must be an int"),
     ],
 )

@@ -157,7 +157,8 @@ class Degrade:
     padding: str = "reflect"
     correlation: bool = False
     per_sample: bool = False
-    noise: str | None = None  # "sample" or "site"
+    noise: str | None = None  # "sample" or "site", where every second sample is gray
+    shot: bool = False
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
@@ -176,11 +177,15 @@ class Degrade:
         weights_size = {"sample": [], "image": in_size, "output": out_size, "grid": self.grid}[
             self.weights_at
         ]
-        noise_std = seed = sample_ids = None
+        noise_std = seed = sample_ids = gray_noise = shot_noise = None
         if self.noise:
             noise_std = positive(batch, 1, *([1, 1] if self.noise == "sample" else out_size))
             seed = torch.tensor(0x123456789ABCDEF, device=device)
             sample_ids = torch.arange(batch, device=device) * 7919 - 1
+            if self.noise == "site":
+                gray_noise = torch.arange(batch, device=device) % 2 == 1
+            if self.shot:
+                shot_noise = positive(1).expand(batch)
         return (
             image.contiguous(memory_format=torch.channels_last) if self.channels_last else image,
             kernels,
@@ -188,6 +193,8 @@ class Degrade:
             noise_std,
             seed,
             sample_ids,
+            gray_noise,
+            shot_noise,
             self.scale,
             self.offset,
             out_size,
@@ -198,7 +205,7 @@ class Degrade:
 
     @staticmethod
     def backward_arguments(args: tuple[Any, ...], grad: Tensor) -> tuple[Any, ...]:
-        return grad, *args[:8], *args[9:], mask_of(args[:4])
+        return grad, *args[:7], *args[8:10], *args[11:], mask_of(args[:4])
 
 
 HALF = torch.bfloat16
@@ -272,6 +279,8 @@ TINY: dict[str, Conv | Degrade | Route] = {
     "degrade sample, own kernels": Degrade(
         (2, 5, 8, 9), weights_at="sample", per_sample=True, padding="circular"
     ),
+    "degrade shot noise": Degrade((3, 3, 8, 9), noise="site", shot=True, channels_last=True),
+    "degrade gray and shot noise": Degrade((2, 3, 8, 9), weights_at="sample", noise="site", shot=True),
     "degrade bfloat16": Degrade((1, 3, 8, 9), dtype=HALF, noise="site"),
     "degrade float16": Degrade((1, 3, 8, 9), weights_at="sample", dtype=torch.float16, noise="site"),
     "degrade empty batch": Degrade((0, 1, 8, 9)),

@@ -16,7 +16,7 @@ namespace ddrf_fast {
 
 struct DegradeArguments {
   const Tensor &image, &kernels, &weights;
-  const std::optional<Tensor>&noise_std, &seed, &sample_ids;
+  const std::optional<Tensor>&noise_std, &seed, &sample_ids, &gray_noise, &shot_noise;
   int64_t scale, offset, out_height, out_width;
   const std::string& padding;
   bool correlation;
@@ -113,6 +113,16 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
     STD_TORCH_CHECK(
         is_int64(in.sample_ids) && in.sample_ids->dim() == 1 && in.sample_ids->size(0) == p.batch,
         "sample_ids: expected int64 [", p.batch, "] on the device of image along with noise_std");
+  }
+  if (in.gray_noise) {
+    STD_TORCH_CHECK(in.gray_noise->scalar_type() == torch::headeronly::ScalarType::Bool &&
+                        in.gray_noise->device() == in.image.device() && in.gray_noise->dim() == 1 &&
+                        in.gray_noise->size(0) == p.batch,
+                    "gray_noise: expected bool [", p.batch, "] on the device of image");
+  }
+  if (in.shot_noise) {
+    STD_TORCH_CHECK(in.noise_std, "shot_noise: expected along with noise_std, which may be 0");
+    check_like("shot_noise", *in.shot_noise, {p.batch}, in.image);
   }
   return p;
 }

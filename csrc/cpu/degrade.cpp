@@ -54,7 +54,7 @@ Array as_array(const Tensor& tensor, const std::vector<int>& at) {
 const std::vector<int> kAllDims{0, 1, 2, 3};
 
 DegradeProblem make_problem(const DegradeArguments& in) {
-  DegradeProblem p{check_arguments(in), {}, {}, {}, {}, 0, {}};
+  DegradeProblem p{check_arguments(in), {}, {}, {}, {}, 0, {}, {}, {}};
   p.image = as_array<Input>(in.image, kAllDims);
   p.kernels = as_array<Input>(in.kernels, kernel_dims(p));
   p.weights = as_array<Input>(in.weights, weight_dims(p));
@@ -64,6 +64,12 @@ DegradeProblem make_problem(const DegradeArguments& in) {
     const int64_t* ids = in.sample_ids->const_data_ptr<int64_t>();
     for (int64_t b = 0; b < p.batch; ++b) p.sample_ids.push_back(ids[b * in.sample_ids->stride(0)]);
   }
+  if (in.gray_noise) {
+    const bool* gray = in.gray_noise->const_data_ptr<bool>();
+    for (int64_t b = 0; b < p.batch; ++b)
+      p.gray_noise.push_back(gray[b * in.gray_noise->stride(0)]);
+  }
+  if (in.shot_noise) p.shot_noise = as_array<Input>(*in.shot_noise, {0});
   return p;
 }
 
@@ -76,13 +82,14 @@ Threads torch_threads() {
 
 Tensor degrade_cpu(const Tensor& image, const Tensor& kernels, const Tensor& weights,
                    std::optional<Tensor> noise_std, std::optional<Tensor> seed,
-                   std::optional<Tensor> sample_ids, int64_t scale, int64_t offset,
+                   std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
+                   std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
                    std::vector<int64_t> out_size, std::string padding, bool correlation,
                    std::string weights_at) {
   STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
   const DegradeProblem p =
-      make_problem({image, kernels, weights, noise_std, seed, sample_ids, scale, offset,
-                    out_size[0], out_size[1], padding, correlation, weights_at});
+      make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise,
+                    scale, offset, out_size[0], out_size[1], padding, correlation, weights_at});
   Tensor out = empty_tensor(image, {p.batch, p.channels, p.out_height, p.out_width},
                             is_channels_last(image));
   degrade_forward(p, as_array<Output>(out, kAllDims), torch_threads());
@@ -92,14 +99,15 @@ Tensor degrade_cpu(const Tensor& image, const Tensor& kernels, const Tensor& wei
 std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cpu(
     const Tensor& grad, const Tensor& image, const Tensor& kernels, const Tensor& weights,
     std::optional<Tensor> noise_std, std::optional<Tensor> seed, std::optional<Tensor> sample_ids,
-    int64_t scale, int64_t offset, std::string padding, bool correlation, std::string weights_at,
-    int64_t output_mask) {
+    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
+    bool correlation, std::string weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
   STD_TORCH_CHECK(!(output_mask & 8) || noise_std,
                   "output_mask: asks for the gradient of noise_std, which is None");
+  // The gradients of shot noise are composed in Python.
   const DegradeProblem p =
-      make_problem({image, kernels, weights, noise_std, seed, sample_ids, scale, offset,
-                    grad.size(2), grad.size(3), padding, correlation, weights_at});
+      make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, std::nullopt,
+                    scale, offset, grad.size(2), grad.size(3), padding, correlation, weights_at});
   check_like("grad", grad, {p.batch, p.channels, p.out_height, p.out_width}, image);
 
   // Only weights at the image's pixels have some that no output reads.

@@ -56,6 +56,13 @@ struct DegradeProblem : DegradeShape<int64_t> {
   Input noise_std;  // [B, 1, 1|H', 1|W'], or no memory: no noise
   int64_t seed;
   std::vector<int64_t> sample_ids;
+  std::vector<char> gray_noise;  // [B], whether all channels have one noise; empty: none does
+  Input shot_noise;              // [B], or no memory
+
+  // Whose noise the channel c of sample b has.
+  int64_t noise_channel(int64_t b, int64_t c) const {
+    return !gray_noise.empty() && gray_noise[b] ? 0 : c;
+  }
 };
 
 // The gradient of the output, and where the others go; those without memory are not asked for.

@@ -15,7 +15,7 @@ static void noise_row(const DegradeProblem& p, int64_t b, int64_t c, int64_t y, 
     T normal[4][kNoiseQuads];
     for (int i = 0; i < kNoiseQuads; ++i) {
       uint32_t c0 = static_cast<uint32_t>(quad) + i, c1 = static_cast<uint32_t>(y);
-      uint32_t c2 = static_cast<uint32_t>(c), c3 = sample;
+      uint32_t c2 = static_cast<uint32_t>(p.noise_channel(b, c)), c3 = sample;
       philox4x32(c0, c1, c2, c3, key);
       r0[i] = c0;
       r1[i] = c1;
@@ -124,6 +124,12 @@ class OutputRows {
         load_row(p_.noise_std, b * s[0] + y * s[2], s[3], p_.out_width, std_.get());
       } else {
         load_row(p_.noise_std, b * s[0], 0, p_.out_width, std_.get());
+      }
+      if (p_.shot_noise.data) {
+        T shot;
+        load_row(p_.shot_noise, b * p_.shot_noise.stride[0], 0, 1, &shot);
+        for (int64_t x = 0; x < p_.out_width; ++x)
+          std_[x] = std::sqrt(shot * std::max(row[x], T(0)) + std_[x] * std_[x]);
       }
       for (int64_t x = 0; x < p_.out_width; ++x) row[x] += std_[x] * noise_[x];
     }

@@ -40,7 +40,18 @@ const std::vector<int> kAllDims{0, 1, 2, 3};
 
 template <class T>
 CudaProblem<T> make_problem(const DegradeArguments& in) {
-  CudaProblem<T> p{DegradeShape<int>(check_arguments(in)), {}, {}, {}, {}, nullptr, nullptr, 0};
+  CudaProblem<T> p{DegradeShape<int>(check_arguments(in)),
+                   {},
+                   {},
+                   {},
+                   {},
+                   nullptr,
+                   nullptr,
+                   0,
+                   nullptr,
+                   0,
+                   nullptr,
+                   0};
   p.image = strided<const T>(in.image, kAllDims);
   p.kernels = strided<const T>(in.kernels, kernel_dims(p));
   p.weights = strided<const T>(in.weights, weight_dims(p));
@@ -49,6 +60,14 @@ CudaProblem<T> make_problem(const DegradeArguments& in) {
     p.seed = in.seed->const_data_ptr<int64_t>();
     p.sample_ids = in.sample_ids->const_data_ptr<int64_t>();
     p.sample_ids_stride = in.sample_ids->stride(0);
+  }
+  if (in.gray_noise) {
+    p.gray_noise = in.gray_noise->const_data_ptr<bool>();
+    p.gray_noise_stride = in.gray_noise->stride(0);
+  }
+  if (in.shot_noise) {
+    p.shot_noise = static_cast<const T*>(in.shot_noise->const_data_ptr());
+    p.shot_noise_stride = in.shot_noise->stride(0);
   }
   return p;
 }
@@ -225,13 +244,14 @@ void backward(const OnDeviceOf& device, const CudaProblem<T>& p, const Tensor& i
 
 Tensor degrade_cuda(const Tensor& image, const Tensor& kernels, const Tensor& weights,
                     std::optional<Tensor> noise_std, std::optional<Tensor> seed,
-                    std::optional<Tensor> sample_ids, int64_t scale, int64_t offset,
+                    std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
+                    std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
                     std::vector<int64_t> out_size, std::string padding, bool correlation,
                     std::string weights_at) {
   STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
-  const DegradeArguments arguments{image,      kernels,     weights,   noise_std,   seed,
-                                   sample_ids, scale,       offset,    out_size[0], out_size[1],
-                                   padding,    correlation, weights_at};
+  const DegradeArguments arguments{image,       kernels,     weights,    noise_std,   seed,
+                                   sample_ids,  gray_noise,  shot_noise, scale,       offset,
+                                   out_size[0], out_size[1], padding,    correlation, weights_at};
   Tensor out;
   DDRF_DISPATCH_FLOATING(image.scalar_type(), "degrade", ([&] {
                            const auto p = make_problem<scalar_t>(arguments);
@@ -246,14 +266,14 @@ Tensor degrade_cuda(const Tensor& image, const Tensor& kernels, const Tensor& we
 std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cuda(
     const Tensor& grad, const Tensor& image, const Tensor& kernels, const Tensor& weights,
     std::optional<Tensor> noise_std, std::optional<Tensor> seed, std::optional<Tensor> sample_ids,
-    int64_t scale, int64_t offset, std::string padding, bool correlation, std::string weights_at,
-    int64_t output_mask) {
+    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
+    bool correlation, std::string weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
   STD_TORCH_CHECK(!(output_mask & 8) || noise_std,
                   "output_mask: asks for the gradient of noise_std, which is None");
-  const DegradeArguments arguments{image,      kernels,     weights,   noise_std,    seed,
-                                   sample_ids, scale,       offset,    grad.size(2), grad.size(3),
-                                   padding,    correlation, weights_at};
+  const DegradeArguments arguments{
+      image, kernels, weights,      noise_std,    seed,    sample_ids,  gray_noise, std::nullopt,
+      scale, offset,  grad.size(2), grad.size(3), padding, correlation, weights_at};
   const bool empty = grad.numel() == 0;
   std::tuple<Tensor, Tensor, Tensor, Tensor> grads;
   DDRF_DISPATCH_FLOATING(

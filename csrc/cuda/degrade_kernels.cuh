@@ -44,6 +44,10 @@ struct CudaProblem : DegradeShape<int> {
   const int64_t* seed;                                  // nullptr: no noise
   const int64_t* sample_ids;
   int64_t sample_ids_stride;
+  const bool* gray_noise;  // [B], or nullptr
+  int64_t gray_noise_stride;
+  const T* shot_noise;  // [B], or nullptr
+  int64_t shot_noise_stride;
 };
 
 // Tiles of kTileColumns x kThreadRows * rows_per_thread outputs, and the padded image under one.
@@ -138,7 +142,8 @@ __global__ void __launch_bounds__(kThreads, 3) site_weights(CudaProblem<T> p, A*
 template <class A, class T>
 __device__ __forceinline__ A noise_at(const CudaProblem<T>& p, int b, int c, int y, int x) {
   uint32_t r0 = static_cast<uint32_t>(x / 4), r1 = static_cast<uint32_t>(y),
-           r2 = static_cast<uint32_t>(c);
+           r2 = p.gray_noise && p.gray_noise[b * p.gray_noise_stride] ? 0u
+                                                                      : static_cast<uint32_t>(c);
   uint32_t r3 = static_cast<uint32_t>(p.sample_ids[b * p.sample_ids_stride]);
   philox4x32(r0, r1, r2, r3, philox_key(*p.seed));
   A even, odd;
@@ -382,8 +387,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int q = 0; q < kRows; ++q) {
       if (y + q >= p.out_height || x >= p.out_width) continue;
       if (p.seed) {
-        const A std =
-            static_cast<A>(p.noise_std.at(b, 0, p.noise_map ? y + q : 0, p.noise_map ? x : 0));
+        A std = static_cast<A>(p.noise_std.at(b, 0, p.noise_map ? y + q : 0, p.noise_map ? x : 0));
+        if (p.shot_noise) {
+          const A shot = static_cast<A>(p.shot_noise[b * p.shot_noise_stride]);
+          std = sqrt(shot * (sum[c][q] > 0 ? sum[c][q] : A(0)) + std * std);
+        }
         sum[c][q] += std * noise_at<A>(p, b, c0 + c, y + q, x);
       }
       out.at(b, c0 + c, y + q, x) = static_cast<T>(sum[c][q]);

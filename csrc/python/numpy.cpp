@@ -48,8 +48,9 @@ Input dense(const FloatArray& array, int64_t rows, int64_t columns) {
 
 py::array degrade(const py::array& image, const FloatArray& kernels, const FloatArray& weights,
                   const std::optional<FloatArray>& noise_std, int64_t seed, int64_t sample_id,
-                  int64_t scale, int64_t offset, int64_t out_height, int64_t out_width,
-                  const std::string& padding, bool correlation, const std::string& weights_at) {
+                  bool gray_noise, float shot_noise, int64_t scale, int64_t offset,
+                  int64_t out_height, int64_t out_width, const std::string& padding,
+                  bool correlation, const std::string& weights_at) {
   if (image.ndim() != 3 || kernels.ndim() != 3)
     throw std::invalid_argument("image and kernels: expected three dimensions");
   DegradeProblem p{};
@@ -82,6 +83,8 @@ py::array degrade(const py::array& image, const FloatArray& kernels, const Float
     p.noise_std = dense(*noise_std, 1, p.noise_map ? out_width : 1);
     p.seed = seed;
     p.sample_ids = {sample_id};
+    p.gray_noise = {gray_noise};
+    if (shot_noise > 0) p.shot_noise.data = reinterpret_cast<const char*>(&shot_noise);
   }
 
   py::array result(image.dtype(), std::vector<py::ssize_t>{out_height, out_width, p.channels});
@@ -104,6 +107,7 @@ PYBIND11_MODULE(_numpy, m) {
       "Kernels of ddrf_fast on NumPy arrays; use ddrf_fast.numpy, which checks the arguments.";
   m.def("degrade", &ddrf_fast::degrade, py::arg("image").noconvert(), py::arg("kernels"),
         py::arg("weights"), py::arg("noise_std"), py::arg("seed"), py::arg("sample_id"),
-        py::arg("scale"), py::arg("offset"), py::arg("out_height"), py::arg("out_width"),
-        py::arg("padding"), py::arg("correlation"), py::arg("weights_at"));
+        py::arg("gray_noise"), py::arg("shot_noise"), py::arg("scale"), py::arg("offset"),
+        py::arg("out_height"), py::arg("out_width"), py::arg("padding"), py::arg("correlation"),
+        py::arg("weights_at"));
 }

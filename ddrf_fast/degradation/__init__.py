@@ -2,7 +2,12 @@
 
 from ddrf_fast.degradation.bank import KernelBank
 from ddrf_fast.degradation.codes import KernelPCA
-from ddrf_fast.degradation.distributions import BSRGANKernels, RealESRGANKernels, SRMDKernels
+from ddrf_fast.degradation.distributions import (
+    BSRGANKernels,
+    KernelDistribution,
+    RealESRGANKernels,
+    SRMDKernels,
+)
 from ddrf_fast.degradation.kernels import (
     anisotropic_gaussian_kernel,
     isotropic_gaussian_kernel,
@@ -21,6 +26,7 @@ __all__ = [
     "DegradedBatch",
     "DynamicDegradation",
     "KernelBank",
+    "KernelDistribution",
     "KernelPCA",
     "RealESRGANKernels",
     "SRMDKernels",

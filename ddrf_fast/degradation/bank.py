@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddrf_fast.degradation._storage import load_tensor, save_tensor
+from ddrf_fast.degradation.distributions import KernelDistribution
 from ddrf_fast.degradation.kernels import (
     anisotropic_gaussian_kernel,
     isotropic_gaussian_kernel,
@@ -23,7 +24,7 @@ _ANISOTROPIC = ((2.0, 2.5, 3.0, 3.0), (0.8, 1.2, 1.0, 1.8), (0.0, 0.25, 0.75, 0.
 _KAIR_ANISOTROPIC = ((2.65, 3.0, 2.83, 2.65), (1.41, 1.22, 1.22, 2.24), (0.0, 0.25, 0.75, 0.4))
 
 
-class KernelBank(nn.Module):
+class KernelBank(KernelDistribution):
     """Basis kernels, ordered by family: all of the first, then all of the second, and so on.
 
     A module, so that the kernels move with a model and are saved with it. Called, it is a distribution of
@@ -45,7 +46,7 @@ class KernelBank(nn.Module):
     """
 
     kernels: Tensor
-    num_draws = 1  # uniform numbers for a kernel
+    num_draws = 1
 
     def __init__(self, kernels: Tensor, families: tuple[str, ...] = FAMILIES) -> None:
         super().__init__()
@@ -59,11 +60,7 @@ class KernelBank(nn.Module):
             raise ValueError(f"each kernel must sum to 1, got one that is off by {worst:g}")
         self.register_buffer("kernels", kernels)
         self.families = families
-
-    @property
-    def kernel_size(self) -> int:
-        """k of the kernels."""
-        return self.kernels.shape[-1]
+        self.kernel_size = shape[-1]
 
     @property
     def per_family(self) -> int:

@@ -1,8 +1,6 @@
 """Random blur kernels as restoration papers draw them: a fresh kernel each time, not one of a bank.
 
-Each is a module that turns uniform random numbers Tensor[B, N, num_draws] into kernels Tensor[B, N, k, k],
-without looking at a value, so that a GPU never waits. A distribution of your own needs as much:
-`kernel_size`, `num_draws` and `forward`. `KernelBank` is one, too.
+`KernelBank` is a distribution, too.
 """
 
 import math
@@ -21,7 +19,22 @@ def _odd_size(uniform: Tensor, smallest: int, largest: int) -> Tensor:
     return smallest + 2 * (uniform * count).long().clamp(max=count - 1)
 
 
-class SRMDKernels(nn.Module):
+class KernelDistribution(nn.Module):
+    """A distribution of kernels; derive from it for one of your own.
+
+    `forward` turns uniform random numbers Tensor[B, N, num_draws] in [0, 1] into kernels Tensor[B, N, k, k]
+    that sum to 1, without looking at a value, so that a GPU never waits.
+
+    Attributes:
+        kernel_size: k, odd.
+        num_draws: how many numbers a kernel takes.
+    """
+
+    kernel_size: int
+    num_draws: int
+
+
+class SRMDKernels(KernelDistribution):
     """The anisotropic Gaussians of SRMD (Zhang et al., CVPR 2018), 15x15.
 
     The variance along the major axis is uniform in [0.1, 10], the one across it in [0.1, that], the angle in
@@ -43,7 +56,7 @@ class SRMDKernels(nn.Module):
         return finish(torch.exp(-0.5 * q))
 
 
-class BSRGANKernels(nn.Module):
+class BSRGANKernels(KernelDistribution):
     """The blur of BSRGAN (Zhang et al., ICCV 2021) for down-sampling by `scale`; sizes 7x7 to 25x25.
 
     Half are isotropic Gaussians of a standard deviation uniform in [0, 2 + 0.2 scale], half anisotropic with
@@ -73,7 +86,7 @@ class BSRGANKernels(nn.Module):
         return finish(torch.where(inside, kernel, 0.0))
 
 
-class RealESRGANKernels(nn.Module):
+class RealESRGANKernels(KernelDistribution):
     """The first blur of Real-ESRGAN (Wang et al., ICCVW 2021), x4plus: sizes 7x7 to 21x21.
 
     A tenth are sinc filters. Of the others 45 % are isotropic and 25 % anisotropic Gaussians, 12 % and 3 %

@@ -28,21 +28,8 @@ def standard_normal(seed: Tensor, sample_ids: Tensor, count: int) -> Tensor:
     black = torch.zeros(batch, 1, 1, count, device=seed.device)
     one = torch.ones(batch, 1, 1, 1, device=seed.device)
     kernel, weights = one.new_ones(1, 1, 1), one[:, :, 0, 0]
-    with torch.autocast(seed.device.type, enabled=False):
-        numbers = call(
-            black,
-            kernel,
-            weights,
-            one,
-            seed ^ _RECIPE,
-            sample_ids,
-            1,
-            0,
-            (1, count),
-            "zeros",
-            False,
-            "sample",
-        )
+    noise = (one, seed ^ _RECIPE, sample_ids, None, None)
+    numbers = call(black, kernel, weights, *noise, 1, 0, (1, count), "zeros", False, "sample")
     return numbers.flatten(1).double()
 
 

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from ddrf_fast.degradation.bank import KernelBank
-from ddrf_fast.degradation.distributions import BSRGANKernels, RealESRGANKernels, SRMDKernels
+from ddrf_fast.degradation.distributions import (
+    BSRGANKernels,
+    KernelDistribution,
+    RealESRGANKernels,
+    SRMDKernels,
+)
 from ddrf_fast.ops.degrade import Padding
 
 Range = tuple[float, float]
@@ -16,7 +19,7 @@ class DegradationConfig:
     """Settings of :class:`~ddrf_fast.degradation.DynamicDegradation`; images are in [0, 1].
 
     Attributes:
-        kernels: where kernels come from: a :class:`KernelBank` or a module as in `distributions`.
+        kernels: where kernels come from: a :class:`KernelBank` or another :class:`KernelDistribution`.
         num_mixed: how many kernels are mixed into a sample's one, uniformly on the simplex; for a bank, of
             its families in turn.
         num_mixed_spatial: the same where the blur varies: a smooth field says how much of each is where.
@@ -40,10 +43,11 @@ class DegradationConfig:
         num_components: length of a kernel's code.
 
     Raises:
+        TypeError: `kernels` is no distribution.
         ValueError: a setting is out of range.
     """
 
-    kernels: nn.Module
+    kernels: KernelDistribution
     num_mixed: int = 1
     num_mixed_spatial: int = 3
     spatial: bool = False
@@ -64,9 +68,8 @@ class DegradationConfig:
     num_components: int = 15
 
     def __post_init__(self) -> None:
-        for name in ("kernel_size", "num_draws"):
-            if not isinstance(getattr(self.kernels, name, None), int):
-                raise TypeError(f"kernels must be a module with the int {name}, got {self.kernels!r}")
+        if not isinstance(self.kernels, KernelDistribution):
+            raise TypeError(f"kernels must be a KernelDistribution, got {type(self.kernels).__name__}")
         for name in ("noise_std", "shot_std", "gamma", "gain", "contrast"):
             value = getattr(self, name)
             if len(value) != 2 or not 0 <= value[0] <= value[1]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ class Degradation:
             noise_std=self.noise_std.to(image),
             seed=self.seed,
             sample_ids=self.sample_ids,
+            gray_noise=False if self.gray_noise is None else self.gray_noise,
+            shot_noise=0 if self.shot_noise is None else self.shot_noise.to(image),
             padding=self.padding,
             grid=self.weights.dim() == 4,
         )
@@ -111,4 +114,5 @@ class Degradation:
 
     def _map(self, function: Callable[[Tensor], Tensor], names: tuple[str, ...]) -> "Degradation":
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: function(v) for n, v in values.items() if v is not None})
+        changes: dict[str, Any] = {n: function(v) for n, v in values.items() if v is not None}
+        return replace(self, **changes)

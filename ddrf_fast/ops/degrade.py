@@ -1,14 +1,16 @@
 """degrade: spatially-varying blur, down-sampling and noise in one pass.
 
-    out[b, c, y, x] = sum_{u,v} (sum_m weights[b, m, y', x'] kernels[m, u, v]) image[b, c, y' - u, x' - v] +
-    noise_std n (y', x') = (scale y + offset, scale x + offset)
+    out[b, c, y, x] = S + sqrt(shot_noise max(S, 0) + noise_std^2) n
+    S = sum_{u,v} (sum_m weights[b, m, y', x'] kernels[m, u, v]) image[b, c, y' - u, x' - v]
+    (y', x') = (scale y + offset, scale x + offset)
 
 Eq. 1-3 of the DDRF-Net paper in the gather model: the mixed kernel belongs to the output pixel, as in Nagy
 and O'Leary (1998) and DMBSR (Laroche et al. 2023). The blur is computed at the strided sites only. The noise
 is counter-based (reference/philox.py), so it does not depend on how a batch is split, on threads or on the
 backend.
 
-Saved for the backward: the tensors as they came.
+Saved for the backward: the tensors as they came. Shot noise alone is not linear: where something needs a
+gradient, it is put on in plain torch.
 """
 
 import math
@@ -24,21 +26,21 @@ from ddrf_fast.reference._common import accumulation_dtype
 
 SCHEMAS = (
     "degrade(Tensor image, Tensor kernels, Tensor weights, Tensor? noise_std, Tensor? seed, "
-    "Tensor? sample_ids, int scale, SymInt offset, SymInt[2] out_size, str padding, bool correlation, "
-    "str weights_at) -> Tensor",
+    "Tensor? sample_ids, Tensor? gray_noise, Tensor? shot_noise, int scale, SymInt offset, "
+    "SymInt[2] out_size, str padding, bool correlation, str weights_at) -> Tensor",
     "degrade_backward(Tensor grad, Tensor image, Tensor kernels, Tensor weights, Tensor? noise_std, "
-    "Tensor? seed, Tensor? sample_ids, int scale, SymInt offset, str padding, bool correlation, "
-    "str weights_at, int output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? seed, Tensor? sample_ids, Tensor? gray_noise, int scale, SymInt offset, str padding, "
+    "bool correlation, str weights_at, int output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
 _PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
-_NUM_TENSORS = 6
+_NUM_TENSORS = 7  # of the backward; the forward has shot_noise as well
 _NUM_DIFFERENTIABLE = 4
 
 
 def _fake(image: Tensor, *args: Any) -> Tensor:
-    return _library.layout_of(image, (*image.shape[:2], *args[7]))
+    return _library.layout_of(image, (*image.shape[:2], *args[9]))
 
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -46,24 +48,24 @@ def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _per_sample(dims: Sequence[int | None]) -> set[int]:
-    return {0, 2, 3, 5} | ({1} if dims[1] == 4 else set())
+    return ({0, 2, 3, 5, 6, 7} | ({1} if dims[1] == 4 else set())) & set(range(len(dims)))
 
 
 def _backward_arguments(rest: Sequence[Any]) -> tuple[Any, ...]:
-    scale, offset, _, padding, correlation, weights_at = rest
+    _, scale, offset, _, padding, correlation, weights_at = rest
     return scale, offset, padding, correlation, weights_at
 
 
-for _schema, _reference, _fake_of in (
-    (SCHEMAS[0], reference.degrade, _fake),
-    (SCHEMAS[1], reference.degrade_backward, _fake_backward),
+for _schema, _reference, _fake_of, _num_tensors in (
+    (SCHEMAS[0], reference.degrade, _fake, _NUM_TENSORS + 1),
+    (SCHEMAS[1], reference.degrade_backward, _fake_backward, _NUM_TENSORS),
 ):
     _library.define(
         _schema,
         _reference,
         _fake_of,
         autocast=_library.autocast_to_float32,
-        num_tensors=_NUM_TENSORS,
+        num_tensors=_num_tensors,
         per_sample=_per_sample,
         native_cuda=True,
     )
@@ -108,9 +110,12 @@ def _noise(
     noise_std: float | Tensor,
     seed: int | Tensor | None,
     sample_ids: Tensor | None,
+    gray_noise: bool | Tensor,
+    shot_noise: float | Tensor,
     out_size: tuple[int, int],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """noise_std as [B, 1, 1, 1] or [B, 1, H', W'], the seed and the sample ids [B] as int64 tensors."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """noise_std as [B, 1, 1, 1] or [B, 1, H', W'], seed, ids, gray_noise and shot_noise [B] as tensors."""
+    shot = _shot_noise(image, shot_noise)
     batch = image.shape[0]
     if isinstance(noise_std, Tensor):
         _checks.like("noise_std", noise_std, "image", image)
@@ -129,13 +134,51 @@ def _noise(
     elif isinstance(noise_std, (int, float)) and not isinstance(noise_std, bool):
         if not (math.isfinite(noise_std) and noise_std >= 0):
             raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
-        if noise_std == 0:
-            return None, None, None
+        if noise_std == 0 and shot is None:
+            return None, None, None, None, None
         std = image.new_full((batch, 1, 1, 1), noise_std)
     else:
         raise TypeError(f"noise_std must be a number or a Tensor, got {type(noise_std).__name__}")
 
-    return std, seed_tensor(seed, image.device), ids_tensor(sample_ids, batch, image.device)
+    return (
+        std,
+        seed_tensor(seed, image.device),
+        ids_tensor(sample_ids, batch, image.device),
+        _gray_noise(image, gray_noise),
+        shot,
+    )
+
+
+def _shot_noise(image: Tensor, shot_noise: float | Tensor) -> Tensor | None:
+    """[B] with the dtype of the image, or None."""
+    batch = image.shape[0]
+    if isinstance(shot_noise, Tensor):
+        _checks.like("shot_noise", shot_noise, "image", image)
+        shot_noise = shot_noise.expand(batch) if shot_noise.dim() == 0 else shot_noise
+        _checks.shape("shot_noise", shot_noise, (batch,), "[B]")
+        if _is_readable(shot_noise) and bool(((shot_noise < 0) | ~torch.isfinite(shot_noise)).any()):
+            raise ValueError(
+                "shot_noise must be finite and not negative, "
+                f"got {shot_noise.min().item():g} to {shot_noise.max().item():g}"
+            )
+        return shot_noise
+    if not isinstance(shot_noise, (int, float)) or isinstance(shot_noise, bool):
+        raise TypeError(f"shot_noise must be a number or a Tensor[B], got {type(shot_noise).__name__}")
+    if not (math.isfinite(shot_noise) and shot_noise >= 0):
+        raise ValueError(f"shot_noise must be finite and not negative, got {shot_noise}")
+    return image.new_full((batch,), shot_noise) if shot_noise else None
+
+
+def _gray_noise(image: Tensor, gray_noise: bool | Tensor) -> Tensor | None:
+    """bool [B], or None."""
+    batch = image.shape[0]
+    if isinstance(gray_noise, bool):
+        return image.new_ones((batch,), dtype=torch.bool) if gray_noise else None
+    if not isinstance(gray_noise, Tensor) or gray_noise.dtype != torch.bool:
+        got = gray_noise.dtype if isinstance(gray_noise, Tensor) else type(gray_noise).__name__
+        raise TypeError(f"gray_noise must be a bool or a bool Tensor[B], got {got}")
+    _checks.shape("gray_noise", gray_noise, (batch,), "[B]")
+    return gray_noise.to(image.device)
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -180,6 +223,8 @@ def arguments(
     noise_std: float | Tensor = 0,
     seed: int | Tensor | None = None,
     sample_ids: Tensor | None = None,
+    gray_noise: bool | Tensor = False,
+    shot_noise: float | Tensor = 0,
     padding: Padding = "reflect",
     correlation: bool = False,
     grid: bool = False,
@@ -188,7 +233,9 @@ def arguments(
     _checks.tensor("image", image, ["[B, C, H, W]"])
     _checks.tensor("kernels", kernels, ["[M, k, k]", "[B, M, k, k]"])
     _checks.tensor("weights", weights, ["[B, M]", "[B, M, H, W]"])
-    image, kernels, weights, noise_std = _library.autocast_to_float32((image, kernels, weights, noise_std))
+    image, kernels, weights, noise_std, shot_noise = _library.autocast_to_float32(
+        (image, kernels, weights, noise_std, shot_noise)
+    )
     scale, offset = _checks.integer("scale", scale, 1), _checks.integer("offset", offset, 0)
     if padding not in _PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
@@ -226,15 +273,13 @@ def arguments(
         raise ValueError(f"offset must lie inside the image, got {offset} for sites up to {min(size) - 1}")
     out_size = ((size[0] - offset + scale - 1) // scale, (size[1] - offset + scale - 1) // scale)
 
-    std, seed_tensor, ids = _noise(image, noise_std, seed, sample_ids, out_size)
+    noise = _noise(image, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
     at = _weights_at(weights, image, num_kernels, out_size, grid)
     return (
         image,
         kernels,
         weights,
-        std,
-        seed_tensor,
-        ids,
+        *noise,
         scale,
         offset,
         out_size,
@@ -254,6 +299,8 @@ def degrade(
     noise_std: float | Tensor = 0,
     seed: int | Tensor | None = None,
     sample_ids: Tensor | None = None,
+    gray_noise: bool | Tensor = False,
+    shot_noise: float | Tensor = 0,
     padding: Padding = "reflect",
     correlation: bool = False,
     grid: bool = False,
@@ -265,7 +312,7 @@ def degrade(
         + \sigma\, n_{bc}(y, x), \quad (y', x') = (s y + o, s x + o)
 
     Eq. 1-3 of the DDRF-Net paper in the gather model (Nagy and O'Leary 1998; DMBSR, Laroche et al. 2023). A
-    true convolution. Differentiable in image, kernels, weights and noise_std, to any order.
+    true convolution. Differentiable in image, kernels, weights, noise_std and shot_noise, to any order.
 
     Args:
         image (Tensor[B, C, H, W]): NCHW or channels_last; the output keeps that layout. Any range.
@@ -282,6 +329,10 @@ def degrade(
             channel and the pixel only. None draws one from torch's default generator.
         sample_ids (Tensor[B], optional): int64 identity of each sample, by default 0 .. B-1; give the
             sample's place in the data set and its noise stays its own in any batch and on any rank.
+        gray_noise (bool or bool Tensor[B]): Whether all channels of a sample have the same noise.
+        shot_noise (float or Tensor[B]): Variance of the photons' noise where the image is 1: together with
+            the white noise the variance is shot_noise S + noise_std^2 for the blurred image S, 0 where S is
+            negative (Foi et al., Practical Poissonian-Gaussian noise modeling and fitting, 2008).
         padding: "reflect" (without repeating the edge), "replicate", "circular", "zeros", or "valid" (sites
             where the kernel fits only; the first one is `offset` + k // 2).
         correlation: Flips the kernels: cross-correlation, as in OpenCV and kornia.
@@ -306,18 +357,37 @@ def degrade(
         >>> ddrf_fast.degrade(image, kernels, weights, grid=True, scale=2, noise_std=5 / 255, seed=1).shape
         torch.Size([2, 3, 32, 32])
     """
-    return call(
-        *arguments(
-            image,
-            kernels,
-            weights,
-            scale=scale,
-            offset=offset,
-            noise_std=noise_std,
-            seed=seed,
-            sample_ids=sample_ids,
-            padding=padding,
-            correlation=correlation,
-            grid=grid,
-        )
+    raw = arguments(
+        image,
+        kernels,
+        weights,
+        scale=scale,
+        offset=offset,
+        noise_std=noise_std,
+        seed=seed,
+        sample_ids=sample_ids,
+        gray_noise=gray_noise,
+        shot_noise=shot_noise,
+        padding=padding,
+        correlation=correlation,
+        grid=grid,
     )
+    if raw[_NUM_TENSORS] is not None and _library.needs_gradient(raw[: _NUM_TENSORS + 1]):
+        return _with_shot_noise(*raw)
+    return call(*raw)
+
+
+def _with_shot_noise(
+    image: Tensor, kernels: Tensor, weights: Tensor, std: Tensor, seed: Tensor, sample_ids: Tensor,
+    gray_noise: Tensor | None, shot_noise: Tensor, scale: int, offset: int, out_size: Any, *options: Any,
+) -> Tensor:  # fmt: skip
+    """For gradients, which go through the noise as well: the image without noise, and the noise put on it."""
+    none = (None,) * 5
+    signal = call(image, kernels, weights, *none, scale, offset, out_size, *options)
+    batch = image.shape[0]
+    one = image.new_ones((batch, 1, 1, 1))
+    unit = (one, seed, sample_ids, gray_noise, None, 1, 0, out_size, "zeros", False, "sample")
+    noise = call(torch.zeros_like(signal), image.new_ones((1, 1, 1)), one[:, :, 0, 0], *unit)
+    dtype = accumulation_dtype(image.dtype)
+    noisy = reference.add_noise(signal.to(dtype), noise.to(dtype), std.to(dtype), shot_noise)
+    return noisy.to(image.dtype)

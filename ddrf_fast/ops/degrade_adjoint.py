@@ -21,7 +21,7 @@ from torch.autograd import Function
 from ddrf_fast.ops import _backend, _checks, _library
 from ddrf_fast.ops.degrade import Padding, arguments, call, call_backward
 
-_NO_NOISE = (None, None, None)
+_NO_NOISE = (None,) * 4  # of the backward; the forward has one more
 
 
 def _adjoint(degraded: Tensor, kernels: Tensor, weights: Tensor, size: tuple[int, int], *rest: Any) -> Tensor:
@@ -52,7 +52,7 @@ class _Adjoint(Function):
         found: list[Tensor | None] = [None] * 3
         if ctx.needs_input_grad[0]:
             size = tuple(degraded.shape[2:])
-            found[0] = call(grad, kernels, weights, *_NO_NOISE, scale, offset, size, *options)
+            found[0] = call(grad, kernels, weights, *_NO_NOISE, None, scale, offset, size, *options)
         mask = sum(1 << i for i in (1, 2) if ctx.needs_input_grad[i])
         if mask:
             both = call_backward(degraded, grad, kernels, weights, *_NO_NOISE, *ctx.rest, mask)
@@ -136,7 +136,7 @@ def degrade_adjoint(
         correlation=correlation,
         grid=grid,
     )
-    scale, offset, out_size, *options = raw[6:]
+    scale, offset, out_size, *options = raw[8:]
     if tuple(degraded.shape[2:]) != tuple(out_size):
         raise ValueError(
             f"degraded must be [B, C, {out_size[0]}, {out_size[1]}], what an image of {height}x{width} is "

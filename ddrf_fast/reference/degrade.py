@@ -1,6 +1,6 @@
 """degrade and its gradients in plain torch: the specification.
 
-    out[b, c, y, x] = sum_m w[b, m, y, x] Z[b, c, m, y, x] + noise_std n
+    out[b, c, y, x] = S + sqrt(shot_noise S + noise_std^2) n,  S = sum_m w[b, m, y, x] Z[b, c, m, y, x]
     Z[b, c, m] = the image, padded, convolved with kernel m, at the strided sites (s y + offset, s x + offset)
 
 This is the gather model: the mixed kernel belongs to the output pixel (mask after the convolution). The
@@ -159,6 +159,16 @@ def _parts(kernels: Tensor, correlation: bool, batch: int) -> list[tuple[slice, 
     return [(slice(b, b + 1), kernels[b]) for b in range(batch)]
 
 
+def add_noise(signal: Tensor, noise: Tensor, noise_std: Tensor, shot_noise: Tensor | None) -> Tensor:
+    """signal + sqrt(shot_noise signal + noise_std^2) noise; a signal below 0 has no shot noise."""
+    if shot_noise is None:
+        return signal + noise_std * noise
+    shot = shot_noise.to(signal.dtype)[:, None, None, None]
+    variance = shot * signal.clamp(min=0) + noise_std.square()
+    noisy = variance > 0  # elsewhere the root has no slope
+    return signal + torch.where(noisy, torch.where(noisy, variance, 1.0).sqrt(), 0.0) * noise
+
+
 def degrade(
     image: Tensor,
     kernels: Tensor,
@@ -166,6 +176,8 @@ def degrade(
     noise_std: Tensor | None,
     seed: Tensor | None,
     sample_ids: Tensor | None,
+    gray_noise: Tensor | None,
+    shot_noise: Tensor | None,
     scale: int,
     offset: int,
     out_size: Sequence[int],
@@ -188,8 +200,10 @@ def degrade(
     if noise_std is not None:
         assert seed is not None
         assert sample_ids is not None
-        noise = philox.standard_normal(seed, sample_ids, image.shape[1], out_size[0], out_size[1], dtype)
-        out = out + noise_std.to(dtype) * noise
+        noise = philox.standard_normal(
+            seed, sample_ids, image.shape[1], out_size[0], out_size[1], dtype, gray_noise
+        )
+        out = add_noise(out, noise, noise_std.to(dtype), shot_noise)
     return in_layout_of(image, out.to(image.dtype))
 
 
@@ -201,6 +215,7 @@ def degrade_backward(
     noise_std: Tensor | None,
     seed: Tensor | None,
     sample_ids: Tensor | None,
+    gray_noise: Tensor | None,
     scale: int,
     offset: int,
     padding: str,
@@ -208,7 +223,7 @@ def degrade_backward(
     weights_at: str,
     output_mask: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of image, kernels, weights and noise_std; (0,) where not asked for."""
+    """Gradients of image, kernels, weights and noise_std, without shot noise; (0,) where not asked for."""
     inputs = (image, kernels, weights, noise_std)
     wanted = [bool(output_mask >> i & 1) for i in range(4)]
     if image.shape[0] == 0:
@@ -244,7 +259,9 @@ def degrade_backward(
         assert noise_std is not None
         assert seed is not None
         assert sample_ids is not None
-        noise = philox.standard_normal(seed, sample_ids, image.shape[1], grad.shape[2], grad.shape[3], dtype)
+        noise = philox.standard_normal(
+            seed, sample_ids, image.shape[1], grad.shape[2], grad.shape[3], dtype, gray_noise
+        )
         product = (wide_grad * noise).sum(dim=1, keepdim=True)
         grads[3] = product.sum_to_size(noise_std.shape).to(image.dtype)
     return grads[0], *(g.contiguous() for g in grads[1:])

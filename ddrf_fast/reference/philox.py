@@ -45,7 +45,13 @@ def philox4x32(
 
 
 def standard_normal(
-    seed: Tensor, sample_ids: Tensor, channels: int, height: int, width: int, dtype: torch.dtype
+    seed: Tensor,
+    sample_ids: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    gray: Tensor | None = None,
 ) -> Tensor:
     """Standard normal noise [B, C, H, W].
 
@@ -60,13 +66,17 @@ def standard_normal(
         width: W.
         dtype: float32 or float64, in which the transform is computed; its 24-bit arguments are the same in
             both.
+        gray: bool [B], the samples of which every channel has the noise of the first; None: none.
     """
     device = sample_ids.device
     quads = (width + 3) // 4
+    channel = torch.arange(channels, device=device)[:, None, None]
+    if gray is not None:
+        channel = channel * ~gray[:, None, None, None]
     counter = (
         torch.arange(quads, device=device),
         torch.arange(height, device=device)[:, None],
-        torch.arange(channels, device=device)[:, None, None],
+        channel,
         (sample_ids & _MASK)[:, None, None, None],
     )
     bits = philox4x32(counter, (seed & _MASK, seed >> 32 & _MASK))
