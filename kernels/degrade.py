@@ -193,9 +193,9 @@ def _forward_kernel(
     image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise, out, channels, height,
     width, out_height, out_width, offset, weights_height, weights_width, cells_y, cells_x, kernels_stride_b,
     noise_stride_b, noise_stride_site, image_stride_b, image_stride_c, image_stride_h, image_stride_w,
-    out_stride_b, out_stride_c, out_stride_h, out_stride_w, M: tl.constexpr, M_BLOCK: tl.constexpr, KERNEL: tl.constexpr,
-    SCALE: tl.constexpr, PADDING: tl.constexpr, CORRELATION: tl.constexpr, WEIGHTS_AT: tl.constexpr, BLOCK:
-    tl.constexpr, BLOCK_C: tl.constexpr,
+    out_stride_b, out_stride_c, out_stride_h, out_stride_w, M: tl.constexpr, M_BLOCK: tl.constexpr,
+    KERNEL: tl.constexpr, SCALE: tl.constexpr, PADDING: tl.constexpr, CORRELATION: tl.constexpr,
+    WEIGHTS_AT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program has BLOCK sites and BLOCK_C channels of a sample."""
     pid = tl.program_id(0)

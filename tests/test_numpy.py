@@ -1,9 +1,12 @@
 """ddrf_fast.numpy.degrade against the torch operation, bit by bit, and as a NumPy function."""
 
+import concurrent.futures
+import multiprocessing
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -182,6 +185,41 @@ def test_the_gil_is_released():
         time.sleep(0.001)
     # With the GIL held, this loop could run before and after the call, never within.
     assert ticks > 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_image_is_not_copied(dtype):
+    """What NumPy allocates during the call is the result, a 64th of the image."""
+    image = random_image((512, 3, 640), dtype).transpose(0, 2, 1)[:, ::-1]
+    options = {"scale": 8, "noise_std": 0.1, "seed": 1, "shot_noise": 0.01}
+    tracemalloc.start()
+    try:
+        numpy_side.degrade(image, random_bank(2, 5), [0.5, 0.5], **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < image.nbytes / 8
+
+
+def degraded_in_worker(sample_id: int) -> np.ndarray:
+    image = np.random.default_rng(sample_id).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    return numpy_side.degrade(
+        image, np.full((2, 9, 9), 1 / 81), [0.3, 0.7], scale=2, noise_std=0.1, seed=5, sample_id=sample_id
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_give_the_same(method):
+    """After the parent has run on threads of torch and on its own."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this platform")
+    expected = [degraded_in_worker(i) for i in range(8)]
+    by_torch(random_image((40, 50, 3), np.uint8), random_bank(2, 9), np.float32([0.3, 0.7]), scale=2)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert all(map(np.array_equal, threads.map(degraded_in_worker, range(8)), expected))
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        found = pool.map_async(degraded_in_worker, range(8)).get(timeout=120)
+    assert all(map(np.array_equal, found, expected))
 
 
 def test_torch_is_not_needed():

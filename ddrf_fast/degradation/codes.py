@@ -116,8 +116,11 @@ class KernelPCA:
         m = kernels.shape[-3]
         if weights.ndim not in (2, 4) or weights.shape[1] != m:
             raise ValueError(f"weights must be [B, {m}] or [B, {m}, h, w], got {list(weights.shape)}")
-        codes = self.encode(kernels.to(weights)).expand(len(weights), -1, -1)
-        return torch.einsum("bm...,bmd->bd...", weights, codes)
+        # Products and sums rather than a matrix product: MKL's may hang in a forked worker of a data loader.
+        taps = kernels.to(weights).flatten(-2).unsqueeze(-2)
+        codes = (taps * self.components.to(weights)).sum(-1)
+        codes = codes.reshape(*codes.shape, *[1] * (weights.ndim - 2))
+        return (weights.unsqueeze(2) * codes).sum(1)
 
     def save(self, path: str | Path) -> None:
         """Writes the code as a safetensors file."""

@@ -19,6 +19,15 @@ def simplex(normal: Tensor) -> Tensor:
     return exponential / exponential.sum(1, keepdim=True)
 
 
+def correlated(white: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """White noise Tensor[..., gh, gw] as a smooth field; `rows` and `columns` are those of `smoothing`.
+
+    R W C, by products and sums: MKL's matrix products may hang in a forked worker of a data loader.
+    """
+    across = (white.unsqueeze(-1) * columns).sum(-2)
+    return (rows.unsqueeze(-1) * across.unsqueeze(-3)).sum(-2)
+
+
 def smoothing(nodes: int, smoothness: float) -> Tensor:
     """The symmetric matrix that turns white noise on a line of nodes into a smooth field of unit variance.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddrf_fast.degradation import draws
 from ddrf_fast.degradation.codes import KernelPCA
-from ddrf_fast.degradation.mixtures import simplex, smoothing
+from ddrf_fast.degradation.mixtures import correlated, simplex, smoothing
 from ddrf_fast.degradation.presets import DegradationConfig, preset
 from ddrf_fast.degradation.recipe import Degradation
 from ddrf_fast.ops.degrade import ids_tensor, seed_tensor
@@ -133,7 +133,7 @@ class DynamicDegradation(nn.Module):
             )
         normal = normal.unflatten(1, (num_mixed, *grid))
         if spatial:
-            normal = self._rows @ normal @ self._columns
+            normal = correlated(normal, self._rows, self._columns)
         weights = simplex(normal).float()
 
         def between(bounds: tuple[float, float], chance: Tensor) -> Tensor:
