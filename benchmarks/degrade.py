@@ -104,7 +104,7 @@ def reference(case: Case, t: Inputs) -> Tensor:
     from ddrf_fast.reference import degrade
 
     return degrade.degrade(
-        t["image"], t["kernels"], t["weights"], None, None, None,
+        t["image"], t["kernels"], t["weights"], *[None] * 5,
         case.s, 0, [-(-case.H // case.s), -(-case.W // case.s)], "reflect", False, case.weights,
     )  # fmt: skip
 

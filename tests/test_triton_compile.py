@@ -45,7 +45,13 @@ MATRIX_INSTRUCTIONS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942"
 WIDE_ACCESS = {"sm_80": r"cp\.async\.cg|ld\.global[.\w:]*\.v4", "gfx942": r"load_dwordx4"}
 WIDE_ACCESS["sm_90"] = WIDE_ACCESS["sm_80"]
 DOT_KERNELS = ("_conv_dot_kernel", "_conv_fused_kernel", "_weight_dot_kernel", "_bank_dot_kernel")
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
 
 
 def launches(case: Conv | Degrade | Route, architecture: str) -> list[_common.Launch]:
