@@ -50,9 +50,9 @@ class SRMDKernels(KernelDistribution):
 
     def forward(self, uniform: Tensor) -> Tensor:
         """Tensor[B, N, 3] in [0, 1] -> Tensor[B, N, 15, 15]"""
-        major = 0.1 + 9.9 * uniform[..., 0].double()
-        minor = 0.1 + (major - 0.1) * uniform[..., 1]
-        q = squared_distance(major.sqrt(), minor.sqrt(), math.pi * uniform[..., 2].double(), self.kernel_size)
+        major = 0.1 + 9.9 * uniform[..., 0].float()
+        minor = 0.1 + (major - 0.1) * uniform[..., 1].float()
+        q = squared_distance(major.sqrt(), minor.sqrt(), math.pi * uniform[..., 2].float(), self.kernel_size)
         return finish(torch.exp(-0.5 * q))
 
 
@@ -76,7 +76,7 @@ class BSRGANKernels(KernelDistribution):
 
     def forward(self, uniform: Tensor) -> Tensor:
         """Tensor[B, N, 5] in [0, 1] -> Tensor[B, N, 25, 25]"""
-        kind, size, first, second, turn = uniform.double().unbind(-1)
+        kind, size, first, second, turn = uniform.float().unbind(-1)
         isotropic = kind < 0.5
         sigma = (2 + 0.2 * self.scale) * first
         major = torch.where(isotropic, sigma, ((4 + self.scale) * first).sqrt()).clamp(min=_SMALLEST_SIGMA)
@@ -102,7 +102,7 @@ class RealESRGANKernels(KernelDistribution):
 
     def forward(self, uniform: Tensor) -> Tensor:
         """Tensor[B, N, 7] in [0, 1] -> Tensor[B, N, 21, 21]"""
-        kind, size, first, second, turn, half, shape = uniform.double().unbind(-1)
+        kind, size, first, second, turn, half, shape = uniform.float().unbind(-1)
         sinc = kind < 0.1
         kind = (kind - 0.1) / 0.9
         plateau = kind >= 0.85

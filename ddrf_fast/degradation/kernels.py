@@ -139,7 +139,7 @@ def squared_distance(sigma_major: Tensor, sigma_minor: Tensor, angle: Tensor, ke
 
     The Gaussian is exp(-q / 2); Real-ESRGAN's generalised one exp(-q^β / 2), its plateau 1 / (1 + q^β).
     """
-    axis = _axis(kernel_size, angle.device)
+    axis = _axis(kernel_size, angle.device).to(angle.dtype)
     x, y = axis, axis[:, None]
     cos, sin = torch.cos(angle)[..., None, None], torch.sin(angle)[..., None, None]
     along = (cos * x + sin * y) / sigma_major[..., None, None]
@@ -152,7 +152,7 @@ def low_pass(cutoff: Tensor, kernel_size: int) -> Tensor:
 
     ω J₁(ω r) / 2πr for the cut-off frequency ω in radians a pixel.
     """
-    axis = _axis(kernel_size, cutoff.device)
+    axis = _axis(kernel_size, cutoff.device).to(cutoff.dtype)
     radius = torch.hypot(axis, axis[:, None])
     cutoff = cutoff[..., None, None]
     # J₁(t) / t is 1/2 in the limit.
