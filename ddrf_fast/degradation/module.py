@@ -117,11 +117,7 @@ class DynamicDegradation(nn.Module):
         spatial = config.spatial if spatial is None else spatial
         num_mixed = config.num_mixed_spatial if spatial else config.num_mixed
         grid = config.grid_size if spatial else (1, 1)
-        counts = (
-            _NUM_CHANCES,
-            num_mixed * self.config.kernels.num_draws,
-            num_mixed * grid[0] * grid[1],
-        )
+        counts = (_NUM_CHANCES, num_mixed * config.kernels.num_draws, num_mixed * grid[0] * grid[1])
         numbers = draws.standard_normal(seed, sample_ids, sum(counts))
         chances, for_kernels, normal = numbers.split(counts, dim=1)
 
@@ -192,6 +188,4 @@ class DynamicDegradation(nn.Module):
         Returns:
             As for :meth:`forward`.
         """
-        with torch.autocast(image.device.type, enabled=False):
-            codes = recipe.codes(self.pca).to(image.dtype)
-        return DegradedBatch(recipe.apply(image), codes, recipe)
+        return DegradedBatch(recipe.apply(image), recipe.codes(self.pca).to(image.dtype), recipe)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddrf_fast.degradation.codes import KernelPCA
 from ddrf_fast.degradation.photometric import low_light, reduce_contrast
-from ddrf_fast.ops.degrade import Padding, degrade
+from ddrf_fast.ops.degrade import Padding, degrade, moved
 
 _PER_SAMPLE = ("kernels", "weights", "noise_std", "sample_ids", "shot_noise", "gray_noise", "tone")
 
@@ -106,7 +106,7 @@ class Degradation:
 
     def to(self, device: torch.device | str) -> "Degradation":
         """The same degradation with its tensors on `device`."""
-        return self._map(lambda value: value.to(device, non_blocking=True), (*_PER_SAMPLE, "seed"))
+        return self._map(lambda value: moved(value, torch.device(device)), (*_PER_SAMPLE, "seed"))
 
     def pin_memory(self) -> "Degradation":
         """The same in pinned memory; `DataLoader(pin_memory=True)` calls it."""

@@ -178,7 +178,12 @@ def _gray_noise(image: Tensor, gray_noise: bool | Tensor) -> Tensor | None:
         got = gray_noise.dtype if isinstance(gray_noise, Tensor) else type(gray_noise).__name__
         raise TypeError(f"gray_noise must be a bool or a bool Tensor[B], got {got}")
     _checks.shape("gray_noise", gray_noise, (batch,), "[B]")
-    return gray_noise.to(image.device)
+    return moved(gray_noise, image.device)
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`; a GPU that is to get it need not be waited for, one that has it must."""
+    return value.to(device, non_blocking=device.type == "cuda")
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -190,7 +195,7 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
             raise TypeError(
                 f"seed must be an int or an int64 scalar tensor, got {seed.dtype} of {tuple(seed.shape)}"
             )
-        return seed.to(device)
+        return moved(seed, device)
     if _checks.integer("seed", seed, 0) >= 2**63:
         raise ValueError(f"seed must be below 2^63, got {seed}")
     return torch.full((), seed, dtype=torch.int64, device=device)
@@ -204,7 +209,7 @@ def ids_tensor(sample_ids: Tensor | None, batch: int, device: torch.device) -> T
         got = sample_ids.dtype if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise TypeError(f"sample_ids must be an int64 Tensor[B], got {got}")
     _checks.shape("sample_ids", sample_ids, (batch,), "[B]")
-    return sample_ids.to(device)
+    return moved(sample_ids, device)
 
 
 def _is_readable(t: Tensor) -> bool:
