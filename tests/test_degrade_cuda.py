@@ -263,6 +263,12 @@ def test_noise_on_a_gpu_is_that_of_the_cpu(cuda_library):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shot_noise_on_a_gpu(dtype, cuda_library):
+    check_shot_noise(dtype, "cuda")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("weights_at", WEIGHTS_AT)
 def test_two_runs_on_a_gpu_have_the_same_bits(weights_at, cuda_library):
     case = (
