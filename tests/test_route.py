@@ -187,7 +187,7 @@ def test_same_bits_whatever_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(capability):
     program = """
 import torch, ddrf_fast

@@ -9,8 +9,8 @@
 //   #define DDRF_VECTOR_BYTES 32
 //   #include "the_kernel.h"
 //
-// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512), read once, asks for
-// a lower set than the best one, for tests and for measurements.
+// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512 | avx512_bf16), read
+// once, asks for a lower set than the best one, for tests and for measurements.
 #pragma once
 
 #include <cstdlib>
@@ -22,13 +22,16 @@
 #define DDRF_TARGET_AVX2 _Pragma("GCC target(\"avx2,fma,f16c\")")
 #define DDRF_TARGET_AVX512 \
   _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl\")")
+#define DDRF_TARGET_AVX512_BF16 \
+  _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16\")")
 #else
 #define DDRF_X86_CAPABILITIES 0
 #endif
 
 namespace ddrf_fast {
 
-enum class Capability { kDefault, kAvx2, kAvx512 };
+// kAvx512Bf16 differs from kAvx512 for bfloat16 only.
+enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
 inline Capability best_capability() {
 #if DDRF_X86_CAPABILITIES
@@ -36,7 +39,7 @@ inline Capability best_capability() {
       __builtin_cpu_supports("f16c")) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return Capability::kAvx512;
+      return __builtin_cpu_supports("avx512bf16") ? Capability::kAvx512Bf16 : Capability::kAvx512;
     }
     return Capability::kAvx2;
   }
@@ -56,9 +59,12 @@ inline Capability choose_capability() {
     chosen = Capability::kAvx2;
   } else if (asked == "avx512") {
     chosen = Capability::kAvx512;
+  } else if (asked == "avx512_bf16") {
+    chosen = Capability::kAvx512Bf16;
   } else {
-    throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: expected default, avx2 or avx512, got '" +
-                             asked + "'");
+    throw std::runtime_error(
+        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got '" + asked +
+        "'");
   }
   if (chosen > best) {
     throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: this processor or this build has no '" +

@@ -73,6 +73,7 @@ struct DynamicConvGradients {
 DDRF_DECLARE_DYNAMIC_CONV(baseline)
 DDRF_DECLARE_DYNAMIC_CONV(avx2)
 DDRF_DECLARE_DYNAMIC_CONV(avx512)
+DDRF_DECLARE_DYNAMIC_CONV(avx512_bf16)  // bfloat16 only
 #undef DDRF_DECLARE_DYNAMIC_CONV
 
 }  // namespace ddrf_fast

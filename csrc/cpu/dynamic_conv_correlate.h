@@ -54,9 +54,10 @@ class Correlation {
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    const int64_t most = std::clamp<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 4, 512);
+    const int64_t most =
+        std::clamp<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 4, 512) * kTogether;
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
-    turn_channels_ = std::max<int64_t>(1, ceil_div(channels_, turns));
+    turn_channels_ = std::max<int64_t>(1, entries(ceil_div(channels_, turns))) * kTogether;
 
     if (!in_blocks_) {
       tiles_ =
@@ -92,8 +93,7 @@ class Correlation {
     const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
     for (int64_t first = 0; first < batch; first += step) {
       const int64_t count = std::min(step, batch - first);
-      mixer.mix_whole(shared ? mixer.kAnySample : first, shared ? 1 : count, has_ones_,
-                      kernels.get());
+      mix_whole(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, kernels.get());
       run_tiles(job, first, count, kernels.get());
     }
   }
@@ -105,6 +105,7 @@ class Correlation {
   }
 
  private:
+  static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
   static constexpr int64_t kTurnBytes = 96 * 1024, kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
@@ -131,6 +132,10 @@ class Correlation {
   int64_t block_pixels() const {
     return (outputs_ > 2 ? kBlockVectors : kNarrowVectors) * kLanes<Acc>;
   }
+  // Channels in an entry of the products, and the entries of so many channels.
+  static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
+  static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
+
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
   int64_t vectors(int64_t pixels) const { return ceil_div(pixels, kLanes<Acc>); }
 
@@ -140,13 +145,13 @@ class Correlation {
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
     const bool apart = direction_ == Direction::kForward && pixels > kLanes<Acc> &&
                        pixels % kLanes<Acc> == 1 && depth >= kLanes<Acc>;
-    multiply(a, a_row, rows, b, table, depth, vectors(pixels - apart), c);
+    multiply<Scalar>(a, a_row, rows, b, table, depth, vectors(pixels - apart), c);
     if (!apart) return;
     const int64_t last = pixels - 1;
     for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + last];
     for (int64_t r = 0; r < rows; ++r) {
       Acc& sum = c.data[r * c.row + last];
-      const Acc product = dot_rows(a + r * a_row, column, depth);
+      const Acc product = dot_entries<Scalar>(a + r * a_row, column, depth);
       sum = product + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + last]);
       if (c.epilogue == nullptr) continue;
       const Acc* bias = c.epilogue->row_bias;
@@ -160,8 +165,8 @@ class Correlation {
                            has_ones_);
   }
 
-  // The offsets of all taps of some channels, which lie `a_channel` apart among the weights and
-  // `b_channel` among the pixels.
+  // The offsets of all taps of some channels or pairs, which lie `a_channel` apart among the
+  // weights and `b_channel` among the pixels.
   std::vector<Offsets> offsets(int64_t channels, int64_t a_channel, int64_t b_channel) const {
     std::vector<Offsets> result;
     for (int64_t c = 0; c < channels; ++c) {
@@ -171,6 +176,82 @@ class Correlation {
       }
     }
     return result;
+  }
+
+  // Copies channels of a tile to `target`, in pairs where products run on pairs.
+  void copy_entries(const Planes<Scalar>& source, int64_t channel, int64_t channel_end,
+                    const Tiles::Place& place, Acc* scratch, Acc* target) const {
+    const auto copy = [&](int64_t begin, int64_t end, Acc* copied) {
+      copy_tile(source, begin, end, y_, x_, tiles_, place.tile_y, place.tile_x, copied);
+    };
+    if constexpr (kPairs<Scalar>) {
+      const int64_t plane = tiles_.channel_stride(), size = plane - tiles_.slack;
+      const int64_t half = entries(channel_end - channel), step = copied_together(source);
+      for (int64_t i = 0; i < half; i += step) {
+        const int64_t end = channel + std::min(i + step, half);
+        Acc* partners = scratch + step * plane;
+        copy(channel + i, end, scratch);
+        copy(channel + half + i, std::min(half + end, channel_end), partners);
+        for (int64_t c = channel + i; c < end; ++c) {
+          const int64_t at = (c - channel - i) * plane;
+          pair_rows(target + (c - channel) * plane, scratch + at, partners + at, size,
+                    half + c < channel_end ? size : 0);
+        }
+      }
+    } else {
+      copy(channel, channel_end, target);
+    }
+  }
+  // Pairs of channels that are copied at a time: as many as stay in the first-level cache, or as
+  // where they lie side by side.
+  int64_t copied_together(const Planes<Scalar>& source) const {
+    constexpr int64_t kMost = kLanes<Acc>;
+    const int64_t pair_bytes = 2 * tiles_.channel_stride() * int64_t{sizeof(Acc)};
+    return source.channel_step == 1 ? kMost
+                                    : std::clamp<int64_t>(kCopyBytes / pair_bytes, 1, kMost);
+  }
+  int64_t copy_scratch() const {
+    return kPairs<Scalar> ? 2 * kLanes<Acc> * tiles_.channel_stride() : 0;
+  }
+
+  // The kernels of some samples for rows of outputs and some channels of a group, a sample `stride`
+  // after the other: forward [rows][channels][taps], else [channels][rows][taps]. Of pairs there
+  // are half as many, in the first places of each row, or of all.
+  void mix(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, int64_t group, int64_t row,
+           int64_t rows, int64_t channel, int64_t channels, Acc* target, int64_t stride) const {
+    const bool forward = direction_ == Direction::kForward;
+    const int64_t group_row = group * mixer.shape().out_per_group();
+    const int64_t first_row = group_row + (forward ? row : channel);
+    const int64_t first_channel = forward ? channel : row;
+    if constexpr (kPairs<Scalar>) {
+      const int64_t size = (forward ? channels : rows) * kernel_taps_;  // of a row of W_b
+      const int64_t half = entries(channels), pair_rows_of = forward ? rows : half;
+      const int64_t count = forward ? half * kernel_taps_ : size;
+      const bool direct = !mixer.has_scales() && channel + channels <= channels_ - has_ones_ &&
+                          (forward || !mixer.shape().attention_per_channel);
+      if (!direct) {
+        mixer.mix_piece(sample, samples, first_row, forward ? rows : channels, first_channel,
+                        forward ? channels : rows, target, stride);
+      }
+      for (int64_t r = 0; r < pair_rows_of; ++r) {
+        const int64_t second = forward ? count : half * size;
+        const int64_t partners = forward ? size - count : half + r < channels ? count : 0;
+        if (direct) {
+          const int64_t row_size = mixer.shape().row_size();
+          const int64_t place = (first_row + r) * row_size + first_channel * kernel_taps_;
+          mixer.mix_pairs(sample, samples, place, place + (forward ? count : half * row_size),
+                          count, partners, target + r * size, stride);
+          continue;
+        }
+        for (int64_t i = 0; i < samples; ++i) {
+          Acc* pairs = target + i * stride + r * size;
+          pair_rows(pairs, pairs, pairs + second, count, partners);
+        }
+      }
+    } else {
+      mixer.mix_piece(sample, samples, first_row, forward ? rows : channels, first_channel,
+                      forward ? channels : rows, target, stride);
+    }
   }
 
   // One tap that reads each position where it is, in rows of pixels.
@@ -184,6 +265,26 @@ class Correlation {
 
   // ---- once ----
 
+  // The kernels of some samples, [sample][O][channels][taps]; those of each turn of channels in
+  // their places.
+  void mix_whole(const Mixer<Scalar>& mixer, int64_t first, int64_t samples, Acc* kernels) const {
+    if (kTogether == 1) return mixer.mix_whole(first, samples, has_ones_, kernels);
+    const bool forward = direction_ == Direction::kForward;
+    const int64_t turns = ceil_div(channels_, turn_channels_), tasks = forward ? outputs_ : 1;
+    const int64_t row_size = mixer.row_size(has_ones_);
+    const int64_t stride = mixer.shape().out_channels * row_size;
+    parallel_for(groups_ * tasks * turns, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t channel = task % turns * turn_channels_, row = task / turns % tasks;
+        const int64_t group = task / turns / tasks;
+        const int64_t place = forward ? (group * outputs_ + row) * row_size + channel * kernel_taps_
+                                      : (group * channels_ + channel) * row_size;
+        mix(mixer, first, samples, group, row, outputs_ / tasks, channel,
+            std::min(turn_channels_, channels_ - channel), kernels + place, stride);
+      }
+    });
+  }
+
   void run_tiles(const Job& job, int64_t first, int64_t count, const Acc* kernels) const {
     const Mixer<Scalar>& mixer = job.mixer;
     const bool forward = direction_ == Direction::kForward;
@@ -191,16 +292,18 @@ class Correlation {
     const int64_t group_size = row_size * mixer.shape().out_per_group();
     const int64_t a_row = forward ? row_size : kernel_taps_;
     const int64_t a_channel = forward ? kernel_taps_ : row_size;
-    const std::vector<Offsets> table = offsets(turn_channels_, a_channel, tiles_.channel_stride());
+    const std::vector<Offsets> table =
+        offsets(entries(turn_channels_), a_channel, tiles_.channel_stride());
     const int64_t c_row = vectors(tiles_.pixels()) * kLanes<Acc>;
     const int64_t work = channels_ * taps() * outputs_ * tiles_.pixels();
     parallel_for(
         count * groups_ * tiles_.count(), std::max<int64_t>(1, kMinWork / (work + 1)),
         [&](int64_t begin, int64_t end) {
-          const Scratch<Acc> input(turn_channels_ * tiles_.channel_stride());
+          const Scratch<Acc> input(entries(turn_channels_) * tiles_.channel_stride());
+          const Scratch<Acc> scratch(copy_scratch());
           const Scratch<Acc> column(turn_channels_ * taps());
           const Scratch<Acc> c(outputs_ * c_row);
-          clear_slack(tiles_, turn_channels_, input.get());
+          clear_slack(tiles_, entries(turn_channels_), input.get());
           for (int64_t task = begin; task < end; ++task) {
             const int64_t tile = task % tiles_.count(), sample_group = task / tiles_.count();
             const int64_t sample = first + sample_group / groups_, group = sample_group % groups_;
@@ -210,8 +313,7 @@ class Correlation {
             for (int64_t channel = 0; channel == 0 || channel < channels_;
                  channel += turn_channels_) {
               const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-              copy_tile(source, channel, channel_end, y_, x_, tiles_, part.place.tile_y,
-                        part.place.tile_x, input.get());
+              copy_entries(source, channel, channel_end, part.place, scratch.get(), input.get());
               take_turn(job, part, channel, channel_end, a + channel * a_channel, a_row,
                         input.get(), table.data(), column.get(), c.get(), c_row);
             }
@@ -248,24 +350,27 @@ class Correlation {
     // there, but for the very last channels: a vector of theirs may end outside the image.
     const int64_t turns = ceil_div(channels_, turn_channels_);
     const bool direct = reads_directly(image);
-    const Scratch<Acc> copied((direct ? turn_channels_ : batch * groups_ * channels_) * plane);
-    const auto copy = [&](int64_t sample_group, int64_t turn, Acc* target) {
+    const int64_t sample_entries = entries(channels_), turn_entries = entries(turn_channels_);
+    const Tiles::Place place = tiles_.place(0);
+    const Scratch<Acc> copied((direct ? turn_entries : batch * groups_ * sample_entries) * plane);
+    const auto copy = [&](int64_t sample_group, int64_t turn, Acc* scratch, Acc* target) {
       const int64_t channel = turn * turn_channels_;
       const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-      copy_tile(planes(image, begin_sample + sample_group / groups_, sample_group % groups_),
-                channel, channel_end, y_, x_, tiles_, 0, 0, target);
-      clear_slack(tiles_, channel_end - channel, target);
+      copy_entries(planes(image, begin_sample + sample_group / groups_, sample_group % groups_),
+                   channel, channel_end, place, scratch, target);
+      clear_slack(tiles_, entries(channel_end - channel), target);
     };
     if (direct) {
-      copy(batch * groups_ - 1, turns - 1, copied.get());
+      copy(batch * groups_ - 1, turns - 1, nullptr, copied.get());
     } else {
       parallel_for(batch * groups_ * turns,
                    std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
                    [&](int64_t begin, int64_t end) {
+                     const Scratch<Acc> scratch(copy_scratch());
                      for (int64_t task = begin; task < end; ++task) {
                        const int64_t turn = task % turns;
-                       const int64_t first = task / turns * channels_ + turn * turn_channels_;
-                       copy(task / turns, turn, &copied[first * plane]);
+                       const int64_t first = task / turns * sample_entries + turn * turn_entries;
+                       copy(task / turns, turn, scratch.get(), &copied[first * plane]);
                      }
                    });
     }
@@ -280,11 +385,10 @@ class Correlation {
                  (group * channels_ + channel) * image.stride[1];
         }
       }
-      return &copied[(sample_group * channels_ + channel) * plane];
+      return &copied[(sample_group * sample_entries + entries(channel)) * plane];
     };
 
     const bool forward = direction_ == Direction::kForward;
-    const Tiles::Place place = tiles_.place(0);
     const int64_t c_row = vectors(place.pixels) * kLanes<Acc>;
     // For the blocks and the last one, which may have fewer rows; for pixels copied or read
     // directly.
@@ -293,7 +397,7 @@ class Correlation {
       const int64_t rows = last ? outputs_ - (blocks - 1) * block_rows : block_rows;
       for (const bool in_image : {false, true}) {
         tables[last][in_image] =
-            offsets(turn_channels_, forward ? kernel_taps_ : rows * kernel_taps_,
+            offsets(entries(turn_channels_), forward ? kernel_taps_ : rows * kernel_taps_,
                     in_image ? image.stride[1] : plane);
       }
     }
@@ -312,16 +416,8 @@ class Correlation {
         for (int64_t channel = 0; channel == 0 || channel < channels_; channel += turn_channels_) {
           const int64_t taken = std::min(turn_channels_, channels_ - channel);
           const int64_t a_row = forward ? taken * kernel_taps_ : kernel_taps_;
-          const int64_t first_row = group * mixer.shape().out_per_group();
-          const int64_t first_mixed = shared ? mixer.kAnySample : sample;
-          const int64_t mixed = shared ? 1 : samples;
-          if (forward) {
-            mixer.mix_piece(first_mixed, mixed, first_row + row, rows, channel, taken, pieces.get(),
-                            piece_size);
-          } else {
-            mixer.mix_piece(first_mixed, mixed, first_row + channel, taken, row, rows, pieces.get(),
-                            piece_size);
-          }
+          mix(mixer, shared ? mixer.kAnySample : sample, shared ? 1 : samples, group, row, rows,
+              channel, taken, pieces.get(), piece_size);
           for (int64_t i = 0; i < samples; ++i) {
             const Acc* b = pixels(sample + i, group, channel);
             const bool in_image = direct && b != copied.get();
@@ -375,8 +471,8 @@ class Correlation {
         target.width = part.place.pixels;
       }
     }
-    add_product(a, a_row, part.rows, b, table, (end - begin) * taps(), part.place.pixels, column,
-                target);
+    add_product(a, a_row, part.rows, b, table, entries(end - begin) * taps(), part.place.pixels,
+                column, target);
     if (last) finish(job, part, target);
   }
 

@@ -6,6 +6,9 @@
 // A holds a sample's mixed kernel as it lies in the bank, so nothing is packed; B holds pixels (k
 // is a channel and a tap, p a pixel) in scratch. Sums of kRows x kVectors vectors stay in
 // registers while k runs, so that a loaded vector is used kRows times and a weight kVectors times.
+//
+// Where the processor multiplies pairs of bfloat16 (`kPairs`), the entries of A and B are such
+// pairs, and k runs over pairs of channels.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +42,7 @@ struct Sums {
   const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
 };
 
-template <class Acc, int kRows, int kVectors>
+template <class Scalar, int kRows, int kVectors, class Acc>
 inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offsets* offsets,
                            int64_t depth, const Sums<Acc>& c, int64_t first_row,
                            int64_t first_column) {
@@ -65,7 +68,13 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += pixel[v] * rows[r][a_offset];
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kPairs<Scalar>) {
+          sum[r][v] = add_dots(sum[r][v], pixel[v], same_pairs(rows[r] + a_offset));
+        } else {
+          sum[r][v] += pixel[v] * rows[r][a_offset];
+        }
+      }
     }
   }
   if (c.earlier != nullptr) {
@@ -125,15 +134,15 @@ inline constexpr int kBlockRows = kManyRegisters ? 8 : 4;
 inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
 // The product for all `rows` rows and `vectors` vectors of pixels.
-template <class Acc>
+template <class Scalar, class Acc = accumulate_t<Scalar>>
 void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
               int64_t depth, int64_t vectors, const Sums<Acc>& c) {
   constexpr int kLane = kLanes<Acc>;
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
-      multiply_block<Acc, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets, depth,
-                                           c, r, first * kLane);
+      multiply_block<Scalar, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets,
+                                              depth, c, r, first * kLane);
     };
     int64_t r = 0;
     if constexpr (kVectors <= kBlockVectors) {

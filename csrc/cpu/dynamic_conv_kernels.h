@@ -50,11 +50,13 @@ template <class Scalar, class Result, class Body>
 void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
                const DynamicConvShape& shape, bool has_ones, const Image<const Scalar>& image,
                const Image<Result>& result, const Body& body) {
+  // Pairs halve the cost of direct products, but not that of the transforms.
+  constexpr int64_t kLeastTiles = kPairs<Scalar> ? 128 : Winograd<Scalar>::kLeastTiles;
   if (PixelRows<Scalar>::fits(shape, image, result)) {
     body(PixelRows<Scalar>(direction, shape));
   } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
-  } else if (Winograd<Scalar>::fits(shape)) {
+  } else if (Winograd<Scalar>::fits(shape, kLeastTiles)) {
     body(Winograd<Scalar>(direction, y, x, shape, has_ones));
   } else {
     body(Correlation<Scalar>(direction, y, x, shape, has_ones));
@@ -280,10 +282,12 @@ void dynamic_conv_backward(const DynamicConvShape& given,
   template void dynamic_conv_backward(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&, \
                                       const Image<const SCALAR>&,                                  \
                                       const DynamicConvGradients<SCALAR>&);
+DDRF_INSTANTIATE(c10::BFloat16)
+#ifndef DDRF_AVX512_BF16
 DDRF_INSTANTIATE(float)
 DDRF_INSTANTIATE(double)
-DDRF_INSTANTIATE(c10::BFloat16)
 DDRF_INSTANTIATE(c10::Half)
+#endif
 #undef DDRF_INSTANTIATE
 
 }  // namespace ddrf_fast::DDRF_CAPABILITY

@@ -107,6 +107,11 @@ class Mixer {
     return load_as_accumulate(operands_.code + b * shape_.code_channels + d);
   }
 
+  bool has_scales() const {
+    return operands_.in_scale != nullptr || operands_.out_scale != nullptr ||
+           operands_.tap_scale != nullptr;
+  }
+
   // Multiplies channels [first, first + count) of a row by their three scales.
   void apply_scales(int64_t b, int64_t o, int64_t first, int64_t count, Acc* row) const {
     if (!has_scales()) return;
@@ -186,6 +191,31 @@ class Mixer {
     }
   }
 
+  // Pairs of the mixed kernels of samples [first, first + samples), before the scales: of `count`
+  // entries of the bank from `a`, and `partners` from `b`, entries of [O][row_size].
+  void mix_pairs(int64_t first, int64_t samples, int64_t a, int64_t b, int64_t count,
+                 int64_t partners, Acc* target, int64_t stride) const {
+    const int64_t output = a / shape_.row_size();
+    prefetch(first, output + 1, a % shape_.row_size(), count);
+    prefetch(first, b / shape_.row_size() + 1, b % shape_.row_size(), partners);
+    const auto mix = [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+      const Scalar* bank = operands_.weight + bank_index(first + i, 0, 0) * shape_.row_size();
+      combine_pairs<kSamples>(target + i * stride, stride, attention(first + i, output),
+                              attention(1, 0) - attention(0, 0), shape_.bank, bank + a, bank + b,
+                              shape_.out_channels * shape_.row_size(), count, partners);
+    };
+    constexpr int kMost = 8;
+    int64_t i = 0;
+    // Without attention every sample has its own kernels.
+    for (; shape_.has_attention && i + kMost <= samples; i += kMost) {
+      mix(std::integral_constant<int, kMost>(), i);
+    }
+    for (; shape_.has_attention && i + 2 <= samples; i += 2) {
+      mix(std::integral_constant<int, 2>(), i);
+    }
+    for (; i < samples; ++i) mix(std::integral_constant<int, 1>(), i);
+  }
+
   // The whole scaled kernels of samples [first, first + samples): [sample][O][channels][taps].
   void mix_whole(int64_t first, int64_t samples, bool has_ones, Acc* target) const {
     const int64_t outputs = shape_.out_channels, size = row_size(has_ones);
@@ -200,11 +230,6 @@ class Mixer {
   const DynamicConvOperands<Scalar>& operands() const { return operands_; }
 
  private:
-  bool has_scales() const {
-    return operands_.in_scale != nullptr || operands_.out_scale != nullptr ||
-           operands_.tap_scale != nullptr;
-  }
-
   static constexpr int64_t kMergedSize = 512;  // entries of rows that are mixed in one go
 
   // Entries of the next row, in all kernels of the bank: pieces of rows are too short for the

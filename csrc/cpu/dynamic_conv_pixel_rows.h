@@ -26,7 +26,13 @@ class PixelRows {
   // `shape` is flattened: a map is one row.
   template <class A, class B>
   static bool fits(const DynamicConvShape& shape, const Image<A>& image, const Image<B>& result) {
-    bool plain = std::is_same_v<Scalar, Acc> && shape.groups == 1 && shape.code_channels == 0;
+    bool plain = (std::is_same_v<Scalar, Acc> || kPairs<Scalar>) && shape.groups == 1 &&
+                 shape.code_channels == 0;
+    // The channels of a pair lie side by side.
+    for (int64_t number :
+         {shape.in_channels, shape.out_channels, image.stride[0], image.stride[3]}) {
+      plain = plain && number % kTogether == 0;
+    }
     for (int axis = 0; axis < 2; ++axis) {
       plain =
           plain && shape.kernel[axis] == 1 && shape.stride[axis] == 1 && shape.padding[axis] == 0;
@@ -39,12 +45,15 @@ class PixelRows {
       : forward_(direction == Direction::kForward) {
     inputs_ = forward_ ? shape.in_channels : shape.out_channels;
     outputs_ = forward_ ? shape.out_channels : shape.in_channels;
+    entries_ = inputs_ / kTogether;
     pixels_ = shape.in_size[1];
-    const int64_t blocks = ceil_div(outputs_, inputs_ > kManyInputs ? 2 * kLane : 3 * kLane);
+    const int64_t blocks =
+        ceil_div(outputs_, inputs_ / kTogether > kManyInputs ? 2 * kLane : 3 * kLane);
     block_ = ceil_div(ceil_div(outputs_, blocks + (blocks > 1 && blocks % 2)), kLane) * kLane;
     blocks_ = ceil_div(outputs_, block_);
-    samples_ = std::clamp<int64_t>(kKernelBytes / (inputs_ * block_ * int64_t{sizeof(Acc)}), 1,
+    samples_ = std::clamp<int64_t>(kKernelBytes / (entries_ * block_ * int64_t{sizeof(Acc)}), 1,
                                    std::max<int64_t>(1, shape.batch));
+    samples_ = ceil_div(shape.batch, std::max<int64_t>(1, ceil_div(shape.batch, samples_)));
     if (blocks_ < 4) samples_ = std::min(samples_, std::max<int64_t>(1, shape.batch / 4));
   }
 
@@ -56,7 +65,7 @@ class PixelRows {
   // As Correlation::run.
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
            const Image<Scalar>& result, Acc* sums) const {
-    if constexpr (std::is_same_v<Scalar, Acc>) {
+    if constexpr (std::is_same_v<Scalar, Acc> || kPairs<Scalar>) {
       const int64_t batch = mixer.shape().batch;
       const int64_t sample_blocks = ceil_div(batch, samples_);
       std::vector<Offsets> table;
@@ -66,10 +75,10 @@ class PixelRows {
       const int64_t chunks = parts();
       const bool shared = mixer.is_shared();
       parallel_for(sample_blocks * chunks * blocks_, 1, [&](int64_t begin, int64_t end) {
-        const int64_t kernel_size = inputs_ * block_;
+        const int64_t kernel_size = entries_ * block_;
         // A vector that begins in the last row may end behind it.
         const Scratch<Acc> kernels((shared ? 1 : samples_) * kernel_size + kLane);
-        const Scratch<Acc> mixed(kernel_size), c(kChunk * block_);
+        const Scratch<Acc> mixed(inputs_ * block_), c(kChunk * block_);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t output = task % blocks_ * block_;
           const int64_t outputs = std::min(block_, outputs_ - output);
@@ -81,27 +90,34 @@ class PixelRows {
               mixed.get(), kernels.get());
           for (int64_t i = 0; i < count; ++i) {
             const int64_t sample = first + i;
-            const Acc* a = image.data + sample * image.stride[0] + pixel * image.stride[3];
+            const Acc* a = reinterpret_cast<const Acc*>(image.data + sample * image.stride[0] +
+                                                        pixel * image.stride[3]);
             const int64_t plane = sample * outputs_ + output;
             const Epilogue<Acc> epilogue{mixer.result_scale(sample), nullptr,
                                          forward_ ? mixer.betas() + plane : nullptr, activation};
-            Acc* const y =
+            Scalar* const y =
                 result.data + sample * result.stride[0] + pixel * result.stride[3] + output;
-            for (int64_t k = 0; k < inputs_; k += kDepth) {
-              const int64_t depth = std::min(kDepth, inputs_ - k);
-              Sums<Acc> target{c.get(), block_, k == 0 ? nullptr : c.get(), block_};
-              if (k + depth == inputs_) {
-                target.data = y;
-                target.row = result.stride[3];
-                target.width = outputs;
+            Sums<Acc> target;
+            for (int64_t k = 0; k < entries_; k += kDepth) {
+              const int64_t depth = std::min(kDepth, entries_ - k);
+              target = {c.get(), block_, k == 0 ? nullptr : c.get(), block_};
+              if (k + depth == entries_) {
                 target.epilogue = &epilogue;
+                target.width = outputs;
+                if constexpr (std::is_same_v<Scalar, Acc>) {
+                  target.data = y;
+                  target.row = result.stride[3];
+                }
               }
-              multiply<Acc>(a + k, image.stride[3], pixels,
-                            &kernels[(shared ? 0 : i) * kernel_size + k * block_], table.data(),
-                            depth, ceil_div(outputs, kLane), target);
+              multiply<Scalar>(a + k, image.stride[3] / kTogether, pixels,
+                               &kernels[(shared ? 0 : i) * kernel_size + k * block_], table.data(),
+                               depth, ceil_div(outputs, kLane), target);
+            }
+            for (int64_t p = 0; !std::is_same_v<Scalar, Acc> && p < pixels; ++p) {
+              store_row(y + p * result.stride[3], target.data + p * target.row, outputs);
             }
             if (sums != nullptr) {
-              sum_pixels(y, result.stride[3], pixels, outputs, sums + plane * chunks + part,
+              sum_pixels(target.data, target.row, pixels, outputs, sums + plane * chunks + part,
                          chunks);
             }
           }
@@ -112,14 +128,19 @@ class PixelRows {
 
  private:
   static constexpr int kLane = kLanes<Acc>;
+  static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;  // channels in an entry
   static constexpr int64_t kDepth = 128, kChunk = 256, kManyInputs = 512;
   static constexpr int64_t kKernelBytes = 320 * 1024;  // of the mixed kernels of a task
 
-  // kernels[sample][input][output of the block]
+  // kernels[sample][entry][output of the block]
   void mix(const Mixer<Scalar>& mixer, int64_t first, int64_t count, int64_t output,
            int64_t outputs, Acc* mixed, Acc* kernels) const {
     for (int64_t i = 0; i < count; ++i) {
-      Acc* target = kernels + i * inputs_ * block_;
+      Acc* target = kernels + i * entries_ * block_;
+      if constexpr (kPairs<Scalar>) {
+        mix_pairs(mixer, first + i, output, outputs, mixed, target);
+        continue;
+      }
       if (!forward_ && outputs == block_) {
         mixer.mix_piece(first + i, 1, 0, inputs_, output, outputs, target, 0);
       } else if (!forward_) {
@@ -134,6 +155,28 @@ class PixelRows {
       // Lanes beyond the last output are multiplied too.
       for (int64_t k = 0; outputs < block_ && k < inputs_; ++k) {
         std::fill(target + k * block_ + outputs, target + (k + 1) * block_, Acc(0));
+      }
+    }
+  }
+
+  void mix_pairs(const Mixer<Scalar>& mixer, int64_t sample, int64_t output, int64_t outputs,
+                 Acc* mixed, Acc* target) const {
+    if (forward_) {
+      mixer.mix_piece(sample, 1, output, outputs, 0, inputs_, mixed, 0);
+      store_row(reinterpret_cast<Scalar*>(mixed), mixed, outputs * inputs_);
+      transpose(target, block_, static_cast<const Acc*>(mixed), entries_, outputs, entries_);
+      for (int64_t k = 0; outputs < block_ && k < entries_; ++k) {
+        std::fill(target + k * block_ + outputs, target + (k + 1) * block_, Acc(0));
+      }
+    } else {
+      mixer.mix_piece(sample, 1, 0, inputs_, output, outputs, mixed, 0);
+      for (int64_t k = 0; k < inputs_; k += 2) {
+        for (int64_t o = 0; o < block_; o += kLane) {
+          const uint32_t lanes = lanes_inside<kLane>(o, outputs);
+          const Acc* row = mixed + k * outputs + o;
+          store_vector(target + k / 2 * block_ + o,
+                       paired(load_masked(row, lanes), load_masked(row + outputs, lanes)));
+        }
       }
     }
   }
@@ -154,6 +197,7 @@ class PixelRows {
 
   bool forward_;
   int64_t inputs_, outputs_, pixels_;
+  int64_t entries_;         // channels, or pairs of them, that a product sums over
   int64_t block_, blocks_;  // output channels of a task, whole vectors
   int64_t samples_;         // of a task
 };

@@ -37,6 +37,36 @@ inline constexpr bool kManyRegisters = DDRF_VECTOR_BYTES == 64;
 using Words = VectorType<uint32_t, DDRF_VECTOR_BYTES>::type;
 using Halfwords = VectorType<uint16_t, DDRF_VECTOR_BYTES / 2>::type;
 
+// Whether matrix products run on pairs of bfloat16, each held in the bits of a float.
+#ifdef DDRF_AVX512_BF16
+template <class Scalar>
+inline constexpr bool kPairs = std::is_same_v<Scalar, c10::BFloat16>;
+
+// sum + both products of the pairs
+DDRF_INLINE Vector<float> add_dots(Vector<float> sum, Vector<float> a, Vector<float> b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+
+// The pair at `source` in all lanes.
+DDRF_INLINE Vector<float> same_pairs(const void* source) {
+  int32_t bits;
+  std::memcpy(&bits, source, sizeof(bits));
+  return (Vector<float>)_mm512_set1_epi32(bits);
+}
+
+// The pairs of the lanes of both, rounded.
+DDRF_INLINE Vector<float> paired(Vector<float> first, Vector<float> second) {
+  const auto index = []<short... kIndex>(std::integer_sequence<short, kIndex...>) {
+    return VectorType<short, 64>::type{(kIndex / 2 + kIndex % 2 * 16)...};
+  }(std::make_integer_sequence<short, 32>());
+  const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  return (Vector<float>)_mm512_permutexvar_epi16((__m512i)index, halves);
+}
+#else
+template <class Scalar>
+inline constexpr bool kPairs = false;
+#endif
+
 // body(std::integral_constant<int, 0>()), body(... 1 ...), up to kCount. Unlike an unrolled loop it
 // leaves no doubt that an array indexed by the constants can live in registers.
 template <int kCount, class Body>
@@ -76,11 +106,15 @@ DDRF_INLINE void store_vector(Scalar* target, Vector<accumulate_t<Scalar>> value
   if constexpr (std::is_same_v<Scalar, Acc>) {
     std::memcpy(target, &value, sizeof(value));
   } else if constexpr (std::is_same_v<Scalar, c10::BFloat16>) {
+#ifdef DDRF_AVX512_BF16
+    const __m256bh bits = _mm512_cvtneps_pbh(value);
+#else
     Words words;
     std::memcpy(&words, &value, sizeof(words));
     const Words rounded = (words + ((words >> 16) & 1) + 0x7fff) >> 16;  // to nearest, ties to even
     const Words quiet_nan = rounded - rounded + 0x7fc0;
     const Halfwords bits = __builtin_convertvector(value == value ? rounded : quiet_nan, Halfwords);
+#endif
     std::memcpy(target, &bits, sizeof(bits));
   } else {
 #if DDRF_VECTOR_BYTES == 64
@@ -232,6 +266,52 @@ inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar
   }
 }
 
+#ifdef DDRF_AVX512_BF16
+// target[i] = the pair of first[i] and second[i], of which the latter has `partners` numbers; may
+// be done in place.
+inline void pair_rows(float* target, const float* first, const float* second, int64_t count,
+                      int64_t partners) {
+  constexpr int kStep = kLanes<float>;
+  int64_t i = 0;
+  for (; i + kStep <= std::min(count, partners); i += kStep) {
+    store_vector(target + i, paired(load_vector(first + i), load_vector(second + i)));
+  }
+  for (; i < count; i += kStep) {
+    const uint32_t lanes = lanes_inside<kStep>(i, count);
+    const uint32_t both = lanes_inside<kStep>(i, partners);
+    store_masked(target + i, paired(load_masked(first + i, lanes), load_masked(second + i, both)),
+                 lanes);
+  }
+}
+
+// For kSamples targets and rows of factors: combine_rows of two sets of rows, as pairs.
+template <int kSamples>
+inline void combine_pairs(float* target, int64_t target_stride, const float* factors,
+                          int64_t factor_stride, int64_t number, const c10::BFloat16* first,
+                          const c10::BFloat16* second, int64_t stride, int64_t count,
+                          int64_t partners) {
+  constexpr int kStep = kLanes<float>;
+  for (int64_t i = 0; i < count; i += kStep) {
+    const uint32_t lanes = lanes_inside<kStep>(i, count);
+    const uint32_t both = lanes_inside<kStep>(i, partners);
+    Vector<float> sums[kSamples][2] = {};
+    for (int64_t k = 0; k < number; ++k) {
+      const Vector<float> a = load_masked(first + k * stride + i, lanes);
+      const Vector<float> b = load_masked(second + k * stride + i, both);
+#pragma GCC unroll 8
+      for (int s = 0; s < kSamples; ++s) {
+        sums[s][0] += a * factors[s * factor_stride + k];
+        sums[s][1] += b * factors[s * factor_stride + k];
+      }
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < kSamples; ++s) {
+      store_masked(target + s * target_stride + i, paired(sums[s][0], sums[s][1]), lanes);
+    }
+  }
+}
+#endif
+
 // target += factor * source
 template <class Scalar>
 inline void add_scaled_row(accumulate_t<Scalar>* target, accumulate_t<Scalar> factor,
@@ -276,6 +356,22 @@ inline accumulate_t<Scalar> dot_rows(const accumulate_t<Scalar>* a, const Scalar
   Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
   for (; i < count; ++i) sum += a[i] * load_as_accumulate(b + i);
   return sum;
+}
+
+// The sum of the products of the entries of matrix products.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+inline Acc dot_entries(const Acc* a, const Acc* b, int64_t count) {
+  if constexpr (kPairs<Scalar>) {
+    constexpr int kStep = kLanes<float>;
+    Vector<float> sum = {};
+    for (int64_t i = 0; i < count; i += kStep) {
+      const uint32_t lanes = lanes_inside<kStep>(i, count);
+      sum = add_dots(sum, load_masked(a + i, lanes), load_masked(b + i, lanes));
+    }
+    return sum_lanes<float>(sum);
+  } else {
+    return dot_rows(a, b, count);
+  }
 }
 
 template <class Scalar>

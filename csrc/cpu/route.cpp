@@ -31,7 +31,7 @@ namespace {
 template <class Scalar>
 RouteKernels<Scalar> kernels() {
 #if DDRF_X86_CAPABILITIES
-  if (cpu_capability() == Capability::kAvx512) return avx512::route_kernels<Scalar>();
+  if (cpu_capability() >= Capability::kAvx512) return avx512::route_kernels<Scalar>();
   if (cpu_capability() == Capability::kAvx2) return avx2::route_kernels<Scalar>();
 #endif
   return baseline::route_kernels<Scalar>();
