@@ -14,7 +14,7 @@ static void backward_noise_std(const DegradeProblem& p, const DegradeGradients& 
       const int64_t b = task / p.out_height, y = task % p.out_height;
       std::memset(sum.get(), 0, p.out_width * sizeof(T));
       for (int64_t c = 0; c < p.channels; ++c) {
-        noise_row(p, b, c, y, noise.get());
+        noise_row(p, b, c, y, 0, p.out_width, noise.get());
         load_row(g.grad, offset_of(g.grad.stride, b, c, y), g.grad.stride[3], p.out_width,
                  grad.get());
         for (int64_t x = 0; x < p.out_width; ++x) sum[x] += grad[x] * noise[x];
@@ -270,29 +270,72 @@ static void scatter_to_grid(const DegradeProblem& p, const DegradeGradients& g,
   });
 }
 
+// Where the gradient of the weights at the sites goes: a grid's is gathered first.
 template <class T>
-static void backward_mixed(const DegradeProblem& p, const DegradeGradients& g,
-                           const Threads& threads) {
+class SiteGradients {
+ public:
+  SiteGradients(const DegradeProblem& p, const Output& weights)
+      : p_(p),
+        weights_(weights),
+        sites_(weights.data && p.weights_at == WeightsAt::kGrid
+                   ? p.batch * p.num_kernels * p.out_height * p.out_width
+                   : 0) {}
+
+  // `count` numbers from column x0 on.
+  void store(int64_t b, int64_t m, int64_t y, int64_t x0, int64_t count, const T* from) const {
+    const auto& s = weights_.stride;
+    if (p_.weights_at == WeightsAt::kGrid) {
+      std::memcpy(sites_.get() + ((b * p_.num_kernels + m) * p_.out_height + y) * p_.out_width + x0,
+                  from, count * sizeof(T));
+    } else if (p_.weights_at == WeightsAt::kImage) {  // elsewhere it is zero already
+      const int64_t start = offset_of(s, b, m, y * p_.scale + p_.offset) + p_.offset;
+      store_row(weights_, start + x0 * p_.scale, p_.scale, count, from);
+    } else {
+      store_row(weights_, offset_of(s, b, m, y) + x0, 1, count, from);
+    }
+  }
+
+  const Buffer<T>& sites() const { return sites_; }
+
+ private:
+  const DegradeProblem& p_;
+  const Output& weights_;
+  Buffer<T> sites_;
+};
+
+// Adds up partial gradients of the banks [B][parts], each [M][k * k].
+template <class T>
+static void sum_banks(const DegradeProblem& p, const Buffer<T>& partial, int64_t parts,
+                      Buffer<T>& sum) {
+  const int64_t bank_size = p.num_kernels * p.num_taps();
+  for (int64_t n = 0; n < p.batch * parts; ++n) {
+    T* to = sum.get() + (p.kernels_per_sample ? n / parts * bank_size : 0);
+    for (int64_t i = 0; i < bank_size; ++i) to[i] += partial[n * bank_size + i];
+  }
+}
+
+// Fills `site_grad` and `kernel_grad` [B|1][M][k * k] of the gradients that are asked for, stores
+// those of the image.
+template <class T>
+static void backward_mixed_direct(const DegradeProblem& p, const DegradeGradients& g,
+                                  const WeightRows<T>& weight_rows, const Buffer<T>& kernels,
+                                  Buffer<T>& kernel_grad, const SiteGradients<T>& site_grad,
+                                  const Threads& threads) {
   constexpr int64_t kPixels =
       1024;  // in a block: enough to hide the sums over lanes, and within the caches
   const PaddedLayout layout(p, kLanes<T>);
   const ColumnMap map(p, layout);
-  const Buffer<T> kernels = load_kernels<T>(p);
   const std::vector<Bank<T>> banks =
       make_banks(p, layout, kernels, /*keep_all=*/g.kernels.data != nullptr);
-  const WeightRows<T> weight_rows(p);
   const Bands bands(p);
   const int64_t rows = std::clamp<int64_t>(kPixels / layout.wide, 1, bands.rows),
                 pixels = rows * layout.wide;
   const int64_t channel_stride = bands.padded_rows(p) * layout.row;
   const int64_t bank_size = p.num_kernels * p.num_taps();
-  const bool grid = p.weights_at == WeightsAt::kGrid;
 
   const Buffer<T> image_grad = Buffer<T>::uninitialised(
       g.image.data ? p.batch * bands.count * p.channels * channel_stride : 0);
-  Buffer<T> kernel_grad(g.kernels.data ? p.batch * bands.count * bank_size : 0);
-  Buffer<T> site_grad(g.weights.data && grid ? p.batch * p.num_kernels * p.out_height * p.out_width
-                                             : 0);
+  const Buffer<T> partial(g.kernels.data ? p.batch * bands.count * bank_size : 0);
 
   threads.parallel_for(p.batch * bands.count, [&](int64_t begin, int64_t end) {
     const bool product = g.kernels.data || g.weights.data;
@@ -336,23 +379,12 @@ static void backward_mixed(const DegradeProblem& p, const DegradeGradients& g,
               block.taps == kBlockTaps ? backward_block<kBlockTaps, T> : backward_block<1, T>;
           run(bank, block, at, layout.wide, padded.get() + place, sites_grad, p.scale * layout.row,
               channel_stride, p.channels, p.num_kernels, p.num_taps(),
-              kernel_grad.get() + task * bank_size);
+              partial.get() + task * bank_size);
         }
         for (int64_t m = 0; g.weights.data && m < p.num_kernels; ++m) {
           for (int64_t row = 0; row < count; ++row) {
-            const T* from = weight_grad.get() + m * pixels + row * layout.wide;
-            const int64_t site = (y + row) * p.scale + p.offset;
-            if (grid) {
-              std::memcpy(site_grad.get() +
-                              ((b * p.num_kernels + m) * p.out_height + y + row) * p.out_width,
-                          from, p.out_width * sizeof(T));
-            } else if (p.weights_at == WeightsAt::kImage) {  // elsewhere it is zero already
-              store_row(g.weights, offset_of(g.weights.stride, b, m, site) + p.offset, p.scale,
-                        p.out_width, from);
-            } else {
-              store_row(g.weights, offset_of(g.weights.stride, b, m, y + row), 1, p.out_width,
-                        from);
-            }
+            site_grad.store(b, m, y + row, 0, p.out_width,
+                            weight_grad.get() + m * pixels + row * layout.wide);
           }
         }
       }
@@ -363,15 +395,7 @@ static void backward_mixed(const DegradeProblem& p, const DegradeGradients& g,
     fold_image(p, g, layout, map, image_grad, bands.count, bands.rows * p.scale,
                bands.padded_rows(p), threads);
   }
-  if (g.kernels.data) {
-    Buffer<T> sum(p.num_banks() * bank_size);
-    for (int64_t task = 0; task < p.batch * bands.count; ++task) {
-      T* to = sum.get() + (p.kernels_per_sample ? task / bands.count * bank_size : 0);
-      for (int64_t i = 0; i < bank_size; ++i) to[i] += kernel_grad[task * bank_size + i];
-    }
-    store_kernels(p, g, sum);
-  }
-  if (g.weights.data && grid) scatter_to_grid(p, g, site_grad, weight_rows.places(), threads);
+  if (g.kernels.data) sum_banks(p, partial, bands.count, kernel_grad);
 }
 
 // ---- One kernel for the whole sample
@@ -466,8 +490,8 @@ DDRF_INLINE void correlate(const T* grad, const T* padded, int64_t rows, int64_t
 
 // The gradient [B][k * k] of each sample's mixed kernel.
 template <class T>
-static Buffer<T> backward_uniform_mixed(const DegradeProblem& p, const DegradeGradients& g,
-                                        const Threads& threads) {
+static void backward_uniform_kernels(const DegradeProblem& p, const DegradeGradients& g,
+                                     Buffer<T>& mixed_grad, const Threads& threads) {
   constexpr int64_t kPixels = 2048;  // within the first cache, with the image around them
   constexpr int kTaps = 8;
   const PaddedLayout layout(p, kLanes<T>);
@@ -513,37 +537,8 @@ static Buffer<T> backward_uniform_mixed(const DegradeProblem& p, const DegradeGr
     }
   });
 
-  Buffer<T> sum(p.batch * num_taps);
   for (int64_t task = 0; task < p.batch * bands.count; ++task) {
-    T* to = sum.get() + task / bands.count * num_taps;
+    T* to = mixed_grad.get() + task / bands.count * num_taps;
     for (int64_t tap = 0; tap < num_taps; ++tap) to[tap] += partial[task * num_taps + tap];
   }
-  return sum;
-}
-
-template <class T>
-static void backward_uniform(const DegradeProblem& p, const DegradeGradients& g,
-                             const Threads& threads) {
-  const Buffer<T> kernels = load_kernels<T>(p);
-  if (g.image.data) backward_uniform_image(p, g, mix_kernels(p, kernels), threads);
-  if (!g.kernels.data && !g.weights.data) return;
-
-  const Buffer<T> mixed_grad = backward_uniform_mixed<T>(p, g, threads);
-  const int64_t taps = p.num_taps();
-  Buffer<T> kernel_grad(p.num_banks() * p.num_kernels * taps), weights(p.num_kernels);
-  for (int64_t b = 0; b < p.batch; ++b) {
-    load_row(p.weights, b * p.weights.stride[0], p.weights.stride[1], p.num_kernels, weights.get());
-    const T* bank = kernels_of(p, kernels, b);
-    const T* grad = mixed_grad.get() + b * taps;
-    T* bank_grad = kernel_grad.get() + (bank - kernels.get());
-    for (int64_t m = 0; m < p.num_kernels; ++m) {
-      T sum = 0;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        sum += bank[m * taps + tap] * grad[tap];
-        bank_grad[m * taps + tap] += weights[m] * grad[tap];
-      }
-      if (g.weights.data) store_row(g.weights, b * g.weights.stride[0] + m, 1, 1, &sum);
-    }
-  }
-  if (g.kernels.data) store_kernels(p, g, kernel_grad);
 }

@@ -2,8 +2,13 @@
 // run time. Free of torch: torch's operator and the NumPy module both come through here.
 #pragma once
 
+#include <atomic>
+#include <cmath>
+#include <utility>
+
 #include "common/capability.h"
 #include "common/flush_denormals.h"
+#include "cpu/degrade_fourier_plan.h"
 #include "cpu/degrade_plan.h"
 
 namespace ddrf_fast {

@@ -5,16 +5,18 @@
 constexpr int64_t kNoiseQuads = 16;  // counters handled at a time: enough for any vector
 static inline int64_t noise_row_size(int64_t width) { return round_up(width, 4 * kNoiseQuads); }
 
-// Standard normal numbers for the row (b, c, y); `to` has room for noise_row_size(out_width).
+// Standard normal numbers for the row (b, c, y) from `first` on, which is a multiple of 4, up to
+// `last`; `to` has room for noise_row_size(last - first).
 template <class T>
-static void noise_row(const DegradeProblem& p, int64_t b, int64_t c, int64_t y, T* to) {
+static void noise_row(const DegradeProblem& p, int64_t b, int64_t c, int64_t y, int64_t first,
+                      int64_t last, T* to) {
   const PhiloxKey key = philox_key(p.seed);
   const uint32_t sample = static_cast<uint32_t>(p.sample_ids[b]);
-  for (int64_t quad = 0; 4 * quad < p.out_width; quad += kNoiseQuads) {
+  for (int64_t quad = 0; first + 4 * quad < last; quad += kNoiseQuads) {
     uint32_t r0[kNoiseQuads], r1[kNoiseQuads], r2[kNoiseQuads], r3[kNoiseQuads];
     T normal[4][kNoiseQuads];
     for (int i = 0; i < kNoiseQuads; ++i) {
-      uint32_t c0 = static_cast<uint32_t>(quad) + i, c1 = static_cast<uint32_t>(y);
+      uint32_t c0 = static_cast<uint32_t>(first / 4 + quad) + i, c1 = static_cast<uint32_t>(y);
       uint32_t c2 = static_cast<uint32_t>(p.noise_channel(b, c)), c3 = sample;
       philox4x32(c0, c1, c2, c3, key);
       r0[i] = c0;
@@ -72,29 +74,31 @@ class WeightRows {
 
   // weights[m * stride + x] for the row y of sample b.
   void load(int64_t b, int64_t y, T* scratch, T* weights, int64_t stride) const {
-    const int64_t* s = p_.weights.stride;
+    for (int64_t m = 0; m < p_.num_kernels; ++m)
+      load_kernel(b, m, y, 0, p_.out_width, scratch, weights + m * stride);
+  }
+
+  // Those of one kernel, `count` of them from column x0 on.
+  void load_kernel(int64_t b, int64_t m, int64_t y, int64_t x0, int64_t count, T* scratch,
+                   T* to) const {
+    const auto& s = p_.weights.stride;
     const int64_t site = y * p_.scale + p_.offset;
-    for (int64_t m = 0; m < p_.num_kernels; ++m) {
-      T* to = weights + m * stride;
-      if (p_.weights_at == WeightsAt::kOutput) {
-        load_row(p_.weights, offset_of(p_.weights.stride, b, m, y), s[3], p_.out_width, to);
-      } else if (p_.weights_at == WeightsAt::kImage) {
-        const int64_t start = offset_of(p_.weights.stride, b, m, site) + p_.offset * s[3];
-        load_row(p_.weights, start, p_.scale * s[3], p_.out_width, to);
-      } else {
-        const GridPlace<T> place = grid_place<T>(site, p_.height, p_.grid_height);
-        T *low = scratch, *high = scratch + p_.grid_width;
-        load_row(p_.weights, offset_of(p_.weights.stride, b, m, place.low), s[3], p_.grid_width,
-                 low);
-        load_row(p_.weights, offset_of(p_.weights.stride, b, m, place.high), s[3], p_.grid_width,
-                 high);
-        for (int64_t x = 0; x < p_.grid_width; ++x) {
-          low[x] = (T(1) - place.fraction) * low[x] + place.fraction * high[x];
-        }
-        for (int64_t x = 0; x < p_.out_width; ++x) {
-          const GridPlace<T>& at = places_[x];
-          to[x] = (T(1) - at.fraction) * low[at.low] + at.fraction * low[at.high];
-        }
+    if (p_.weights_at == WeightsAt::kOutput) {
+      load_row(p_.weights, offset_of(s, b, m, y) + x0 * s[3], s[3], count, to);
+    } else if (p_.weights_at == WeightsAt::kImage) {
+      const int64_t start = offset_of(s, b, m, site) + (x0 * p_.scale + p_.offset) * s[3];
+      load_row(p_.weights, start, p_.scale * s[3], count, to);
+    } else {
+      const GridPlace<T> place = grid_place<T>(site, p_.height, p_.grid_height);
+      T *low = scratch, *high = scratch + p_.grid_width;
+      load_row(p_.weights, offset_of(s, b, m, place.low), s[3], p_.grid_width, low);
+      load_row(p_.weights, offset_of(s, b, m, place.high), s[3], p_.grid_width, high);
+      for (int64_t x = 0; x < p_.grid_width; ++x) {
+        low[x] = (T(1) - place.fraction) * low[x] + place.fraction * high[x];
+      }
+      for (int64_t x = 0; x < count; ++x) {
+        const GridPlace<T>& at = places_[x0 + x];
+        to[x] = (T(1) - at.fraction) * low[at.low] + at.fraction * low[at.high];
       }
     }
   }
@@ -106,34 +110,38 @@ class WeightRows {
   std::vector<GridPlace<T>> places_;
 };
 
-// Adds the noise to a finished row and stores it.
+// Adds the noise to finished numbers of a row and stores them.
 template <class T>
 class OutputRows {
  public:
   OutputRows(const DegradeProblem& p, const Output& out)
       : p_(p),
         out_(out),
-        noise_(p.noise_std.data ? noise_row_size(p.out_width) : 0),
+        noise_(p.noise_std.data ? noise_row_size(p.out_width + 3) : 0),
         std_(p.out_width) {}
 
-  void finish(int64_t b, int64_t c, int64_t y, T* row) {
+  // `count` numbers from column x0 on.
+  void finish(int64_t b, int64_t c, int64_t y, int64_t x0, int64_t count, T* row) {
     if (p_.noise_std.data) {
-      noise_row(p_, b, c, y, noise_.get());
+      const int64_t start = x0 / 4 * 4;  // numbers come by fours
+      noise_row(p_, b, c, y, start, x0 + count, noise_.get());
       const int64_t* s = p_.noise_std.stride;
       if (p_.noise_map) {
-        load_row(p_.noise_std, b * s[0] + y * s[2], s[3], p_.out_width, std_.get());
+        load_row(p_.noise_std, b * s[0] + y * s[2] + x0 * s[3], s[3], count, std_.get());
       } else {
-        load_row(p_.noise_std, b * s[0], 0, p_.out_width, std_.get());
+        load_row(p_.noise_std, b * s[0], 0, count, std_.get());
       }
       if (p_.shot_noise.data) {
         T shot;
         load_row(p_.shot_noise, b * p_.shot_noise.stride[0], 0, 1, &shot);
-        for (int64_t x = 0; x < p_.out_width; ++x)
+        for (int64_t x = 0; x < count; ++x)
           std_[x] = std::sqrt(shot * std::max(row[x], T(0)) + std_[x] * std_[x]);
       }
-      for (int64_t x = 0; x < p_.out_width; ++x) row[x] += std_[x] * noise_[x];
+      const T* noise = noise_.get() + x0 - start;
+      for (int64_t x = 0; x < count; ++x) row[x] += std_[x] * noise[x];
     }
-    store_row(out_, offset_of(out_.stride, b, c, y), out_.stride[3], p_.out_width, row);
+    store_row(out_, offset_of(out_.stride, b, c, y) + x0 * out_.stride[3], out_.stride[3], count,
+              row);
   }
 
  private:

@@ -1,0 +1,679 @@
+// Forward and backward of degrade through the Fourier transform, for large kernels.
+//
+// One of the parts of degrade_kernel.h, which includes it. The output is cut into tiles; what a tile
+// reads is transformed whole, multiplied by the spectra of the kernels, and only sums that do not
+// wrap around are kept (overlap-save). Two tiles go through a transform at once, as the real and the
+// imaginary part: the kernels are real, so the parts stay apart. With P the spectrum of a tile of
+// the padded image, K that of a kernel (conjugate, over the number of pixels) and S that of
+// weights_m grad_c at the sites,
+//
+//   output      sum_m weights_m IFFT(P_c K_m)           d image_c    IFFT(sum_m S_mc conj(K_m))
+//   d weights_m sum_c grad_c IFFT(P_c K_m)              d kernels_m  Re IFFT(sum_c P_c conj(S_mc))
+//
+// At a scale s, only every s-th sum is wanted: the spectrum is folded s times along each axis, and
+// the inverse is s^2 times smaller. The spectrum of what is zero between the sites repeats.
+//
+// A transform mixes all numbers of a tile. Those beyond kFourierLimit, and what is not a number,
+// would spoil their neighbours, so they are looked for, and the call is left to the direct sums.
+
+constexpr double kFourierLimit = 1e12;
+
+template <class T>
+static bool within_limit(const T* numbers, int64_t count) {
+  int beyond = 0;
+  for (int64_t i = 0; i < count; ++i) beyond |= !(std::fabs(numbers[i]) <= T(kFourierLimit));
+  return !beyond;
+}
+
+// A tile's place among the outputs.
+struct SiteTile {
+  int64_t y, x, rows, columns;
+};
+
+template <class T>
+class Fourier {
+ public:
+  using Scratch = FftScratch<T>;
+
+  Fourier(const DegradeProblem& p, const FourierTiles& tiles)
+      : p_(p),
+        tiles_(tiles),
+        pixels_{Fft<T>(tiles.y.length), Fft<T>(tiles.x.length)},
+        sites_{Fft<T>(tiles.y.length / p.scale), Fft<T>(tiles.x.length / p.scale)} {}
+
+  // Pixels of a tile; a spectrum or a pair of tiles is two such planes, real and imaginary.
+  int64_t area() const { return tiles_.area(); }
+  // Sites of a tile, with rows of whole vectors.
+  int64_t site_stride() const { return round_up(tiles_.x.sites, kLanes<T>); }
+  int64_t site_area() const { return tiles_.y.sites * site_stride(); }
+  Scratch scratch() const { return Scratch(std::max(tiles_.y.length, tiles_.x.length), area()); }
+
+  SiteTile tile(int64_t index) const {
+    if (index >= tiles_.count()) return {0, 0, 0, 0};
+    const int64_t y = index / tiles_.x.count * tiles_.y.sites;
+    const int64_t x = index % tiles_.x.count * tiles_.x.sites;
+    return {y, x, std::min(tiles_.y.sites, p_.out_height - y),
+            std::min(tiles_.x.sites, p_.out_width - x)};
+  }
+
+  // The spectra of `count` oriented kernels.
+  Buffer<T> kernel_spectra(const T* oriented, int64_t count, const Threads& threads) const {
+    const int64_t k = p_.kernel_size;
+    const T norm = T(1) / static_cast<T>(area());
+    auto spectra = Buffer<T>::uninitialised(count * 2 * area());
+    threads.parallel_for(count, [&](int64_t begin, int64_t end) {
+      Scratch scratch = this->scratch();
+      for (int64_t m = begin; m < end; ++m) {
+        const T* kernel = oriented + m * k * k;
+        const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+          std::memset(to.re, 0, tiles_.y.length * kLanes<T> * sizeof(T));
+          std::memset(to.im, 0, tiles_.y.length * kLanes<T> * sizeof(T));
+          for (int64_t b = column; b < std::min<int64_t>(column + kLanes<T>, k); ++b) {
+            for (int64_t a = 0; a < k; ++a) to.re[a * kLanes<T> + b - column] = kernel[b * k + a];
+          }
+        };
+        T* spectrum = spectra.get() + m * 2 * area();
+        const auto store_columns = [&](int64_t row, const Columns<T>& from) {
+          for (int64_t i = 0; i < tiles_.x.length; ++i) {
+            Complex<T> x = at(from, i);
+            x = x * norm;
+            x.im = -x.im;
+            put(spectrum, i * tiles_.y.length + row, x);
+          }
+        };
+        scratch.transform(pixels_[0], pixels_[1], k, tiles_.y.length, load_columns, store_columns);
+      }
+    });
+    return spectra;
+  }
+
+  // What a tile reads of the padded image; false if some of it is beyond the limit.
+  bool load_pixels(int64_t b, int64_t c, const SiteTile& tile, T* to) const {
+    const int64_t width = tiles_.x.length, origin = p_.origin() + tile.x * p_.scale;
+    const int64_t shown =
+        std::clamp<int64_t>(p_.padded_width() - tile.x * p_.scale, 0, tile.rows ? width : 0);
+    const int64_t first = std::clamp<int64_t>(-origin, 0, shown);
+    const int64_t last = std::clamp<int64_t>(p_.width - origin, first, shown);
+    bool within = true;
+    for (int64_t i = 0; i < tiles_.y.length; ++i, to += width) {
+      const int64_t row = tile.y * p_.scale + i;
+      const int64_t y = tile.rows && row < p_.padded_height()
+                            ? source_index(row + p_.origin(), p_.height, p_.padding)
+                            : -1;
+      if (y < 0) {
+        std::memset(to, 0, width * sizeof(T));
+        continue;
+      }
+      const int64_t start = offset_of(p_.image.stride, b, c, y), step = p_.image.stride[3];
+      const auto load_outside = [&](int64_t from, int64_t end) {
+        for (int64_t j = from; j < end; ++j) {
+          const int64_t x = source_index(origin + j, p_.width, p_.padding);
+          if (x < 0) {
+            to[j] = 0;
+          } else {
+            load_row(p_.image, start + x * step, step, 1, to + j);
+          }
+        }
+      };
+      load_outside(0, first);
+      load_row(p_.image, start + (origin + first) * step, step, last - first, to + first);
+      load_outside(last, shown);
+      std::memset(to + shown, 0, (width - shown) * sizeof(T));
+      within &= within_limit(to, shown);
+    }
+    return within;
+  }
+
+  // The spectrum of a pair of tiles.
+  void transform_pixels(Scratch& scratch, const T* pixels, T* spectrum) const {
+    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+      for (int64_t i = 0; i < tiles_.y.length; ++i) {
+        put(to, i, at(pixels, i * tiles_.x.length + column));
+      }
+    };
+    const auto store_columns = [&](int64_t row, const Columns<T>& from) {
+      for (int64_t i = 0; i < tiles_.x.length; ++i) {
+        put(spectrum, i * tiles_.y.length + row, at(from, i));
+      }
+    };
+    scratch.transform(pixels_[0], pixels_[1], tiles_.x.length, tiles_.y.length, load_columns,
+                      store_columns);
+  }
+
+  // Brings the inverse of a spectrum back, `rows` x `columns` of it: store(row, column, values) a
+  // vector at a time.
+  template <class Store>
+  void inverse(Scratch& scratch, const T* spectrum, int64_t rows, int64_t columns,
+               const Store& store_values) const {
+    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+      for (int64_t i = 0; i < tiles_.x.length; ++i) {
+        put(to, i, exchanged(at(spectrum, i * tiles_.y.length + column)));
+      }
+    };
+    const auto store_columns = [&](int64_t column, const Columns<T>& from) {
+      for (int64_t i = 0; i < rows; ++i) store_values(i, column, exchanged(at(from, i)));
+    };
+    scratch.transform(pixels_[1], pixels_[0], tiles_.y.length, columns, load_columns,
+                      store_columns);
+  }
+
+  // The image of the spectrum `pixels`, blurred with the kernel of the spectrum `kernel`, at the
+  // sites: store(row, column, values) a vector at a time.
+  template <class Store>
+  void blur(Scratch& scratch, const T* pixels, const T* kernel, const Store& store_values) const {
+    const int64_t columns = sites_[0].length, rows = sites_[1].length;
+    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+      for (int64_t fold = 0; fold < p_.scale * p_.scale; ++fold) {
+        const int64_t base = place(fold, column);
+        for (int64_t i = 0; i < rows; ++i) {
+          const Complex<T> x = at(pixels, base + i * tiles_.y.length);
+          const Complex<T> k = at(kernel, base + i * tiles_.y.length);
+          // Exchanged already.
+          Complex<T> product{x.re * k.im + x.im * k.re, x.re * k.re - x.im * k.im};
+          if (fold > 0) product = product + at(to, i);
+          put(to, i, product);
+        }
+      }
+    };
+    const auto store_columns = [&](int64_t column, const Columns<T>& from) {
+      for (int64_t i = 0; i < tiles_.y.sites; ++i) {
+        store_values(i, column, exchanged(at(from, i)));
+      }
+    };
+    scratch.transform(sites_[1], sites_[0], columns, tiles_.x.sites, load_columns, store_columns);
+  }
+
+  // With S the spectrum of a pair of values at the sites, load(row, column) a vector of both: adds
+  // S conj(kernel) to `image_grad`, and pixels conj(S) to `kernel_grad`, where these are asked for.
+  template <class Load>
+  void correlate(Scratch& scratch, const Load& load_values, const T* pixels, const T* kernel,
+                 T* image_grad, T* kernel_grad) const {
+    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+      for (int64_t i = 0; i < tiles_.y.sites; ++i) put(to, i, load_values(i, column));
+      const int64_t used = tiles_.y.sites * kLanes<T>;
+      const int64_t rest = sites_[0].length * kLanes<T> - used;
+      std::memset(to.re + used, 0, rest * sizeof(T));
+      std::memset(to.im + used, 0, rest * sizeof(T));
+    };
+    const auto store_columns = [&](int64_t column, const Columns<T>& from) {
+      for (int64_t fold = 0; fold < p_.scale * p_.scale; ++fold) {
+        const int64_t base = place(fold, column);
+        for (int64_t i = 0; i < sites_[1].length; ++i) {
+          const int64_t f = base + i * tiles_.y.length;
+          const Complex<T> s = at(from, i);
+          if (image_grad) {
+            const Complex<T> k = at(kernel, f);
+            const Complex<T> product{s.re * k.re + s.im * k.im, s.im * k.re - s.re * k.im};
+            put(image_grad, f, at(image_grad, f) + product);
+          }
+          if (kernel_grad) {
+            const Complex<T> x = at(pixels, f);
+            const Complex<T> product{x.re * s.re + x.im * s.im, x.im * s.re - x.re * s.im};
+            put(kernel_grad, f, at(kernel_grad, f) + product);
+          }
+        }
+      }
+    };
+    scratch.transform(sites_[0], sites_[1], tiles_.x.sites, sites_[0].length, load_columns,
+                      store_columns);
+  }
+
+  // Adds the oriented kernel of a spectrum of kernel gradients.
+  void add_kernel(Scratch& scratch, const T* spectrum, T* oriented) const {
+    const int64_t k = p_.kernel_size;
+    const T norm = T(1) / static_cast<T>(area());
+    inverse(scratch, spectrum, k, k, [&](int64_t row, int64_t column, const Complex<T>& values) {
+      for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, k - column); ++i) {
+        oriented[(column + i) * k + row] += norm * values.re[i];
+      }
+    });
+  }
+
+  // Vectors of both parts.
+  static DDRF_INLINE Complex<T> at(const Columns<T>& columns, int64_t i) {
+    Complex<T> x;
+    load<T>(x.re, columns.re + i * kLanes<T>);
+    load<T>(x.im, columns.im + i * kLanes<T>);
+    return x;
+  }
+  static DDRF_INLINE void put(const Columns<T>& columns, int64_t i, const Complex<T>& x) {
+    store<T>(columns.re + i * kLanes<T>, x.re);
+    store<T>(columns.im + i * kLanes<T>, x.im);
+  }
+  DDRF_INLINE Complex<T> at(const T* planes, int64_t i) const {
+    Complex<T> x;
+    load<T>(x.re, planes + i);
+    load<T>(x.im, planes + area() + i);
+    return x;
+  }
+  DDRF_INLINE void put(T* planes, int64_t i, const Complex<T>& x) const {
+    store<T>(planes + i, x.re);
+    store<T>(planes + area() + i, x.im);
+  }
+
+ private:
+  static DDRF_INLINE Complex<T> exchanged(const Complex<T>& x) { return {x.im, x.re}; }
+
+  // Where the part `fold` of a spectrum begins, at the column of the sites' spectrum.
+  int64_t place(int64_t fold, int64_t column) const {
+    return fold / p_.scale * sites_[1].length * tiles_.y.length +
+           fold % p_.scale * sites_[0].length + column;
+  }
+
+  const DegradeProblem& p_;
+  const FourierTiles& tiles_;
+  const Fft<T> pixels_[2], sites_[2];  // along y, along x
+};
+
+// How many samples have their spectra, `of_sample` numbers each, in memory at a time.
+template <class T>
+static int64_t samples_at_once(const DegradeProblem& p, int64_t of_sample) {
+  constexpr int64_t kBytes = 64 << 20;
+  return std::clamp<int64_t>(kBytes / (of_sample * static_cast<int64_t>(sizeof(T))), 1, p.batch);
+}
+
+// Groups that the backward pass cuts the pairs of a sample into; sums run over a group and then over
+// the groups, so this follows from the shapes alone.
+static inline int64_t pairs_of_group(const DegradeProblem& p, int64_t pairs) {
+  return divide_up(pairs, std::clamp<int64_t>(divide_up(16, p.batch), 1, pairs));
+}
+
+// ---- One kernel for the whole sample
+
+// False where numbers are beyond the limit; the output is then still to be made.
+template <class T>
+static bool forward_uniform_fourier(const DegradeProblem& p, const FourierTiles& tiles,
+                                    const Output& out, const Threads& threads) {
+  const Fourier<T> fourier(p, tiles);
+  const Buffer<T> mixed = mix_kernels(p, load_kernels<T>(p));
+  const int64_t planes = p.channels * tiles.count(), pairs = divide_up(planes, 2);
+  const int64_t size = 2 * fourier.area(), samples = samples_at_once<T>(p, size);
+  std::atomic<bool> within = within_limit(mixed.get(), p.batch * p.num_taps());
+
+  for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
+    const int64_t count = std::min(samples, p.batch - b0);
+    const Buffer<T> kernels =
+        fourier.kernel_spectra(mixed.get() + b0 * p.num_taps(), count, threads);
+    threads.parallel_for(count * pairs, [&](int64_t begin, int64_t end) {
+      auto scratch = fourier.scratch();
+      const auto pixels = Buffer<T>::uninitialised(size), spectrum = Buffer<T>::uninitialised(size);
+      const auto sites = Buffer<T>::uninitialised(2 * fourier.site_area());
+      OutputRows<T> output_rows(p, out);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = b0 + task / pairs, first = 2 * (task % pairs);
+        for (int64_t part = 0; part < 2; ++part) {
+          const int64_t plane = first + part;
+          const SiteTile tile =
+              fourier.tile(plane < planes ? plane % tiles.count() : tiles.count());
+          if (!fourier.load_pixels(b, plane / tiles.count(), tile,
+                                   pixels.get() + part * fourier.area()))
+            within = false;
+        }
+        fourier.transform_pixels(scratch, pixels.get(), spectrum.get());
+        const int64_t stride = fourier.site_stride();
+        fourier.blur(scratch, spectrum.get(), kernels.get() + (b - b0) * size,
+                     [&](int64_t row, int64_t column, const Complex<T>& values) {
+                       T* to = sites.get() + row * stride + column;
+                       store<T>(to, values.re);
+                       store<T>(to + fourier.site_area(), values.im);
+                     });
+        for (int64_t part = 0; part < 2 && first + part < planes; ++part) {
+          const SiteTile tile = fourier.tile((first + part) % tiles.count());
+          for (int64_t row = 0; row < tile.rows; ++row) {
+            output_rows.finish(b, (first + part) / tiles.count(), tile.y + row, tile.x,
+                               tile.columns,
+                               sites.get() + part * fourier.site_area() + row * stride);
+          }
+        }
+      }
+    });
+  }
+  return within;
+}
+
+// The adjoint of padding. `tiles_grad` is [batch][channels][tiles][y.length][x.length].
+template <class T>
+static void fold_tiles(const DegradeProblem& p, const DegradeGradients& g,
+                       const FourierTiles& tiles, const Buffer<T>& tiles_grad,
+                       const Threads& threads) {
+  const auto read = [&](int64_t sites) { return (sites - 1) * p.scale + p.kernel_size; };
+  const RowFold fold(p, tiles.y.count, tiles.y.sites * p.scale, read(tiles.y.sites));
+  threads.parallel_for(p.batch * p.height, [&](int64_t begin, int64_t end) {
+    Buffer<T> sum(p.width);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / p.height, y = task % p.height;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        std::memset(sum.get(), 0, p.width * sizeof(T));
+        for (int64_t n = fold.begin[y]; n < fold.begin[y + 1]; ++n) {
+          const auto [tile_row, row] = fold.sources[n];
+          for (int64_t tile_column = 0; tile_column < tiles.x.count; ++tile_column) {
+            const int64_t start = tile_column * tiles.x.sites * p.scale, origin = start + p.origin();
+            const int64_t plane = ((b * p.channels + c) * tiles.y.count + tile_row) * tiles.x.count;
+            const T* from = tiles_grad.get() +
+                            ((plane + tile_column) * tiles.y.length + row) * tiles.x.length;
+            const int64_t shown = std::min(read(tiles.x.sites), p.padded_width() - start);
+            const int64_t first = std::clamp<int64_t>(-origin, 0, shown);
+            const int64_t last = std::clamp<int64_t>(p.width - origin, first, shown);
+            const auto add_mapped = [&](int64_t j) {
+              const int64_t x = source_index(origin + j, p.width, p.padding);
+              if (x >= 0) sum[x] += from[j];
+            };
+            for (int64_t j = 0; j < first; ++j) add_mapped(j);
+            T* to = sum.get() + origin;
+            for (int64_t j = first; j < last; ++j) to[j] += from[j];
+            for (int64_t j = last; j < shown; ++j) add_mapped(j);
+          }
+        }
+        store_row(g.image, offset_of(g.image.stride, b, c, y), g.image.stride[3], p.width,
+                  sum.get());
+      }
+    }
+  });
+}
+
+// Loads one channel of the gradient at a tile's sites; false if some of it is beyond the limit.
+template <class T>
+static bool load_grad(const DegradeGradients& g, int64_t b, int64_t c, const SiteTile& tile, int64_t rows, int64_t stride, T* to) {
+  std::memset(to, 0, rows * stride * sizeof(T));
+  bool within = true;
+  for (int64_t row = 0; row < tile.rows; ++row, to += stride) {
+    const int64_t start = offset_of(g.grad.stride, b, c, tile.y + row);
+    load_row(g.grad, start + tile.x * g.grad.stride[3], g.grad.stride[3], tile.columns, to);
+    within &= within_limit(to, tile.columns);
+  }
+  return within;
+}
+
+// The inverse of a spectrum of image gradients, to two of the tiles above (or one: the second null).
+template <class T>
+static void store_tiles(const Fourier<T>& fourier, const FourierTiles& tiles,
+                        FftScratch<T>& scratch, const T* spectrum, T* first, T* second) {
+  fourier.inverse(scratch, spectrum, tiles.y.length, tiles.x.length,
+                  [&](int64_t row, int64_t column, const Complex<T>& values) {
+                    const int64_t at = row * tiles.x.length + column;
+                    store<T>(first + at, values.re);
+                    if (second) store<T>(second + at, values.im);
+                  });
+}
+
+// Makes the gradient of the image, and that of each sample's mixed kernel [B][k * k].
+template <class T>
+static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles& tiles,
+                                     const DegradeGradients& g, const Buffer<T>& mixed,
+                                     Buffer<T>& mixed_grad, const Threads& threads) {
+  const Fourier<T> fourier(p, tiles);
+  const bool to_kernels = g.kernels.data || g.weights.data;
+  const int64_t planes = p.channels * tiles.count(), pairs = divide_up(planes, 2);
+  const int64_t group = pairs_of_group(p, pairs), groups = divide_up(pairs, group);
+  const int64_t area = fourier.area(), size = 2 * area, taps = p.num_taps();
+  const int64_t samples = samples_at_once<T>(p, size);
+  const auto tiles_grad =
+      Buffer<T>::uninitialised(g.image.data ? p.batch * planes * area : 0);
+  Buffer<T> partial(to_kernels ? p.batch * groups * taps : 0);
+  std::atomic<bool> within = within_limit(mixed.get(), p.batch * taps);
+
+  for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
+    const int64_t count = std::min(samples, p.batch - b0);
+    const Buffer<T> kernels =
+        fourier.kernel_spectra(mixed.get() + b0 * taps, g.image.data ? count : 0, threads);
+    threads.parallel_for(count * groups, [&](int64_t begin, int64_t end) {
+      auto scratch = fourier.scratch();
+      const auto pixels = Buffer<T>::uninitialised(size), spectrum = Buffer<T>::uninitialised(size);
+      const auto grad = Buffer<T>::uninitialised(2 * fourier.site_area());
+      const auto image_grad = Buffer<T>::uninitialised(g.image.data ? size : 0);
+      const auto kernel_grad = Buffer<T>::uninitialised(to_kernels ? size : 0);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = b0 + task / groups, first = task % groups * group;
+        if (to_kernels) std::memset(kernel_grad.get(), 0, size * sizeof(T));
+        for (int64_t pair = first; pair < std::min(first + group, pairs); ++pair) {
+          for (int64_t part = 0; part < 2; ++part) {
+            const int64_t plane = 2 * pair + part, c = plane / tiles.count();
+            const SiteTile tile =
+                fourier.tile(plane < planes ? plane % tiles.count() : tiles.count());
+            if (to_kernels && !fourier.load_pixels(b, c, tile, pixels.get() + part * area))
+              within = false;
+            if (!load_grad(g, b, c, tile, tiles.y.sites, fourier.site_stride(),
+                           grad.get() + part * fourier.site_area()))
+              within = false;
+          }
+          if (to_kernels) fourier.transform_pixels(scratch, pixels.get(), spectrum.get());
+          if (g.image.data) std::memset(image_grad.get(), 0, size * sizeof(T));
+          const auto load_values = [&](int64_t row, int64_t column) {
+            const T* from = grad.get() + row * fourier.site_stride() + column;
+            Complex<T> x;
+            load<T>(x.re, from);
+            load<T>(x.im, from + fourier.site_area());
+            return x;
+          };
+          fourier.correlate(scratch, load_values, spectrum.get(), kernels.get() + (b - b0) * size,
+                            g.image.data ? image_grad.get() : nullptr,
+                            to_kernels ? kernel_grad.get() : nullptr);
+          if (!g.image.data) continue;
+          T* to = tiles_grad.get() + (b * planes + 2 * pair) * area;
+          store_tiles(fourier, tiles, scratch, image_grad.get(), to,
+                      2 * pair + 1 < planes ? to + area : nullptr);
+        }
+        if (to_kernels) {
+          fourier.add_kernel(scratch, kernel_grad.get(),
+                             partial.get() + (b * groups + task % groups) * taps);
+        }
+      }
+    });
+  }
+  if (!within) return false;
+  if (g.image.data) fold_tiles(p, g, tiles, tiles_grad, threads);
+  for (int64_t n = 0; to_kernels && n < p.batch * groups; ++n) {
+    T* to = mixed_grad.get() + n / groups * taps;
+    for (int64_t tap = 0; tap < taps; ++tap) to[tap] += partial[n * taps + tap];
+  }
+  return true;
+}
+
+// ---- Weights that vary over the image
+
+// Loads the weights of one kernel at a tile's sites; false if some are beyond the limit.
+template <class T>
+static bool load_weights(const WeightRows<T>& weight_rows, int64_t b, int64_t m,
+                         const SiteTile& tile, int64_t rows, int64_t stride, T* scratch, T* to) {
+  std::memset(to, 0, rows * stride * sizeof(T));
+  bool within = true;
+  for (int64_t row = 0; row < tile.rows; ++row, to += stride) {
+    weight_rows.load_kernel(b, m, tile.y + row, tile.x, tile.columns, scratch, to);
+    within &= within_limit(to, tile.columns);
+  }
+  return within;
+}
+
+// Samples whose banks have their spectra in memory at a time: all of them where they share one.
+template <class T>
+static int64_t banks_at_once(const DegradeProblem& p, int64_t size) {
+  return p.kernels_per_sample ? samples_at_once<T>(p, p.num_kernels * size) : p.batch;
+}
+
+template <class T>
+static bool forward_mixed_fourier(const DegradeProblem& p, const FourierTiles& tiles,
+                                  const Output& out, const Threads& threads) {
+  const Fourier<T> fourier(p, tiles);
+  const WeightRows<T> weight_rows(p);
+  const Buffer<T> kernels = load_kernels<T>(p);
+  const int64_t pairs = divide_up(tiles.count(), 2);
+  const int64_t size = 2 * fourier.area(), samples = banks_at_once<T>(p, size);
+  const int64_t site_area = fourier.site_area(), stride = fourier.site_stride();
+  std::atomic<bool> within =
+      within_limit(kernels.get(), p.num_banks() * p.num_kernels * p.num_taps());
+
+  for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
+    const int64_t count = std::min(samples, p.batch - b0);
+    const Buffer<T> spectra =
+        fourier.kernel_spectra(kernels_of(p, kernels, b0),
+                               (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
+    threads.parallel_for(count * pairs, [&](int64_t begin, int64_t end) {
+      auto scratch = fourier.scratch();
+      const auto pixels = Buffer<T>::uninitialised(size);
+      const auto spectrum = Buffer<T>::uninitialised(p.channels * size);
+      const auto weights = Buffer<T>::uninitialised(2 * site_area);
+      const auto sites = Buffer<T>::uninitialised(p.channels * 2 * site_area);
+      Buffer<T> line(weight_rows.scratch_size());
+      OutputRows<T> output_rows(p, out);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = b0 + task / pairs, first = 2 * (task % pairs);
+        const SiteTile tile[2] = {fourier.tile(first), fourier.tile(first + 1)};
+        for (int64_t c = 0; c < p.channels; ++c) {
+          for (int64_t part = 0; part < 2; ++part) {
+            if (!fourier.load_pixels(b, c, tile[part], pixels.get() + part * fourier.area()))
+              within = false;
+          }
+          fourier.transform_pixels(scratch, pixels.get(), spectrum.get() + c * size);
+        }
+        std::memset(sites.get(), 0, p.channels * 2 * site_area * sizeof(T));
+        const T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
+        for (int64_t m = 0; m < p.num_kernels; ++m) {
+          for (int64_t part = 0; part < 2; ++part) {
+            if (!load_weights(weight_rows, b, m, tile[part], tiles.y.sites, stride, line.get(),
+                              weights.get() + part * site_area))
+              within = false;
+          }
+          for (int64_t c = 0; c < p.channels; ++c) {
+            T* of_channel = sites.get() + c * 2 * site_area;
+            const auto add_values = [&](int64_t row, int64_t column, const Complex<T>& values) {
+              const int64_t at = row * stride + column;
+              Complex<T> weight, sum;
+              load<T>(weight.re, weights.get() + at);
+              load<T>(weight.im, weights.get() + site_area + at);
+              load<T>(sum.re, of_channel + at);
+              load<T>(sum.im, of_channel + site_area + at);
+              store<T>(of_channel + at, sum.re + weight.re * values.re);
+              store<T>(of_channel + site_area + at, sum.im + weight.im * values.im);
+            };
+            fourier.blur(scratch, spectrum.get() + c * size, bank + m * size, add_values);
+          }
+        }
+        for (int64_t c = 0; c < p.channels; ++c) {
+          for (int64_t part = 0; part < 2; ++part) {
+            for (int64_t row = 0; row < tile[part].rows; ++row) {
+              output_rows.finish(b, c, tile[part].y + row, tile[part].x, tile[part].columns,
+                                 sites.get() + (c * 2 + part) * site_area + row * stride);
+            }
+          }
+        }
+      }
+    });
+  }
+  return within;
+}
+
+// Fills `site_grad` and `kernel_grad` [B|1][M][k * k] of the gradients that are asked for, stores
+// those of the image.
+template <class T>
+static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& tiles,
+                                   const DegradeGradients& g, const WeightRows<T>& weight_rows,
+                                   const Buffer<T>& kernels, Buffer<T>& kernel_grad,
+                                   const SiteGradients<T>& site_grad, const Threads& threads) {
+  const Fourier<T> fourier(p, tiles);
+  const int64_t pairs = divide_up(tiles.count(), 2), group = pairs_of_group(p, pairs);
+  const int64_t groups = divide_up(pairs, group), area = fourier.area(), size = 2 * area;
+  const int64_t samples = banks_at_once<T>(p, size), bank_size = p.num_kernels * p.num_taps();
+  const int64_t site_area = fourier.site_area(), stride = fourier.site_stride();
+  const bool to_image = g.image.data, to_kernels = g.kernels.data, to_weights = g.weights.data;
+  const auto tiles_grad =
+      Buffer<T>::uninitialised(to_image ? p.batch * p.channels * tiles.count() * area : 0);
+  Buffer<T> partial(to_kernels ? p.batch * groups * bank_size : 0);
+  std::atomic<bool> within = within_limit(kernels.get(), p.num_banks() * bank_size);
+
+  for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
+    const int64_t count = std::min(samples, p.batch - b0);
+    const Buffer<T> spectra =
+        fourier.kernel_spectra(kernels_of(p, kernels, b0),
+                               (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
+    threads.parallel_for(count * groups, [&](int64_t begin, int64_t end) {
+      auto scratch = fourier.scratch();
+      const auto pixels = Buffer<T>::uninitialised(size);
+      const auto spectrum = Buffer<T>::uninitialised(p.channels * size);
+      const auto grad = Buffer<T>::uninitialised(p.channels * 2 * site_area);
+      const auto weights = Buffer<T>::uninitialised(2 * site_area);
+      const auto weight_grad = Buffer<T>::uninitialised(to_weights ? 2 * site_area : 0);
+      const auto image_spectrum = Buffer<T>::uninitialised(to_image ? p.channels * size : 0);
+      const auto kernel_spectrum = Buffer<T>::uninitialised(to_kernels ? p.num_kernels * size : 0);
+      Buffer<T> line(weight_rows.scratch_size());
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = b0 + task / groups, first_pair = task % groups * group;
+        const T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
+        if (to_kernels) std::memset(kernel_spectrum.get(), 0, p.num_kernels * size * sizeof(T));
+        for (int64_t pair = first_pair; pair < std::min(first_pair + group, pairs); ++pair) {
+          const SiteTile tile[2] = {fourier.tile(2 * pair), fourier.tile(2 * pair + 1)};
+          for (int64_t c = 0; c < p.channels; ++c) {
+            for (int64_t part = 0; part < 2; ++part) {
+              if (!fourier.load_pixels(b, c, tile[part], pixels.get() + part * area) ||
+                  !load_grad(g, b, c, tile[part], tiles.y.sites, stride,
+                             grad.get() + (c * 2 + part) * site_area))
+                within = false;
+            }
+            if (to_kernels || to_weights)
+              fourier.transform_pixels(scratch, pixels.get(), spectrum.get() + c * size);
+          }
+          if (to_image) std::memset(image_spectrum.get(), 0, p.channels * size * sizeof(T));
+          for (int64_t m = 0; m < p.num_kernels; ++m) {
+            for (int64_t part = 0; part < 2; ++part) {
+              if (!load_weights(weight_rows, b, m, tile[part], tiles.y.sites, stride, line.get(),
+                                weights.get() + part * site_area))
+                within = false;
+            }
+            if (to_weights) std::memset(weight_grad.get(), 0, 2 * site_area * sizeof(T));
+            for (int64_t c = 0; c < p.channels; ++c) {
+              const T* of_channel = grad.get() + c * 2 * site_area;
+              const auto load_pair = [&](const T* from, int64_t row, int64_t column) {
+                Complex<T> x;
+                load<T>(x.re, from + row * stride + column);
+                load<T>(x.im, from + site_area + row * stride + column);
+                return x;
+              };
+              const auto weighted_grad = [&](int64_t row, int64_t column) {
+                const Complex<T> x = load_pair(of_channel, row, column);
+                const Complex<T> weight = load_pair(weights.get(), row, column);
+                return Complex<T>{x.re * weight.re, x.im * weight.im};
+              };
+              const auto add_weight_grad = [&](int64_t row, int64_t column,
+                                               const Complex<T>& values) {
+                const Complex<T> x = load_pair(of_channel, row, column);
+                const Complex<T> sum = load_pair(weight_grad.get(), row, column);
+                T* to = weight_grad.get() + row * stride + column;
+                store<T>(to, sum.re + x.re * values.re);
+                store<T>(to + site_area, sum.im + x.im * values.im);
+              };
+              if (to_image || to_kernels) {
+                fourier.correlate(scratch, weighted_grad, spectrum.get() + c * size,
+                                  bank + m * size,
+                                  to_image ? image_spectrum.get() + c * size : nullptr,
+                                  to_kernels ? kernel_spectrum.get() + m * size : nullptr);
+              }
+              if (to_weights) {
+                fourier.blur(scratch, spectrum.get() + c * size, bank + m * size, add_weight_grad);
+              }
+            }
+            for (int64_t part = 0; to_weights && part < 2; ++part) {
+              for (int64_t row = 0; row < tile[part].rows; ++row) {
+                site_grad.store(b, m, tile[part].y + row, tile[part].x, tile[part].columns,
+                                weight_grad.get() + part * site_area + row * stride);
+              }
+            }
+          }
+          for (int64_t c = 0; to_image && c < p.channels; ++c) {
+            T* to = tiles_grad.get() +
+                    ((b * p.channels + c) * tiles.count() + 2 * pair) * area;
+            store_tiles(fourier, tiles, scratch, image_spectrum.get() + c * size, to,
+                        2 * pair + 1 < tiles.count() ? to + area : nullptr);
+          }
+        }
+        for (int64_t m = 0; to_kernels && m < p.num_kernels; ++m) {
+          fourier.add_kernel(
+              scratch, kernel_spectrum.get() + m * size,
+              partial.get() + (b * groups + task % groups) * bank_size + m * p.num_taps());
+        }
+      }
+    });
+  }
+  if (!within) return false;
+  if (to_image) fold_tiles(p, g, tiles, tiles_grad, threads);
+  if (to_kernels) sum_banks(p, partial, groups, kernel_grad);
+  return true;
+}
