@@ -31,6 +31,12 @@ DDRF_INLINE Complex<T> rotate(const Complex<T>& a, T re, T im) {
   return {a.re * re - a.im * im, a.re * im + a.im * re};
 }
 
+// The product of the real parts, and that of the imaginary parts.
+template <class T>
+DDRF_INLINE Complex<T> each(const Complex<T>& a, const Complex<T>& b) {
+  return {a.re * b.re, a.im * b.im};
+}
+
 // The transforms of a few numbers, in place.
 template <class T>
 DDRF_INLINE void butterfly(Complex<T> (&x)[3]) {
@@ -85,33 +91,46 @@ DDRF_INLINE void butterfly(Complex<T> (&x)[8]) {
   }
 }
 
-// The columns that a thread transforms, as real and imaginary parts [length][lanes].
+// Vectors of complex numbers, the i-th at i * stride in either part.
 template <class T>
 struct Columns {
   T *re, *im;
+  int64_t stride;
+
+  DDRF_INLINE Complex<T> operator[](int64_t i) const {
+    Complex<T> x;
+    load<T>(x.re, re + i * stride);
+    load<T>(x.im, im + i * stride);
+    return x;
+  }
+  DDRF_INLINE void put(int64_t i, const Complex<T>& x) const {
+    store<T>(re + i * stride, x.re);
+    store<T>(im + i * stride, x.im);
+  }
+  Columns exchanged() const { return {im, re, stride}; }
 };
+
+// A matrix with `length` rows held as blocks of kLanes columns, so that those are read in a stream.
+template <class T>
+static Columns<T> block_columns(T* matrix, int64_t column, int64_t length) {
+  T* re = matrix + 2 * column * length;
+  return {re, re + kLanes<T>, 2 * kLanes<T>};
+}
 
 // One pass: `groups` transforms of kRadix numbers for each of `done` results of the passes before.
 template <int kRadix, bool kLast, class T>
-static void fft_pass(const T* twiddle, int64_t groups, int64_t done, const Columns<T>& from,
-                     const Columns<T>& to) {
-  constexpr int64_t kStep = kLanes<T>;
+static void fft_pass(const T* twiddle, int64_t groups, int64_t done, const Columns<T> from,
+                     const Columns<T> to) {
   for (int64_t group = 0; group < groups; ++group, twiddle += 2 * (kRadix - 1)) {
     for (int64_t q = 0; q < done; ++q) {
       Complex<T> x[kRadix];
 #pragma GCC unroll 8
-      for (int i = 0; i < kRadix; ++i) {
-        const int64_t at = (q + done * (group + groups * i)) * kStep;
-        load<T>(x[i].re, from.re + at);
-        load<T>(x[i].im, from.im + at);
-      }
+      for (int i = 0; i < kRadix; ++i) x[i] = from[q + done * (group + groups * i)];
       butterfly(x);
 #pragma GCC unroll 8
       for (int i = 0; i < kRadix; ++i) {
         if (!kLast && i > 0) x[i] = rotate(x[i], twiddle[2 * i - 2], twiddle[2 * i - 1]);
-        const int64_t at = (q + done * (kRadix * group + i)) * kStep;
-        store<T>(to.re + at, x[i].re);
-        store<T>(to.im + at, x[i].im);
+        to.put(q + done * (kRadix * group + i), x[i]);
       }
     }
   }
@@ -124,33 +143,41 @@ static void fft_pass(bool last, const T* twiddle, int64_t groups, int64_t done,
   run(twiddle, groups, done, from, to);
 }
 
-// Transforms a[0]; the result is in the one that is returned, the other is scratch.
+// Transforms `from`, which may be scratch[1], to `to`, which may be scratch[kept_in(fft)].
 template <class T>
-static const Columns<T>& fft_columns(const Fft<T>& fft, const Columns<T> (&a)[2]) {
+static void fft_columns(const Fft<T>& fft, Columns<T> from, const Columns<T> (&scratch)[2],
+                        const Columns<T>& to) {
   int64_t done = 1, twiddle = 0;
-  int at = 0;
+  int free = 0;
   for (const int radix : fft.radices) {
     const int64_t groups = fft.length / done / radix;
     const bool last = groups == 1;
     const T* w = fft.twiddles.data() + twiddle;
+    const Columns<T>& target = last ? to : scratch[free];
     switch (radix) {
       case 3:
-        fft_pass<3>(last, w, groups, done, a[at], a[1 - at]);
+        fft_pass<3>(last, w, groups, done, from, target);
         break;
       case 4:
-        fft_pass<4>(last, w, groups, done, a[at], a[1 - at]);
+        fft_pass<4>(last, w, groups, done, from, target);
         break;
       case 5:
-        fft_pass<5>(last, w, groups, done, a[at], a[1 - at]);
+        fft_pass<5>(last, w, groups, done, from, target);
         break;
       default:
-        fft_pass<8>(last, w, groups, done, a[at], a[1 - at]);
+        fft_pass<8>(last, w, groups, done, from, target);
     }
     twiddle += 2 * (radix - 1) * groups;
     done *= radix;
-    at = 1 - at;
+    from = target;
+    free = 1 - free;
   }
-  return a[at];
+}
+
+// Which half of the scratch is free at the end.
+template <class T>
+static int kept_in(const Fft<T>& fft) {
+  return static_cast<int>(fft.radices.size() + 1) % 2;
 }
 
 template <class T, size_t... kIndex>
@@ -192,43 +219,46 @@ class FftScratch {
         turned_(Buffer<T>::uninitialised(2 * area)),
         longest_(longest) {}
 
-  // Transforms a matrix along its first axis, and along its second. A load(column, to) brings
-  // kLanes columns from `column` on; the result is stored by store(row, from), transposed: kLanes
-  // of its rows from `row` on are the columns of `from`. Columns from `filled` on are zero, and rows
-  // from `wanted` on are not computed.
+  // Transforms a matrix along its first axis, and along its second. load(column, scratch) tells
+  // where kLanes columns from `column` on are, which may be the scratch that it fills. Of the result,
+  // kLanes rows from `row` on are the columns that store(row, columns) is given; or else store(row)
+  // tells where they go. Columns from `filled` on are zero, and rows from `wanted` on are not
+  // computed.
   template <class Load, class Store>
   void transform(const Fft<T>& first, const Fft<T>& second, int64_t filled, int64_t wanted,
                  const Load& load_columns, const Store& store_columns) {
     constexpr int64_t kStep = kLanes<T>;
-    const int64_t rows = first.length, area = rows * second.length;
-    T* turned[2] = {turned_.get(), turned_.get() + area};
-    const Columns<T> a[2] = {part(0), part(1)};
+    const Columns<T> scratch[2] = {part(0), part(1)};
+    const Columns<T> kept = scratch[kept_in(first)];
     int64_t column = 0;
     for (; column < filled; column += kStep) {
-      load_columns(column, a[0]);
-      const Columns<T>& result = fft_columns(first, a);
-      for (int64_t row = 0; row < rows; row += kStep) {
-        transpose(result.re + row * kStep, turned[0] + column * rows + row, rows);
-        transpose(result.im + row * kStep, turned[1] + column * rows + row, rows);
+      fft_columns(first, load_columns(column, scratch[1]), scratch, kept);
+      for (int64_t row = 0; row < first.length; row += kStep) {
+        const Columns<T> to = block_columns(turned_.get(), row, second.length);
+        transpose(kept.re + row * kStep, to.re + column * to.stride, to.stride);
+        transpose(kept.im + row * kStep, to.im + column * to.stride, to.stride);
       }
     }
-    for (T* t : turned) std::memset(t + column * rows, 0, (area - column * rows) * sizeof(T));
     for (int64_t row = 0; row < wanted; row += kStep) {
-      for (int64_t i = 0; i < second.length; ++i) {
-        Complex<T> x;
-        load<T>(x.re, turned[0] + i * rows + row);
-        load<T>(x.im, turned[1] + i * rows + row);
-        store<T>(a[0].re + i * kStep, x.re);
-        store<T>(a[0].im + i * kStep, x.im);
+      const Columns<T> from = block_columns(turned_.get(), row, second.length);
+      if (column < second.length) {
+        std::memset(from.re + column * from.stride, 0,
+                    (second.length - column) * from.stride * sizeof(T));
       }
-      store_columns(row, fft_columns(second, a));
+      if constexpr (std::is_invocable_v<Store, int64_t>) {
+        fft_columns(second, from, scratch, store_columns(row));
+      } else {
+        const Columns<T> result = scratch[kept_in(second)];
+        fft_columns(second, from, scratch, result);
+        store_columns(row, result);
+      }
     }
   }
 
  private:
   Columns<T> part(int i) const {
     T* re = columns_.get() + 2 * i * longest_ * kLanes<T>;
-    return {re, re + longest_ * kLanes<T>};
+    return {re, re + longest_ * kLanes<T>, kLanes<T>};
   }
 
   Buffer<T> columns_, turned_;

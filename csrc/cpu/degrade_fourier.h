@@ -71,14 +71,14 @@ class Fourier {
           for (int64_t b = column; b < std::min<int64_t>(column + kLanes<T>, k); ++b) {
             for (int64_t a = 0; a < k; ++a) to.re[a * kLanes<T> + b - column] = kernel[b * k + a];
           }
+          return to;
         };
         T* spectrum = spectra.get() + m * 2 * area();
-        const auto store_columns = [&](int64_t row, const Columns<T>& from) {
+        const auto store_columns = [&](int64_t row, const Columns<T> from) {
+          const Columns<T> to = spectrum_columns(spectrum, row);
           for (int64_t i = 0; i < tiles_.x.length; ++i) {
-            Complex<T> x = at(from, i);
-            x = x * norm;
-            x.im = -x.im;
-            put(spectrum, i * tiles_.y.length + row, x);
+            const Complex<T> x = from[i] * norm;
+            to.put(i, {x.re, -x.im});
           }
         };
         scratch.transform(pixels_[0], pixels_[1], k, tiles_.y.length, load_columns, store_columns);
@@ -125,91 +125,79 @@ class Fourier {
   }
 
   // The spectrum of a pair of tiles.
-  void transform_pixels(Scratch& scratch, const T* pixels, T* spectrum) const {
-    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
-      for (int64_t i = 0; i < tiles_.y.length; ++i) {
-        put(to, i, at(pixels, i * tiles_.x.length + column));
-      }
+  void transform_pixels(Scratch& scratch, T* pixels, T* spectrum) const {
+    const auto load_columns = [&](int64_t column, const Columns<T>&) {
+      return Columns<T>{pixels + column, pixels + area() + column, tiles_.x.length};
     };
-    const auto store_columns = [&](int64_t row, const Columns<T>& from) {
-      for (int64_t i = 0; i < tiles_.x.length; ++i) {
-        put(spectrum, i * tiles_.y.length + row, at(from, i));
-      }
-    };
+    const auto store_columns = [&](int64_t row) { return spectrum_columns(spectrum, row); };
     scratch.transform(pixels_[0], pixels_[1], tiles_.x.length, tiles_.y.length, load_columns,
                       store_columns);
   }
 
-  // Brings the inverse of a spectrum back, `rows` x `columns` of it: store(row, column, values) a
-  // vector at a time.
+  // The inverse of a spectrum, up to `wanted` columns: store(column, values) vectors of columns.
   template <class Store>
-  void inverse(Scratch& scratch, const T* spectrum, int64_t rows, int64_t columns,
-               const Store& store_values) const {
-    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
-      for (int64_t i = 0; i < tiles_.x.length; ++i) {
-        put(to, i, exchanged(at(spectrum, i * tiles_.y.length + column)));
-      }
+  void inverse(Scratch& scratch, T* spectrum, int64_t wanted, const Store& store_values) const {
+    const auto load_columns = [&](int64_t column, const Columns<T>&) {
+      return spectrum_columns(spectrum, column).exchanged();
     };
     const auto store_columns = [&](int64_t column, const Columns<T>& from) {
-      for (int64_t i = 0; i < rows; ++i) store_values(i, column, exchanged(at(from, i)));
+      store_values(column, from.exchanged());
     };
-    scratch.transform(pixels_[1], pixels_[0], tiles_.y.length, columns, load_columns,
-                      store_columns);
+    scratch.transform(pixels_[1], pixels_[0], tiles_.y.length, wanted, load_columns, store_columns);
   }
 
   // The image of the spectrum `pixels`, blurred with the kernel of the spectrum `kernel`, at the
-  // sites: store(row, column, values) a vector at a time.
+  // sites: store(column, values) vectors of columns.
   template <class Store>
-  void blur(Scratch& scratch, const T* pixels, const T* kernel, const Store& store_values) const {
-    const int64_t columns = sites_[0].length, rows = sites_[1].length;
-    const auto load_columns = [&](int64_t column, const Columns<T>& to) {
+  void blur(Scratch& scratch, T* pixels, T* kernel, const Store& store_values) const {
+    const auto load_columns = [&](int64_t column, const Columns<T> to) {
       for (int64_t fold = 0; fold < p_.scale * p_.scale; ++fold) {
-        const int64_t base = place(fold, column);
-        for (int64_t i = 0; i < rows; ++i) {
-          const Complex<T> x = at(pixels, base + i * tiles_.y.length);
-          const Complex<T> k = at(kernel, base + i * tiles_.y.length);
-          // Exchanged already.
-          Complex<T> product{x.re * k.im + x.im * k.re, x.re * k.re - x.im * k.im};
-          if (fold > 0) product = product + at(to, i);
-          put(to, i, product);
+        const Columns<T> of_pixels = spectrum_columns(pixels, column, fold);
+        const Columns<T> of_kernel = spectrum_columns(kernel, column, fold);
+        for (int64_t i = 0; i < sites_[1].length; ++i) {
+          const Complex<T> x = of_pixels[i], k = of_kernel[i];
+          const Complex<T> product{x.re * k.re - x.im * k.im, x.re * k.im + x.im * k.re};
+          to.put(i, fold > 0 ? to[i] + product : product);
         }
       }
+      return to.exchanged();
     };
     const auto store_columns = [&](int64_t column, const Columns<T>& from) {
-      for (int64_t i = 0; i < tiles_.y.sites; ++i) {
-        store_values(i, column, exchanged(at(from, i)));
-      }
+      store_values(column, from.exchanged());
     };
-    scratch.transform(sites_[1], sites_[0], columns, tiles_.x.sites, load_columns, store_columns);
+    scratch.transform(sites_[1], sites_[0], sites_[0].length, tiles_.x.sites, load_columns,
+                      store_columns);
   }
 
-  // With S the spectrum of a pair of values at the sites, load(row, column) a vector of both: adds
+  // With S the spectrum of a pair of values at the sites, load(column, to) columns of both: adds
   // S conj(kernel) to `image_grad`, and pixels conj(S) to `kernel_grad`, where these are asked for.
   template <class Load>
-  void correlate(Scratch& scratch, const Load& load_values, const T* pixels, const T* kernel,
-                 T* image_grad, T* kernel_grad) const {
+  void correlate(Scratch& scratch, const Load& load_values, T* pixels, T* kernel, T* image_grad,
+                 T* kernel_grad) const {
     const auto load_columns = [&](int64_t column, const Columns<T>& to) {
-      for (int64_t i = 0; i < tiles_.y.sites; ++i) put(to, i, load_values(i, column));
+      load_values(column, to);
       const int64_t used = tiles_.y.sites * kLanes<T>;
       const int64_t rest = sites_[0].length * kLanes<T> - used;
       std::memset(to.re + used, 0, rest * sizeof(T));
       std::memset(to.im + used, 0, rest * sizeof(T));
+      return to;
     };
-    const auto store_columns = [&](int64_t column, const Columns<T>& from) {
+    const auto store_columns = [&](int64_t column, const Columns<T> from) {
       for (int64_t fold = 0; fold < p_.scale * p_.scale; ++fold) {
-        const int64_t base = place(fold, column);
-        for (int64_t i = 0; i < sites_[1].length; ++i) {
-          const int64_t f = base + i * tiles_.y.length;
-          const Complex<T> s = at(from, i);
-          if (image_grad) {
-            const Complex<T> k = at(kernel, f);
-            const Complex<T> product{s.re * k.re + s.im * k.im, s.im * k.re - s.re * k.im};
-            put(image_grad, f, at(image_grad, f) + product);
+        if (image_grad) {
+          const Columns<T> of_kernel = spectrum_columns(kernel, column, fold);
+          const Columns<T> sum = spectrum_columns(image_grad, column, fold);
+          for (int64_t i = 0; i < sites_[1].length; ++i) {
+            const Complex<T> s = from[i], k = of_kernel[i];
+            sum.put(i, sum[i] + Complex<T>{s.re * k.re + s.im * k.im, s.im * k.re - s.re * k.im});
           }
-          if (kernel_grad) {
-            const Complex<T> x = at(pixels, f);
-            const Complex<T> product{x.re * s.re + x.im * s.im, x.im * s.re - x.re * s.im};
-            put(kernel_grad, f, at(kernel_grad, f) + product);
+        }
+        if (kernel_grad) {
+          const Columns<T> of_pixels = spectrum_columns(pixels, column, fold);
+          const Columns<T> sum = spectrum_columns(kernel_grad, column, fold);
+          for (int64_t i = 0; i < sites_[1].length; ++i) {
+            const Complex<T> s = from[i], x = of_pixels[i];
+            sum.put(i, sum[i] + Complex<T>{x.re * s.re + x.im * s.im, x.im * s.re - x.re * s.im});
           }
         }
       }
@@ -219,45 +207,29 @@ class Fourier {
   }
 
   // Adds the oriented kernel of a spectrum of kernel gradients.
-  void add_kernel(Scratch& scratch, const T* spectrum, T* oriented) const {
+  void add_kernel(Scratch& scratch, T* spectrum, T* oriented) const {
     const int64_t k = p_.kernel_size;
     const T norm = T(1) / static_cast<T>(area());
-    inverse(scratch, spectrum, k, k, [&](int64_t row, int64_t column, const Complex<T>& values) {
-      for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, k - column); ++i) {
-        oriented[(column + i) * k + row] += norm * values.re[i];
+    inverse(scratch, spectrum, k, [&](int64_t column, const Columns<T>& from) {
+      for (int64_t row = 0; row < k; ++row) {
+        for (int64_t b = column; b < std::min<int64_t>(column + kLanes<T>, k); ++b)
+          oriented[b * k + row] += norm * from.re[row * from.stride + b - column];
       }
     });
   }
 
-  // Vectors of both parts.
-  static DDRF_INLINE Complex<T> at(const Columns<T>& columns, int64_t i) {
-    Complex<T> x;
-    load<T>(x.re, columns.re + i * kLanes<T>);
-    load<T>(x.im, columns.im + i * kLanes<T>);
-    return x;
-  }
-  static DDRF_INLINE void put(const Columns<T>& columns, int64_t i, const Complex<T>& x) {
-    store<T>(columns.re + i * kLanes<T>, x.re);
-    store<T>(columns.im + i * kLanes<T>, x.im);
-  }
-  DDRF_INLINE Complex<T> at(const T* planes, int64_t i) const {
-    Complex<T> x;
-    load<T>(x.re, planes + i);
-    load<T>(x.im, planes + area() + i);
-    return x;
-  }
-  DDRF_INLINE void put(T* planes, int64_t i, const Complex<T>& x) const {
-    store<T>(planes + i, x.re);
-    store<T>(planes + area() + i, x.im);
+  // Columns at a tile's sites; planes of both parts.
+  Columns<T> site_columns(T* sites, int64_t column) const {
+    return {sites + column, sites + site_area() + column, site_stride()};
   }
 
  private:
-  static DDRF_INLINE Complex<T> exchanged(const Complex<T>& x) { return {x.im, x.re}; }
-
-  // Where the part `fold` of a spectrum begins, at the column of the sites' spectrum.
-  int64_t place(int64_t fold, int64_t column) const {
-    return fold / p_.scale * sites_[1].length * tiles_.y.length +
-           fold % p_.scale * sites_[0].length + column;
+  // Columns of a spectrum, or of that part of it that the sites' spectrum has as its part `fold`.
+  Columns<T> spectrum_columns(T* spectrum, int64_t column, int64_t fold = 0) const {
+    const Columns<T> all =
+        block_columns(spectrum, column + fold % p_.scale * sites_[0].length, tiles_.x.length);
+    const int64_t first = fold / p_.scale * sites_[1].length * all.stride;
+    return {all.re + first, all.im + first, all.stride};
   }
 
   const DegradeProblem& p_;
@@ -312,10 +284,9 @@ static bool forward_uniform_fourier(const DegradeProblem& p, const FourierTiles&
         fourier.transform_pixels(scratch, pixels.get(), spectrum.get());
         const int64_t stride = fourier.site_stride();
         fourier.blur(scratch, spectrum.get(), kernels.get() + (b - b0) * size,
-                     [&](int64_t row, int64_t column, const Complex<T>& values) {
-                       T* to = sites.get() + row * stride + column;
-                       store<T>(to, values.re);
-                       store<T>(to + fourier.site_area(), values.im);
+                     [&](int64_t column, const Columns<T> from) {
+                       const Columns<T> to = fourier.site_columns(sites.get(), column);
+                       for (int64_t i = 0; i < tiles.y.sites; ++i) to.put(i, from[i]);
                      });
         for (int64_t part = 0; part < 2 && first + part < planes; ++part) {
           const SiteTile tile = fourier.tile((first + part) % tiles.count());
@@ -387,13 +358,16 @@ static bool load_grad(const DegradeGradients& g, int64_t b, int64_t c, const Sit
 // The inverse of a spectrum of image gradients, to two of the tiles above (or one: the second null).
 template <class T>
 static void store_tiles(const Fourier<T>& fourier, const FourierTiles& tiles,
-                        FftScratch<T>& scratch, const T* spectrum, T* first, T* second) {
-  fourier.inverse(scratch, spectrum, tiles.y.length, tiles.x.length,
-                  [&](int64_t row, int64_t column, const Complex<T>& values) {
-                    const int64_t at = row * tiles.x.length + column;
-                    store<T>(first + at, values.re);
-                    if (second) store<T>(second + at, values.im);
-                  });
+                        FftScratch<T>& scratch, T* spectrum, T* first, T* second) {
+  const int64_t stride = tiles.x.length;
+  fourier.inverse(scratch, spectrum, stride, [&](int64_t column, const Columns<T> from) {
+    T *re = first + column, *im = second + column;
+    for (int64_t i = 0; i < tiles.y.length; ++i) {
+      const Complex<T> values = from[i];
+      store<T>(re + i * stride, values.re);
+      if (second) store<T>(im + i * stride, values.im);
+    }
+  });
 }
 
 // Makes the gradient of the image, and that of each sample's mixed kernel [B][k * k].
@@ -438,12 +412,9 @@ static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles
           }
           if (to_kernels) fourier.transform_pixels(scratch, pixels.get(), spectrum.get());
           if (g.image.data) std::memset(image_grad.get(), 0, size * sizeof(T));
-          const auto load_values = [&](int64_t row, int64_t column) {
-            const T* from = grad.get() + row * fourier.site_stride() + column;
-            Complex<T> x;
-            load<T>(x.re, from);
-            load<T>(x.im, from + fourier.site_area());
-            return x;
+          const auto load_values = [&](int64_t column, const Columns<T> to) {
+            const Columns<T> from = fourier.site_columns(grad.get(), column);
+            for (int64_t i = 0; i < tiles.y.sites; ++i) to.put(i, from[i]);
           };
           fourier.correlate(scratch, load_values, spectrum.get(), kernels.get() + (b - b0) * size,
                             g.image.data ? image_grad.get() : nullptr,
@@ -526,7 +497,7 @@ static bool forward_mixed_fourier(const DegradeProblem& p, const FourierTiles& t
           fourier.transform_pixels(scratch, pixels.get(), spectrum.get() + c * size);
         }
         std::memset(sites.get(), 0, p.channels * 2 * site_area * sizeof(T));
-        const T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
+        T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
         for (int64_t m = 0; m < p.num_kernels; ++m) {
           for (int64_t part = 0; part < 2; ++part) {
             if (!load_weights(weight_rows, b, m, tile[part], tiles.y.sites, stride, line.get(),
@@ -534,16 +505,11 @@ static bool forward_mixed_fourier(const DegradeProblem& p, const FourierTiles& t
               within = false;
           }
           for (int64_t c = 0; c < p.channels; ++c) {
-            T* of_channel = sites.get() + c * 2 * site_area;
-            const auto add_values = [&](int64_t row, int64_t column, const Complex<T>& values) {
-              const int64_t at = row * stride + column;
-              Complex<T> weight, sum;
-              load<T>(weight.re, weights.get() + at);
-              load<T>(weight.im, weights.get() + site_area + at);
-              load<T>(sum.re, of_channel + at);
-              load<T>(sum.im, of_channel + site_area + at);
-              store<T>(of_channel + at, sum.re + weight.re * values.re);
-              store<T>(of_channel + site_area + at, sum.im + weight.im * values.im);
+            const auto add_values = [&](int64_t column, const Columns<T> values) {
+              const Columns<T> weight = fourier.site_columns(weights.get(), column);
+              const Columns<T> sum = fourier.site_columns(sites.get() + c * 2 * site_area, column);
+              for (int64_t i = 0; i < tiles.y.sites; ++i)
+                sum.put(i, sum[i] + each(values[i], weight[i]));
             };
             fourier.blur(scratch, spectrum.get() + c * size, bank + m * size, add_values);
           }
@@ -597,7 +563,7 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
       Buffer<T> line(weight_rows.scratch_size());
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = b0 + task / groups, first_pair = task % groups * group;
-        const T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
+        T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
         if (to_kernels) std::memset(kernel_spectrum.get(), 0, p.num_kernels * size * sizeof(T));
         for (int64_t pair = first_pair; pair < std::min(first_pair + group, pairs); ++pair) {
           const SiteTile tile[2] = {fourier.tile(2 * pair), fourier.tile(2 * pair + 1)};
@@ -620,25 +586,17 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
             }
             if (to_weights) std::memset(weight_grad.get(), 0, 2 * site_area * sizeof(T));
             for (int64_t c = 0; c < p.channels; ++c) {
-              const T* of_channel = grad.get() + c * 2 * site_area;
-              const auto load_pair = [&](const T* from, int64_t row, int64_t column) {
-                Complex<T> x;
-                load<T>(x.re, from + row * stride + column);
-                load<T>(x.im, from + site_area + row * stride + column);
-                return x;
+              T* of_channel = grad.get() + c * 2 * site_area;
+              const auto weighted_grad = [&](int64_t column, const Columns<T> to) {
+                const Columns<T> from = fourier.site_columns(of_channel, column);
+                const Columns<T> weight = fourier.site_columns(weights.get(), column);
+                for (int64_t i = 0; i < tiles.y.sites; ++i) to.put(i, each(from[i], weight[i]));
               };
-              const auto weighted_grad = [&](int64_t row, int64_t column) {
-                const Complex<T> x = load_pair(of_channel, row, column);
-                const Complex<T> weight = load_pair(weights.get(), row, column);
-                return Complex<T>{x.re * weight.re, x.im * weight.im};
-              };
-              const auto add_weight_grad = [&](int64_t row, int64_t column,
-                                               const Complex<T>& values) {
-                const Complex<T> x = load_pair(of_channel, row, column);
-                const Complex<T> sum = load_pair(weight_grad.get(), row, column);
-                T* to = weight_grad.get() + row * stride + column;
-                store<T>(to, sum.re + x.re * values.re);
-                store<T>(to + site_area, sum.im + x.im * values.im);
+              const auto add_weight_grad = [&](int64_t column, const Columns<T> values) {
+                const Columns<T> from = fourier.site_columns(of_channel, column);
+                const Columns<T> sum = fourier.site_columns(weight_grad.get(), column);
+                for (int64_t i = 0; i < tiles.y.sites; ++i)
+                  sum.put(i, sum[i] + each(values[i], from[i]));
               };
               if (to_image || to_kernels) {
                 fourier.correlate(scratch, weighted_grad, spectrum.get() + c * size,

@@ -77,31 +77,38 @@ inline std::vector<FourierAxis> fourier_axes(const DegradeProblem& p, int64_t ou
   return axes;
 }
 
-// The time of a transform of that many numbers, in multiplications by a whole vector for one number.
-inline double fft_cost(double area) { return area * (2.0 + 0.9 * std::log2(area)); }
+// Estimates in picoseconds of a core with AVX-512, fitted to measurements; only their ratios count,
+// and other processors are faster or slower at all of it.
+inline double fft_cost(double area) { return 60 * area * std::log2(area); }
 
-// What a pass costs in all; tiles are transformed in pairs.
 inline double fourier_cost(const DegradeProblem& p, const FourierTiles& tiles, bool backward) {
   const double m = p.num_kernels, c = p.channels, area = tiles.area();
-  const double small = area / static_cast<double>(p.scale * p.scale);
-  const double pairs = static_cast<double>(divide_up(tiles.count(), 2));
-  const bool uniform = p.weights_at == WeightsAt::kSample;
-  if (uniform) {
-    const double pair = backward ? 2 * fft_cost(area) + fft_cost(small) + 8 * area
-                                 : fft_cost(area) + fft_cost(small) + 4 * area;
-    return pairs * c * pair + (backward ? 2 : 1) * fft_cost(area);
+  const double sites = area / static_cast<double>(p.scale * p.scale);
+  const double whole = fft_cost(area), small = fft_cost(sites);
+  double cost, tasks;
+  if (p.weights_at == WeightsAt::kSample) {
+    tasks = static_cast<double>(divide_up(tiles.count() * p.channels, 2));
+    cost = backward ? tasks * (2 * whole + small + 1900 * area) + 1.6 * whole
+                    : tasks * (whole + small + 600 * area) + 0.6 * whole;
+  } else {
+    // A bank that the batch shares is transformed once; a training batch has a few samples.
+    const double bank = (p.kernels_per_sample ? 0.6 : 0.15) * m * whole;
+    tasks = static_cast<double>(divide_up(tiles.count(), 2));
+    const double kernel =
+        backward ? 2 * small + 1100 * area + 100 * sites : small + 230 * area + 100 * sites;
+    const double channel = backward ? 2 * whole + 800 * area : whole + 400 * area;
+    cost = tasks * (m * c * kernel + c * channel) + bank + (backward ? m * whole : 0);
   }
-  const double per_kernel = backward ? 2 * fft_cost(small) + 14 * area : fft_cost(small) + 5 * area;
-  const double whole = backward ? 2 * c + m : c;
-  const double bank = p.kernels_per_sample ? m : m / 4;
-  return pairs * (m * c * per_kernel + whole * fft_cost(area)) + bank * fft_cost(area);
+  const double out_of_cache = 1 + area / 100e3;
+  const double one_thread_waits = 2 * std::ceil(tasks / 2) / tasks;
+  return cost * out_of_cache * one_thread_waits;
 }
 
 inline double direct_cost(const DegradeProblem& p, bool backward) {
-  const double m = p.num_kernels, c = p.channels, taps = p.num_taps();
-  const double sites = static_cast<double>(p.out_height) * p.out_width;
-  if (p.weights_at == WeightsAt::kSample) return sites * taps * c * (backward ? 2.0 : 1.0);
-  return sites * taps * (backward ? 3 * m + 3 * c : 0.7 * m + c);
+  const double m = p.num_kernels, c = p.channels;
+  const double products = static_cast<double>(p.num_taps()) * p.out_height * p.out_width;
+  if (p.weights_at == WeightsAt::kSample) return products * c * (backward ? 50 : 20);
+  return products * (backward ? 30 * m + 80 * c + 60 : 8 * m + 22 * c);
 }
 
 // The tiles of the least cost, where that is less than the direct sum's.
