@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -424,6 +425,9 @@ for weights_at in ("sample", "output"):
         out = case.forward(torch.ops.ddrf_fast.degrade.default)
         grads = case.backward(torch.ops.ddrf_fast.degrade_backward.default, torch.ones_like(out))
         results += [out, *grads]
+    case = make(1, 2, size=(60, 70), bank=2, kernel=33, weights_at=weights_at).to(dtype=torch.float32)
+    out = case.forward(torch.ops.ddrf_fast.degrade.default)
+    results += [out, *case.backward(torch.ops.ddrf_fast.degrade_backward.default, torch.ones_like(out), 7)[:3]]
 torch.save(results, sys.argv[1])
 """
 
@@ -451,6 +455,121 @@ def test_every_instruction_set_agrees(tmp_path):
             assert np.allclose(value, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max())), (
                 message
             )
+
+
+# ---- Large kernels, through the Fourier transform
+
+
+def plan_of(case: Case) -> str:
+    """How forward and gradients run."""
+    return torch.ops.ddrf_fast_native.degrade_plan.default(
+        *case.tensors, case.seed, case.sample_ids, case.scale, case.offset, case.out_size, case.padding,
+        case.correlation, case.weights_at,
+    )  # fmt: skip
+
+
+def make_fourier(*shape, tiles: bool = False, **options) -> Case:
+    """A case that is run so, forward and backward; on several tiles if asked."""
+    case = make(*shape, **options).to(dtype=torch.float32)
+    plan = plan_of(case)
+    assert plan.count("Fourier") == 2, plan
+    assert not tiles or not re.search(r"of 1x1 tiles", plan), plan
+    return case
+
+
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_fourier_forward_and_gradients(scale, padding, weights_at):
+    """Tiles that overlap, the last of them cut; odd counts of tiles and channels."""
+    check(
+        make_fourier(
+            1,
+            1 + scale % 2,
+            size=(83 + 10 * scale, 95 + 5 * scale),
+            bank=2,
+            kernel=55 if scale == 3 else 31,
+            scale=scale,
+            offset=scale - 1,
+            padding=padding,
+            weights_at=weights_at,
+            per_sample=scale == 2,
+            correlation=scale == 3,
+            noise="map" if scale == 2 else "number",
+            tiles=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights_at", ["sample", "output"])
+def test_fourier_dtypes(weights_at, dtype):
+    check(make_fourier(2, 1, size=(60, 70), bank=2, kernel=33, weights_at=weights_at, noise="map"), dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("bank", [1, 5])
+def test_fourier_banks_and_channels(bank, channels):
+    for weights_at in ("sample", "image"):
+        check(make_fourier(1, channels, size=(50, 60), bank=bank, kernel=41, weights_at=weights_at))
+
+
+@pytest.mark.parametrize("length", [16 * n for n in (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20)])
+def test_fourier_lengths(length):
+    """Every length that a tile may have, by images that just fit one."""
+    size, kernel = max(length // 2 + 1, 9), length - max(length // 2 + 1, 9) + 1
+    kernel -= 1 - kernel % 2
+    case = make(1, 1, size=(size, size), bank=1, kernel=kernel, padding="replicate", weights_at="sample")
+    case = case.to(dtype=torch.float32)
+    assert_accurate(case.forward(OP), definition(case.to(dtype=torch.float64)), floor=3e-6)
+
+
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+def test_fourier_output_mask(weights_at):
+    case = make_fourier(1, 2, size=(60, 70), bank=2, kernel=33, weights_at=weights_at)
+    grad = torch.randn(case.forward(OP).shape)
+    whole = case.backward(BACKWARD, grad, 7)
+    for mask in range(1, 7):
+        for bit, (part, full) in enumerate(zip(case.backward(BACKWARD, grad, mask), whole, strict=True)):
+            assert torch.equal(part, full) if mask >> bit & 1 else part.numel() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("weights_at", ["sample", "output"])
+def test_a_wild_pixel_spoils_only_its_neighbours(weights_at, value):
+    """A transform would mix it into its whole tile; such calls are summed directly."""
+    case = make_fourier(1, 1, size=(80, 90), bank=2, kernel=21, weights_at=weights_at)
+    expected, grad = case.forward(OP), torch.randn(1, 1, 80, 90)
+    whole = case.backward(BACKWARD, grad, 7)
+    case.image = case.image.clone()
+    case.image[..., 40, 45] = value
+    near = torch.zeros(80, 90, dtype=torch.bool)
+    near[40 - 10 : 40 + 11, 45 - 10 : 45 + 11] = True
+    assert_accurate(case.forward(OP)[..., ~near], expected[..., ~near].double(), floor=1e-5)
+    assert_accurate(case.backward(BACKWARD, grad, 1)[0], whole[0].double(), floor=1e-5)
+
+
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+def test_fourier_bits_do_not_depend_on_threads_or_batch(weights_at):
+    case = make_fourier(2, 1, size=(90, 120), bank=2, kernel=31, weights_at=weights_at, noise="number")
+    grad = torch.randn(2, 1, 90, 120)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append([case.forward(OP), *case.backward(BACKWARD, grad)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    one = case.replace(
+        image=case.image[1:], weights=case.weights[1:], noise_std=case.noise_std[1:],
+        sample_ids=case.sample_ids[1:],
+    )  # fmt: skip
+    assert torch.equal(one.forward(OP), results[0][0][1:])
+
+
+def test_small_kernels_are_summed_directly():
+    for weights_at, words in (("sample", "one kernel mixed"), ("output", "mixed in registers")):
+        plan = plan_of(make(size=(64, 64), kernel=5, weights_at=weights_at).to(dtype=torch.float32))
+        assert "Fourier" not in plan and plan.count(words) == 2
 
 
 # ---- What must be refused before memory is read

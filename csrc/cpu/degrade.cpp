@@ -73,6 +73,20 @@ DegradeProblem make_problem(const DegradeArguments& in) {
   return p;
 }
 
+// How the compiled kernels run it, in words.
+std::string degrade_plan_cpu(const Tensor& image, const Tensor& kernels, const Tensor& weights,
+                             std::optional<Tensor> noise_std, std::optional<Tensor> seed,
+                             std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
+                             std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
+                             std::vector<int64_t> out_size, std::string padding, bool correlation,
+                             std::string weights_at) {
+  STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
+  const DegradeProblem p =
+      make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise,
+                    scale, offset, out_size[0], out_size[1], padding, correlation, weights_at});
+  return degrade_plan(p, /*backward=*/false) + "; gradients: " + degrade_plan(p, /*backward=*/true);
+}
+
 Threads torch_threads() {
   return {torch::stable::get_num_threads(),
           [](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
@@ -132,6 +146,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(ddrf_fast, CPU, m) {
   m.impl("degrade", TORCH_BOX(&degrade_cpu));
   m.impl("degrade_backward", TORCH_BOX(&degrade_backward_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ddrf_fast_native, CPU, m) {
+  m.impl("degrade_plan", TORCH_BOX(&degrade_plan_cpu));
 }
 
 }  // namespace ddrf_fast

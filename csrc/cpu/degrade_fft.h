@@ -1,9 +1,9 @@
 // The Fourier transform of degrade_fourier.h: complex, two-dimensional, of lengths 2^a 3^b 5^c.
 //
 // One of the parts of degrade_kernel.h, which includes it. Each axis is transformed by Stockham's
-// method (no bit reversal) for a vector of columns at a time, which stay in the first cache; between
-// the axes the matrix is transposed. Real and imaginary parts are apart, so the inverse is the
-// forward transform with the two exchanged. Nothing is normalised.
+// method (no bit reversal) for a vector of columns at a time, which stay in the first cache;
+// between the axes the matrix is transposed. Real and imaginary parts are apart, so the inverse is
+// the forward transform with the two exchanged. Nothing is normalised.
 
 template <class T>
 struct Complex {
@@ -60,7 +60,8 @@ DDRF_INLINE void butterfly(Complex<T> (&x)[4]) {
 
 template <class T>
 DDRF_INLINE void butterfly(Complex<T> (&x)[5]) {
-  constexpr T kCos1 = 0.30901699437494742410, kCos2 = -0.80901699437494742410;  // of 72, 144 degrees
+  constexpr T kCos1 = 0.30901699437494742410,
+              kCos2 = -0.80901699437494742410;  // of 72, 144 degrees
   constexpr T kSin1 = 0.95105651629515357212, kSin2 = 0.58778525229247312917;
   const Complex<T> sum1 = x[1] + x[4], sum2 = x[2] + x[3];
   const Complex<T> difference1 = x[1] - x[4], difference2 = x[2] - x[3];
@@ -185,8 +186,8 @@ DDRF_INLINE void interleave(const Vector<T>& a, const Vector<T>& b, Vector<T>& l
                             std::index_sequence<kIndex...>) {
   constexpr int kHalf = kLanes<T> / 2;
   low = __builtin_shufflevector(a, b, static_cast<int>(kIndex / 2 + kIndex % 2 * kLanes<T>)...);
-  high = __builtin_shufflevector(
-      a, b, static_cast<int>(kHalf + kIndex / 2 + kIndex % 2 * kLanes<T>)...);
+  high = __builtin_shufflevector(a, b,
+                                 static_cast<int>(kHalf + kIndex / 2 + kIndex % 2 * kLanes<T>)...);
 }
 
 // Transposes a square of kLanes rows: log2(kLanes) perfect shuffles of its rows.
@@ -220,10 +221,10 @@ class FftScratch {
         longest_(longest) {}
 
   // Transforms a matrix along its first axis, and along its second. load(column, scratch) tells
-  // where kLanes columns from `column` on are, which may be the scratch that it fills. Of the result,
-  // kLanes rows from `row` on are the columns that store(row, columns) is given; or else store(row)
-  // tells where they go. Columns from `filled` on are zero, and rows from `wanted` on are not
-  // computed.
+  // where kLanes columns from `column` on are, which may be the scratch that it fills. Of the
+  // result, kLanes rows from `row` on are the columns that store(row, columns) is given; or else
+  // store(row) tells where they go. Columns from `filled` on are zero, and rows from `wanted` on
+  // are not computed.
   template <class Load, class Store>
   void transform(const Fft<T>& first, const Fft<T>& second, int64_t filled, int64_t wanted,
                  const Load& load_columns, const Store& store_columns) {

@@ -73,7 +73,8 @@ static void forward_tile(const Bank<T>& bank, const T* weights, int64_t weight_s
 }
 
 template <class T>
-static void forward_mixed_direct(const DegradeProblem& p, const Output& out, const Threads& threads) {
+static void forward_mixed_direct(const DegradeProblem& p, const Output& out,
+                                 const Threads& threads) {
   const PaddedLayout layout(p, kLanes<T>);
   const ColumnMap map(p, layout);
   const Buffer<T> kernels = load_kernels<T>(p);
@@ -214,7 +215,8 @@ static Buffer<T> mix_kernels(const DegradeProblem& p, const Buffer<T>& kernels) 
 }
 
 template <class T>
-static void forward_uniform_direct(const DegradeProblem& p, const Output& out, const Threads& threads) {
+static void forward_uniform_direct(const DegradeProblem& p, const Output& out,
+                                   const Threads& threads) {
   const PaddedLayout layout(p, kLanes<T>);
   const ColumnMap map(p, layout);
   const Buffer<T> mixed = mix_kernels(p, load_kernels<T>(p));
@@ -240,7 +242,8 @@ static void forward_uniform_direct(const DegradeProblem& p, const Output& out, c
       }
       const auto row_of = [&](int64_t y) { return result.get() + y * layout.wide; };
       blur_rows(kernels[b], padded.get(), layout.row, p.scale, layout.wide, count, row_of);
-      for (int64_t y = 0; y < count; ++y) output_rows.finish(b, c, y0 + y, 0, p.out_width, row_of(y));
+      for (int64_t y = 0; y < count; ++y)
+        output_rows.finish(b, c, y0 + y, 0, p.out_width, row_of(y));
     }
   });
 }

@@ -1,10 +1,10 @@
 // Forward and backward of degrade through the Fourier transform, for large kernels.
 //
-// One of the parts of degrade_kernel.h, which includes it. The output is cut into tiles; what a tile
-// reads is transformed whole, multiplied by the spectra of the kernels, and only sums that do not
-// wrap around are kept (overlap-save). Two tiles go through a transform at once, as the real and the
-// imaginary part: the kernels are real, so the parts stay apart. With P the spectrum of a tile of
-// the padded image, K that of a kernel (conjugate, over the number of pixels) and S that of
+// One of the parts of degrade_kernel.h, which includes it. The output is cut into tiles; what a
+// tile reads is transformed whole, multiplied by the spectra of the kernels, and only sums that do
+// not wrap around are kept (overlap-save). Two tiles go through a transform at once, as the real
+// and the imaginary part: the kernels are real, so the parts stay apart. With P the spectrum of a
+// tile of the padded image, K that of a kernel (conjugate, over the number of pixels) and S that of
 // weights_m grad_c at the sites,
 //
 //   output      sum_m weights_m IFFT(P_c K_m)           d image_c    IFFT(sum_m S_mc conj(K_m))
@@ -244,8 +244,8 @@ static int64_t samples_at_once(const DegradeProblem& p, int64_t of_sample) {
   return std::clamp<int64_t>(kBytes / (of_sample * static_cast<int64_t>(sizeof(T))), 1, p.batch);
 }
 
-// Groups that the backward pass cuts the pairs of a sample into; sums run over a group and then over
-// the groups, so this follows from the shapes alone.
+// Groups that the backward pass cuts the pairs of a sample into; sums run over a group and then
+// over the groups, so this follows from the shapes alone.
 static inline int64_t pairs_of_group(const DegradeProblem& p, int64_t pairs) {
   return divide_up(pairs, std::clamp<int64_t>(divide_up(16, p.batch), 1, pairs));
 }
@@ -318,10 +318,11 @@ static void fold_tiles(const DegradeProblem& p, const DegradeGradients& g,
         for (int64_t n = fold.begin[y]; n < fold.begin[y + 1]; ++n) {
           const auto [tile_row, row] = fold.sources[n];
           for (int64_t tile_column = 0; tile_column < tiles.x.count; ++tile_column) {
-            const int64_t start = tile_column * tiles.x.sites * p.scale, origin = start + p.origin();
+            const int64_t start = tile_column * tiles.x.sites * p.scale,
+                          origin = start + p.origin();
             const int64_t plane = ((b * p.channels + c) * tiles.y.count + tile_row) * tiles.x.count;
-            const T* from = tiles_grad.get() +
-                            ((plane + tile_column) * tiles.y.length + row) * tiles.x.length;
+            const T* from =
+                tiles_grad.get() + ((plane + tile_column) * tiles.y.length + row) * tiles.x.length;
             const int64_t shown = std::min(read(tiles.x.sites), p.padded_width() - start);
             const int64_t first = std::clamp<int64_t>(-origin, 0, shown);
             const int64_t last = std::clamp<int64_t>(p.width - origin, first, shown);
@@ -344,7 +345,8 @@ static void fold_tiles(const DegradeProblem& p, const DegradeGradients& g,
 
 // Loads one channel of the gradient at a tile's sites; false if some of it is beyond the limit.
 template <class T>
-static bool load_grad(const DegradeGradients& g, int64_t b, int64_t c, const SiteTile& tile, int64_t rows, int64_t stride, T* to) {
+static bool load_grad(const DegradeGradients& g, int64_t b, int64_t c, const SiteTile& tile,
+                      int64_t rows, int64_t stride, T* to) {
   std::memset(to, 0, rows * stride * sizeof(T));
   bool within = true;
   for (int64_t row = 0; row < tile.rows; ++row, to += stride) {
@@ -355,7 +357,8 @@ static bool load_grad(const DegradeGradients& g, int64_t b, int64_t c, const Sit
   return within;
 }
 
-// The inverse of a spectrum of image gradients, to two of the tiles above (or one: the second null).
+// The inverse of a spectrum of image gradients, to two of the tiles above (or one: the second
+// null).
 template <class T>
 static void store_tiles(const Fourier<T>& fourier, const FourierTiles& tiles,
                         FftScratch<T>& scratch, T* spectrum, T* first, T* second) {
@@ -381,8 +384,7 @@ static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles
   const int64_t group = pairs_of_group(p, pairs), groups = divide_up(pairs, group);
   const int64_t area = fourier.area(), size = 2 * area, taps = p.num_taps();
   const int64_t samples = samples_at_once<T>(p, size);
-  const auto tiles_grad =
-      Buffer<T>::uninitialised(g.image.data ? p.batch * planes * area : 0);
+  const auto tiles_grad = Buffer<T>::uninitialised(g.image.data ? p.batch * planes * area : 0);
   Buffer<T> partial(to_kernels ? p.batch * groups * taps : 0);
   std::atomic<bool> within = within_limit(mixed.get(), p.batch * taps);
 
@@ -475,9 +477,8 @@ static bool forward_mixed_fourier(const DegradeProblem& p, const FourierTiles& t
 
   for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
     const int64_t count = std::min(samples, p.batch - b0);
-    const Buffer<T> spectra =
-        fourier.kernel_spectra(kernels_of(p, kernels, b0),
-                               (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
+    const Buffer<T> spectra = fourier.kernel_spectra(
+        kernels_of(p, kernels, b0), (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
     threads.parallel_for(count * pairs, [&](int64_t begin, int64_t end) {
       auto scratch = fourier.scratch();
       const auto pixels = Buffer<T>::uninitialised(size);
@@ -548,9 +549,8 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
 
   for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
     const int64_t count = std::min(samples, p.batch - b0);
-    const Buffer<T> spectra =
-        fourier.kernel_spectra(kernels_of(p, kernels, b0),
-                               (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
+    const Buffer<T> spectra = fourier.kernel_spectra(
+        kernels_of(p, kernels, b0), (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
     threads.parallel_for(count * groups, [&](int64_t begin, int64_t end) {
       auto scratch = fourier.scratch();
       const auto pixels = Buffer<T>::uninitialised(size);
@@ -616,8 +616,7 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
             }
           }
           for (int64_t c = 0; to_image && c < p.channels; ++c) {
-            T* to = tiles_grad.get() +
-                    ((b * p.channels + c) * tiles.count() + 2 * pair) * area;
+            T* to = tiles_grad.get() + ((b * p.channels + c) * tiles.count() + 2 * pair) * area;
             store_tiles(fourier, tiles, scratch, image_spectrum.get() + c * size, to,
                         2 * pair + 1 < tiles.count() ? to + area : nullptr);
           }

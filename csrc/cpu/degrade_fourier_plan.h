@@ -115,19 +115,33 @@ inline double direct_cost(const DegradeProblem& p, bool backward) {
 inline std::optional<FourierTiles> choose_fourier(const DegradeProblem& p, bool backward) {
   std::optional<FourierTiles> best;
   double least = direct_cost(p, backward);
-  if (const char* x = std::getenv("DDRF_X")) least *= std::atof(x);  // TEMPORARY
   const std::vector<FourierAxis> columns = fourier_axes(p, p.out_width);
   for (const FourierAxis& y : fourier_axes(p, p.out_height)) {
     for (const FourierAxis& x : columns) {
       const FourierTiles tiles{y, x};
       const double cost = fourier_cost(p, tiles, backward);
-      if (const char* n = std::getenv("DDRF_N")) if (y.length != std::atoi(n) || x.length != std::atoi(n)) continue;  // TEMPORARY
       if (cost >= least) continue;
       least = cost;
       best = tiles;
     }
   }
   return best;
+}
+
+// How a pass runs, in words; for `ddrf_fast.explain`.
+inline std::string degrade_plan(const DegradeProblem& p, bool backward) {
+  const auto text = [](int64_t a, int64_t b) {
+    return std::to_string(a) + "x" + std::to_string(b);
+  };
+  const bool uniform = p.weights_at == WeightsAt::kSample;
+  const std::string mixed = uniform ? "one kernel mixed for each sample, " : "";
+  if (const auto tiles = choose_fourier(p, backward)) {
+    return mixed + "Fourier transform of " + text(tiles->y.count, tiles->x.count) + " tiles of " +
+           text(tiles->y.length, tiles->x.length) + " for " + text(tiles->y.sites, tiles->x.sites) +
+           " outputs each";
+  }
+  if (uniform) return mixed + "summed directly at the sites";
+  return "kernels mixed in registers at each site and summed directly, all channels at once";
 }
 
 }  // namespace ddrf_fast

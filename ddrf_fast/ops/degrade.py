@@ -33,6 +33,9 @@ SCHEMAS = (
     "bool correlation, str weights_at, int output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
+# How the compiled CPU kernels run a shape, in words; for `explain`.
+_PLAN_SCHEMA = SCHEMAS[0].replace("degrade(", "degrade_plan(").replace("-> Tensor", "-> str")
+
 Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
 _PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
 _NUM_TENSORS = 7  # of the backward; the forward has shot_noise as well
@@ -69,6 +72,8 @@ for _schema, _reference, _fake_of, _num_tensors in (
         per_sample=_per_sample,
         native_cuda=True,
     )
+
+_library.define_native(_PLAN_SCHEMA)
 
 call, call_backward = _library.differentiable(
     "degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments
