@@ -2,10 +2,11 @@
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers.degrade import PEERS
+from benchmarks.peers.degrade import PEERS, on_numpy
 from benchmarks.registry import Case, Inputs, Operation, Provider, Run, Setting, Work
 
 GRID = (8, 8)
@@ -17,6 +18,8 @@ BANKS = (
     (12, 25, "sample"),
 )  # fmt: skip
 SINGLE = ((1, 3, 256), (1, 1, 400))
+# What the banks above leave out, for one image.
+OTHERS = ((12, 7, "sample"), (3, 7, "grid"), (1, 25, "grid"), (3, 25, "image"), (1, 15, "image"))
 # Batches as restoration training has them: s, M, k, weights.
 BATCHES = (
     (4, 12, 25, "image"), (4, 12, 21, "sample"), (1, 12, 25, "image"), (4, 12, 25, "grid"),
@@ -50,6 +53,7 @@ def _cases() -> list[Case]:
     cases += [
         _case(*image, m, k, s, weights) for m, k, weights in BANKS for s in (4, 2, 1) for image in SINGLE
     ]
+    cases += [_case(*SINGLE[0], m, k, s, weights) for m, k, weights in OTHERS for s in (4, 2, 1)]
     return cases
 
 
@@ -151,6 +155,26 @@ def build(case: Case, setting: Setting) -> Run:
     return run
 
 
+def build_numpy(case: Case, setting: Setting) -> Run:
+    """What a data loader's worker calls, image by image [H, W, C], on its own thread."""
+    import ddrf_fast.numpy
+
+    def run(t: Inputs) -> Tensor:
+        images = t["image"].permute(0, 2, 3, 1).contiguous().numpy()
+        kernels, weights = t["kernels"].numpy(), t["weights"].numpy()
+        noise_std = t["noise_std"].tolist() if "noise_std" in t else [0.0] * case.B
+        out = [
+            ddrf_fast.numpy.degrade(
+                images[b], kernels, weights[b], scale=case.s, grid=case.weights == "grid",
+                noise_std=noise_std[b], seed=7, sample_id=b,
+            )
+            for b in range(case.B)
+        ]  # fmt: skip
+        return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2)
+
+    return run
+
+
 def plan(case: Case, t: Inputs) -> str:
     import ddrf_fast
 
@@ -161,7 +185,11 @@ def plan(case: Case, t: Inputs) -> str:
 OPERATION = Operation(
     name="degrade",
     cases=_cases(),
-    providers=(Provider("ddrf_fast", build, peer=False), *PEERS),
+    providers=(
+        Provider("ddrf_fast", build, peer=False),
+        Provider("ddrf_fast_numpy", build_numpy, on_numpy("ddrf_fast.numpy"), peer=False),
+        *PEERS,
+    ),
     inputs=inputs,
     reference=reference,
     work=work,

@@ -427,7 +427,8 @@ for weights_at in ("sample", "output"):
         results += [out, *grads]
     case = make(1, 2, size=(60, 70), bank=2, kernel=33, weights_at=weights_at).to(dtype=torch.float32)
     out = case.forward(torch.ops.ddrf_fast.degrade.default)
-    results += [out, *case.backward(torch.ops.ddrf_fast.degrade_backward.default, torch.ones_like(out), 7)[:3]]
+    grads = case.backward(torch.ops.ddrf_fast.degrade_backward.default, torch.ones_like(out), 7)
+    results += [out, *grads[:3]]
 torch.save(results, sys.argv[1])
 """
 

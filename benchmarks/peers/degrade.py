@@ -8,7 +8,8 @@
     filter2d         weights per sample only: grouped convolution at full resolution, then slicing (training
                      code of super-resolution does this)
     product_conv     product convolution, mask after: kernel by kernel at full resolution, then slicing
-                     (libraries for inverse problems do this); as convolutions and by FFT
+                     (libraries for inverse problems do this: the formula of deepinv's product_convolution2d
+                     with mask_first=False, written out); as convolutions and by FFT
     opencv, scipy    loops over samples, channels and kernels on the CPU (data loaders do this)
 
 Kernels are shared by the batch in every case here. All of them pad by reflection.
@@ -240,7 +241,7 @@ def _per_sample_fft(case: Case, setting: Setting) -> str | None:
     return _per_sample_only(case, setting) or _not_for_fft(case, setting)
 
 
-def _on_numpy(module: str) -> Callable[[Case, Setting], str | None]:
+def on_numpy(module: str) -> Callable[[Case, Setting], str | None]:
     def skip(case: Case, setting: Setting) -> str | None:
         if setting.device != "cpu" or setting.dtype != "float32" or setting.backward:
             return "float32 forward on CPUs only"
@@ -248,7 +249,7 @@ def _on_numpy(module: str) -> Callable[[Case, Setting], str | None]:
             importlib.import_module(module)
         except ImportError:
             return f"{module} is not installed"
-        return _not_too_large(case, setting)
+        return None if module == "ddrf_fast.numpy" else _not_too_large(case, setting)
 
     return skip
 
@@ -291,8 +292,8 @@ PEERS = (
     Provider("filter2d", _torch(filter2d), _per_sample_only),
     Provider("product_conv", _torch(product_conv), _not_too_large),
     Provider("product_conv_fft", _torch(product_conv_fft), _not_for_fft),
-    Provider("opencv_loop", _numpy(opencv), _on_numpy("cv2")),
-    Provider("scipy_loop", _numpy(scipy), _on_numpy("scipy")),
+    Provider("opencv_loop", _numpy(opencv), on_numpy("cv2")),
+    Provider("scipy_loop", _numpy(scipy), on_numpy("scipy")),
     Provider(
         "compiled_strided_conv", _torch(strided_conv, compiled=True), _compiled_cases_only, warm_up=True
     ),
