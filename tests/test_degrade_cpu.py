@@ -464,8 +464,8 @@ def test_every_instruction_set_agrees(tmp_path):
 def plan_of(case: Case) -> str:
     """How forward and gradients run."""
     return torch.ops.ddrf_fast_native.degrade_plan.default(
-        *case.tensors, case.seed, case.sample_ids, case.scale, case.offset, case.out_size, case.padding,
-        case.correlation, case.weights_at,
+        *case.tensors, case.seed, case.sample_ids, None, None, case.scale, case.offset, case.out_size,
+        case.padding, case.correlation, case.weights_at,
     )  # fmt: skip
 
 

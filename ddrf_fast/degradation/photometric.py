@@ -22,8 +22,8 @@ def reduce_contrast(image: Tensor, factor: Tensor) -> Tensor:
 def low_light(image: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
     """A dark scene: gain image^gamma, after Lv, Li and Lu (IJCV 2021).
 
-    They simulate beta (alpha image)^gamma with gamma in [1.5, 5], beta in [0.5, 1] and alpha in [0.9, 1]; here
-    one gain stands for both factors.
+    They simulate beta (alpha image)^gamma with gamma in [1.5, 5], beta in [0.5, 1] and alpha in [0.9, 1];
+    here one gain stands for both factors.
 
     Args:
         image: Tensor[B, C, H, W] in [0, 1]; what is below 0 counts as 0.
