@@ -50,13 +50,11 @@ template <class Scalar, class Result, class Body>
 void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
                const DynamicConvShape& shape, bool has_ones, const Image<const Scalar>& image,
                const Image<Result>& result, const Body& body) {
-  // Pairs halve the cost of direct products, but not that of the transforms.
-  constexpr int64_t kLeastTiles = kPairs<Scalar> ? 128 : Winograd<Scalar>::kLeastTiles;
   if (PixelRows<Scalar>::fits(shape, image, result)) {
     body(PixelRows<Scalar>(direction, shape));
   } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
-  } else if (Winograd<Scalar>::fits(shape, kLeastTiles)) {
+  } else if (Winograd<Scalar>::fits(shape)) {
     body(Winograd<Scalar>(direction, y, x, shape, has_ones));
   } else {
     body(Correlation<Scalar>(direction, y, x, shape, has_ones));

@@ -95,10 +95,9 @@ class Winograd {
   using Acc = accumulate_t<Scalar>;
 
   static constexpr int kTileRows = 4, kTileColumns = 2, kEntries = 24;
-  static constexpr int64_t kLeastTiles = 24;
 
   // Where it wins: enough channels to pay for the transforms, enough tiles to fill vectors.
-  static bool fits(const DynamicConvShape& shape, int64_t least_tiles = kLeastTiles) {
+  static bool fits(const DynamicConvShape& shape) {
     if (!std::is_same_v<Acc, float> || shape.batch == 0) return false;
     for (int axis = 0; axis < 2; ++axis) {
       if (shape.kernel[axis] != 3 || shape.stride[axis] != 1 || shape.dilation[axis] != 1) {
@@ -106,8 +105,8 @@ class Winograd {
       }
     }
     return shape.in_per_group() >= kLeastChannels && shape.out_per_group() >= kLeastChannels &&
-           tiles_of(shape.out_size[0], shape.out_size[1]) >= least_tiles &&
-           tiles_of(shape.in_size[0], shape.in_size[1]) >= least_tiles;
+           tiles_of(shape.out_size[0], shape.out_size[1]) >= kLeastTiles &&
+           tiles_of(shape.in_size[0], shape.in_size[1]) >= kLeastTiles;
   }
 
   Winograd(Direction direction, const TapAxis& y, const TapAxis& x, const DynamicConvShape& shape,
@@ -149,7 +148,7 @@ class Winograd {
 
  private:
   static constexpr int kLane = kLanes<Acc>;
-  static constexpr int64_t kLeastChannels = 8, kMapTiles = 64, kEnoughTasks = 8;
+  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64, kEnoughTasks = 8;
   static constexpr int64_t kMostVectors = 6;  // of tiles in a chunk
   static constexpr int64_t kSecondLevelBytes = 600 * 1024, kKernelBytes = 24 << 20;
   static constexpr int64_t kAhead = 2;   // channels between fetching and reading
