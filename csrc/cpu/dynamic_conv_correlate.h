@@ -115,13 +115,7 @@ class Correlation {
   static constexpr int64_t kMostRows = 64, kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
 
-  struct Job {
-    const Mixer<Scalar>& mixer;
-    const Image<const Scalar>& image;
-    Activation activation;
-    const Image<Scalar>& result;
-    Acc* sums;
-  };
+  using Job = PlanJob<Scalar>;
 
   // Output channels [output, output + rows), of all groups, of a tile of a sample.
   struct Part {

@@ -252,6 +252,16 @@ class Mixer {
   Scratch<Acc> beta_{0}, ones_{0};  // of fold(): [B][O], [B][O][taps]
 };
 
+// What a plan is run with.
+template <class Scalar>
+struct PlanJob {
+  const Mixer<Scalar>& mixer;
+  const Image<const Scalar>& image;
+  Activation activation;
+  const Image<Scalar>& result;
+  accumulate_t<Scalar>* sums;
+};
+
 // Contracts dW_b, sample after sample in batches, to the gradients of everything W_b is made of.
 template <class Scalar>
 class BankGradient {

@@ -156,13 +156,7 @@ class Winograd {
   // Between two entries' planes, so that the 24 of them do not fall on the same cache sets.
   static constexpr int64_t kStagger = 64 / sizeof(Acc);
 
-  struct Job {
-    const Mixer<Scalar>& mixer;
-    const Image<const Scalar>& image;
-    Activation activation;
-    const Image<Scalar>& result;
-    Acc* sums;
-  };
+  using Job = PlanJob<Scalar>;
 
   static int64_t tiles_of(int64_t height, int64_t width) {
     return ceil_div(height, kTileRows) * ceil_div(width, kTileColumns);
