@@ -444,15 +444,20 @@ static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles
 
 // ---- Weights that vary over the image
 
-// Loads the weights of one kernel at a tile's sites; false if some are beyond the limit.
+// Loads the weights of one kernel at the sites of a pair of tiles; false if some are beyond the
+// limit.
 template <class T>
-static bool load_weights(const WeightRows<T>& weight_rows, int64_t b, int64_t m,
-                         const SiteTile& tile, int64_t rows, int64_t stride, T* scratch, T* to) {
-  std::memset(to, 0, rows * stride * sizeof(T));
+static bool load_weights(const Fourier<T>& fourier, const WeightRows<T>& weight_rows, int64_t b,
+                         int64_t m, const SiteTile (&tiles)[2], T* scratch, T* to) {
+  std::memset(to, 0, 2 * fourier.site_area() * sizeof(T));
   bool within = true;
-  for (int64_t row = 0; row < tile.rows; ++row, to += stride) {
-    weight_rows.load_kernel(b, m, tile.y + row, tile.x, tile.columns, scratch, to);
-    within &= within_limit(to, tile.columns);
+  for (const SiteTile& tile : tiles) {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      T* line = to + row * fourier.site_stride();
+      weight_rows.load_kernel(b, m, tile.y + row, tile.x, tile.columns, scratch, line);
+      within &= within_limit(line, tile.columns);
+    }
+    to += fourier.site_area();
   }
   return within;
 }
@@ -500,11 +505,8 @@ static bool forward_mixed_fourier(const DegradeProblem& p, const FourierTiles& t
         std::memset(sites.get(), 0, p.channels * 2 * site_area * sizeof(T));
         T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
         for (int64_t m = 0; m < p.num_kernels; ++m) {
-          for (int64_t part = 0; part < 2; ++part) {
-            if (!load_weights(weight_rows, b, m, tile[part], tiles.y.sites, stride, line.get(),
-                              weights.get() + part * site_area))
-              within = false;
-          }
+          if (!load_weights(fourier, weight_rows, b, m, tile, line.get(), weights.get()))
+            within = false;
           for (int64_t c = 0; c < p.channels; ++c) {
             const auto add_values = [&](int64_t column, const Columns<T> values) {
               const Columns<T> weight = fourier.site_columns(weights.get(), column);
@@ -579,11 +581,8 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
           }
           if (to_image) std::memset(image_spectrum.get(), 0, p.channels * size * sizeof(T));
           for (int64_t m = 0; m < p.num_kernels; ++m) {
-            for (int64_t part = 0; part < 2; ++part) {
-              if (!load_weights(weight_rows, b, m, tile[part], tiles.y.sites, stride, line.get(),
-                                weights.get() + part * site_area))
-                within = false;
-            }
+            if (!load_weights(fourier, weight_rows, b, m, tile, line.get(), weights.get()))
+              within = false;
             if (to_weights) std::memset(weight_grad.get(), 0, 2 * site_area * sizeof(T));
             for (int64_t c = 0; c < p.channels; ++c) {
               T* of_channel = grad.get() + c * 2 * site_area;

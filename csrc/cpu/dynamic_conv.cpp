@@ -185,7 +185,8 @@ std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activatio
   Tensor y =
       empty_tensor(a.x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
                    is_channels_last(a.x));
-  Tensor mean = empty_tensor(a.x, {with_mean ? shape.batch : 0, shape.out_channels});
+  Tensor mean;
+  if (with_mean) mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv", ([&] {
                            call_forward<scalar_t>(
                                shape, operands_of<scalar_t>(a), act, mutable_image<scalar_t>(y),
