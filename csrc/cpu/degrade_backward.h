@@ -34,6 +34,46 @@ static void backward_noise_std(const DegradeProblem& p, const DegradeGradients& 
   }
 }
 
+// to[j * kScale + q] = planes[q][j].
+template <int kScale, class T>
+static void interleave_planes(const T* planes, int64_t plane, int64_t count, T* to) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int q = 0; q < kScale; ++q) to[j * kScale + q] = planes[q * plane + j];
+  }
+}
+
+// Adds a row of the padded image's gradient, in the layout's planes, to one of the image's, `sum`.
+template <class T>
+static void fold_row(const DegradeProblem& p, const PaddedLayout& layout, const ColumnMap& map,
+                     const T* planes, T* sum) {
+  // Columns of the padded image that are columns of the image, and of these whole rounds of planes.
+  const int64_t s = p.scale, origin = p.origin(), first = std::max<int64_t>(-origin, 0);
+  const int64_t last = std::clamp(p.width - origin, first, std::max(first, layout.columns));
+  const int64_t from = std::min(round_up(first, s), last), until = std::max(from, last / s * s);
+  std::memset(sum, 0, p.width * sizeof(T));
+  for (int64_t i = first; i < from; ++i) sum[i + origin] = planes[layout.column(i)];
+  const auto interleave = s == 1   ? interleave_planes<1, T>
+                          : s == 2 ? interleave_planes<2, T>
+                          : s == 4 ? interleave_planes<4, T>
+                                   : nullptr;
+  if (interleave) {
+    interleave(planes + from / s, layout.plane, (until - from) / s, sum + from + origin);
+  } else {
+    for (int64_t i = from; i < until; ++i) sum[i + origin] = planes[layout.column(i)];
+  }
+  for (int64_t i = until; i < last; ++i) sum[i + origin] = planes[layout.column(i)];
+  for (int64_t q = 0; q < s; ++q) {
+    const int64_t* source = map.source.data() + q * layout.plane;
+    const auto add_mapped = [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        if (source[j] >= 0) sum[source[j]] += planes[q * layout.plane + j];
+      }
+    };
+    add_mapped(0, map.first[q]);
+    add_mapped(map.last[q], layout.columns_of(q));
+  }
+}
+
 // The adjoint of padding. `padded` is [batch][bands][channels][rows][layout.row].
 template <class T>
 static void fold_image(const DegradeProblem& p, const DegradeGradients& g,
@@ -41,30 +81,18 @@ static void fold_image(const DegradeProblem& p, const DegradeGradients& g,
                        int64_t bands, int64_t step, int64_t rows, const Threads& threads) {
   const RowFold fold(p, bands, step, rows);
   threads.parallel_for(p.batch * p.height, [&](int64_t begin, int64_t end) {
-    Buffer<T> sum(p.width);
+    Buffer<T> sum(p.width), planes(layout.row);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / p.height, y = task % p.height;
       for (int64_t c = 0; c < p.channels; ++c) {
-        std::memset(sum.get(), 0, p.width * sizeof(T));
+        std::memset(planes.get(), 0, layout.row * sizeof(T));
         for (int64_t n = fold.begin[y]; n < fold.begin[y + 1]; ++n) {
           const auto [band, row] = fold.sources[n];
           const T* from =
               padded.get() + (((b * bands + band) * p.channels + c) * rows + row) * layout.row;
-          for (int64_t q = 0; q < p.scale; ++q) {
-            const int64_t* source = map.source.data() + q * layout.plane;
-            const T* plane = from + q * layout.plane;
-            const int64_t first = map.first[q], last = map.last[q], count = layout.columns_of(q);
-            const auto add_mapped = [&](int64_t j) {
-              if (source[j] >= 0) sum[source[j]] += plane[j];
-            };
-            for (int64_t j = 0; j < first; ++j) add_mapped(j);
-            if (first < last) {
-              T* to = sum.get() + source[first];
-              for (int64_t j = first; j < last; ++j) to[(j - first) * p.scale] += plane[j];
-            }
-            for (int64_t j = last; j < count; ++j) add_mapped(j);
-          }
+          for (int64_t i = 0; i < layout.row; ++i) planes[i] += from[i];
         }
+        fold_row(p, layout, map, planes.get(), sum.get());
         store_row(g.image, offset_of(g.image.stride, b, c, y), g.image.stride[3], p.width,
                   sum.get());
       }
@@ -77,15 +105,17 @@ template <class T>
 static void store_kernels(const DegradeProblem& p, const DegradeGradients& g,
                           const Buffer<T>& oriented) {
   const int64_t k = p.kernel_size;
+  Buffer<T> line(k);
   for (int64_t bank = 0; bank < p.num_banks(); ++bank) {
     for (int64_t m = 0; m < p.num_kernels; ++m) {
       const T* from = kernels_of(p, oriented, bank) + m * p.num_taps();
-      for (int64_t a = 0; a < k; ++a) {
-        for (int64_t b = 0; b < k; ++b) {
-          const int64_t row = p.correlation ? a : k - 1 - a, column = p.correlation ? b : k - 1 - b;
-          store_row(g.kernels, offset_of(g.kernels.stride, bank, m, row) + column, 1, 1,
-                    from + b * k + a);
+      for (int64_t row = 0; row < k; ++row) {
+        for (int64_t column = 0; column < k; ++column) {
+          const int64_t a = p.correlation ? row : k - 1 - row;
+          const int64_t b = p.correlation ? column : k - 1 - column;
+          line[column] = from[b * k + a];
         }
+        store_row(g.kernels, offset_of(g.kernels.stride, bank, m, row), 1, k, line.get());
       }
     }
   }

@@ -38,8 +38,8 @@ class Fourier {
   Fourier(const DegradeProblem& p, const FourierTiles& tiles)
       : p_(p),
         tiles_(tiles),
-        pixels_{Fft<T>(tiles.y.length), Fft<T>(tiles.x.length)},
-        sites_{Fft<T>(tiles.y.length / p.scale), Fft<T>(tiles.x.length / p.scale)} {}
+        pixels_{Fft<T>::of(tiles.y.length), Fft<T>::of(tiles.x.length)},
+        sites_{Fft<T>::of(tiles.y.length / p.scale), Fft<T>::of(tiles.x.length / p.scale)} {}
 
   // Pixels of a tile; a spectrum or a pair of tiles is two such planes, real and imaginary.
   int64_t area() const { return tiles_.area(); }
@@ -81,7 +81,7 @@ class Fourier {
             to.put(i, {x.re, -x.im});
           }
         };
-        scratch.transform(pixels_[0], pixels_[1], k, tiles_.y.length, load_columns, store_columns);
+        scratch.transform(pixels_.y, pixels_.x, k, tiles_.y.length, load_columns, store_columns);
       }
     });
     return spectra;
@@ -130,7 +130,7 @@ class Fourier {
       return Columns<T>{pixels + column, pixels + area() + column, tiles_.x.length};
     };
     const auto store_columns = [&](int64_t row) { return spectrum_columns(spectrum, row); };
-    scratch.transform(pixels_[0], pixels_[1], tiles_.x.length, tiles_.y.length, load_columns,
+    scratch.transform(pixels_.y, pixels_.x, tiles_.x.length, tiles_.y.length, load_columns,
                       store_columns);
   }
 
@@ -143,7 +143,7 @@ class Fourier {
     const auto store_columns = [&](int64_t column, const Columns<T>& from) {
       store_values(column, from.exchanged());
     };
-    scratch.transform(pixels_[1], pixels_[0], tiles_.y.length, wanted, load_columns, store_columns);
+    scratch.transform(pixels_.x, pixels_.y, tiles_.y.length, wanted, load_columns, store_columns);
   }
 
   // The image of the spectrum `pixels`, blurred with the kernel of the spectrum `kernel`, at the
@@ -154,7 +154,7 @@ class Fourier {
       for (int64_t fold = 0; fold < p_.scale * p_.scale; ++fold) {
         const Columns<T> of_pixels = spectrum_columns(pixels, column, fold);
         const Columns<T> of_kernel = spectrum_columns(kernel, column, fold);
-        for (int64_t i = 0; i < sites_[1].length; ++i) {
+        for (int64_t i = 0; i < sites_.x.length; ++i) {
           const Complex<T> x = of_pixels[i], k = of_kernel[i];
           const Complex<T> product{x.re * k.re - x.im * k.im, x.re * k.im + x.im * k.re};
           to.put(i, fold > 0 ? to[i] + product : product);
@@ -165,7 +165,7 @@ class Fourier {
     const auto store_columns = [&](int64_t column, const Columns<T>& from) {
       store_values(column, from.exchanged());
     };
-    scratch.transform(sites_[1], sites_[0], sites_[0].length, tiles_.x.sites, load_columns,
+    scratch.transform(sites_.x, sites_.y, sites_.y.length, tiles_.x.sites, load_columns,
                       store_columns);
   }
 
@@ -177,7 +177,7 @@ class Fourier {
     const auto load_columns = [&](int64_t column, const Columns<T>& to) {
       load_values(column, to);
       const int64_t used = tiles_.y.sites * kLanes<T>;
-      const int64_t rest = sites_[0].length * kLanes<T> - used;
+      const int64_t rest = sites_.y.length * kLanes<T> - used;
       std::memset(to.re + used, 0, rest * sizeof(T));
       std::memset(to.im + used, 0, rest * sizeof(T));
       return to;
@@ -187,7 +187,7 @@ class Fourier {
         if (image_grad) {
           const Columns<T> of_kernel = spectrum_columns(kernel, column, fold);
           const Columns<T> sum = spectrum_columns(image_grad, column, fold);
-          for (int64_t i = 0; i < sites_[1].length; ++i) {
+          for (int64_t i = 0; i < sites_.x.length; ++i) {
             const Complex<T> s = from[i], k = of_kernel[i];
             sum.put(i, sum[i] + Complex<T>{s.re * k.re + s.im * k.im, s.im * k.re - s.re * k.im});
           }
@@ -195,14 +195,14 @@ class Fourier {
         if (kernel_grad) {
           const Columns<T> of_pixels = spectrum_columns(pixels, column, fold);
           const Columns<T> sum = spectrum_columns(kernel_grad, column, fold);
-          for (int64_t i = 0; i < sites_[1].length; ++i) {
+          for (int64_t i = 0; i < sites_.x.length; ++i) {
             const Complex<T> s = from[i], x = of_pixels[i];
             sum.put(i, sum[i] + Complex<T>{x.re * s.re + x.im * s.im, x.im * s.re - x.re * s.im});
           }
         }
       }
     };
-    scratch.transform(sites_[0], sites_[1], tiles_.x.sites, sites_[0].length, load_columns,
+    scratch.transform(sites_.y, sites_.x, tiles_.x.sites, sites_.y.length, load_columns,
                       store_columns);
   }
 
@@ -227,14 +227,16 @@ class Fourier {
   // Columns of a spectrum, or of that part of it that the sites' spectrum has as its part `fold`.
   Columns<T> spectrum_columns(T* spectrum, int64_t column, int64_t fold = 0) const {
     const Columns<T> all =
-        block_columns(spectrum, column + fold % p_.scale * sites_[0].length, tiles_.x.length);
-    const int64_t first = fold / p_.scale * sites_[1].length * all.stride;
+        block_columns(spectrum, column + fold % p_.scale * sites_.y.length, tiles_.x.length);
+    const int64_t first = fold / p_.scale * sites_.x.length * all.stride;
     return {all.re + first, all.im + first, all.stride};
   }
 
   const DegradeProblem& p_;
   const FourierTiles& tiles_;
-  const Fft<T> pixels_[2], sites_[2];  // along y, along x
+  const struct {
+    const Fft<T>&y, &x;  // along each axis
+  } pixels_, sites_;
 };
 
 // How many samples have their spectra, `of_sample` numbers each, in memory at a time.
@@ -244,11 +246,18 @@ static int64_t samples_at_once(const DegradeProblem& p, int64_t of_sample) {
   return std::clamp<int64_t>(kBytes / (of_sample * static_cast<int64_t>(sizeof(T))), 1, p.batch);
 }
 
-// Groups that the backward pass cuts the pairs of a sample into; sums run over a group and then
-// over the groups, so this follows from the shapes alone.
-static inline int64_t pairs_of_group(const DegradeProblem& p, int64_t pairs) {
-  return divide_up(pairs, std::clamp<int64_t>(divide_up(16, p.batch), 1, pairs));
-}
+// How the backward pass cuts the pairs of a sample into groups of nearly equal size. Sums run over a
+// group and then over the groups, so this follows from the shapes alone: enough of them for many
+// threads, few enough that the inverse transforms of their kernel gradients do not count.
+struct PairGroups {
+  int64_t pairs, count;
+
+  PairGroups(const DegradeProblem& p, int64_t pairs)
+      : pairs(pairs),
+        count(std::min(pairs, std::max(divide_up(8, p.batch), divide_up(pairs, 8)))) {}
+
+  int64_t first(int64_t group) const { return group * pairs / count; }
+};
 
 // ---- One kernel for the whole sample
 
@@ -309,36 +318,33 @@ static void fold_tiles(const DegradeProblem& p, const DegradeGradients& g,
                        const Threads& threads) {
   const auto read = [&](int64_t sites) { return (sites - 1) * p.scale + p.kernel_size; };
   const RowFold fold(p, tiles.y.count, tiles.y.sites * p.scale, read(tiles.y.sites));
-  threads.parallel_for(p.batch * p.height, [&](int64_t begin, int64_t end) {
+  // In the order in which the tiles were made: a thread finds most of its own in its caches.
+  threads.parallel_for(p.batch * p.channels * p.height, [&](int64_t begin, int64_t end) {
     Buffer<T> sum(p.width);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / p.height, y = task % p.height;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        std::memset(sum.get(), 0, p.width * sizeof(T));
-        for (int64_t n = fold.begin[y]; n < fold.begin[y + 1]; ++n) {
-          const auto [tile_row, row] = fold.sources[n];
-          for (int64_t tile_column = 0; tile_column < tiles.x.count; ++tile_column) {
-            const int64_t start = tile_column * tiles.x.sites * p.scale,
-                          origin = start + p.origin();
-            const int64_t plane = ((b * p.channels + c) * tiles.y.count + tile_row) * tiles.x.count;
-            const T* from =
-                tiles_grad.get() + ((plane + tile_column) * tiles.y.length + row) * tiles.x.length;
-            const int64_t shown = std::min(read(tiles.x.sites), p.padded_width() - start);
-            const int64_t first = std::clamp<int64_t>(-origin, 0, shown);
-            const int64_t last = std::clamp<int64_t>(p.width - origin, first, shown);
-            const auto add_mapped = [&](int64_t j) {
-              const int64_t x = source_index(origin + j, p.width, p.padding);
-              if (x >= 0) sum[x] += from[j];
-            };
-            for (int64_t j = 0; j < first; ++j) add_mapped(j);
-            T* to = sum.get() + origin;
-            for (int64_t j = first; j < last; ++j) to[j] += from[j];
-            for (int64_t j = last; j < shown; ++j) add_mapped(j);
-          }
+      const int64_t plane = task / p.height, y = task % p.height;
+      std::memset(sum.get(), 0, p.width * sizeof(T));
+      for (int64_t n = fold.begin[y]; n < fold.begin[y + 1]; ++n) {
+        const auto [tile_row, row] = fold.sources[n];
+        for (int64_t tile_column = 0; tile_column < tiles.x.count; ++tile_column) {
+          const int64_t start = tile_column * tiles.x.sites * p.scale, origin = start + p.origin();
+          const int64_t tile = (plane * tiles.y.count + tile_row) * tiles.x.count + tile_column;
+          const T* from = tiles_grad.get() + (tile * tiles.y.length + row) * tiles.x.length;
+          const int64_t shown = std::min(read(tiles.x.sites), p.padded_width() - start);
+          const int64_t first = std::clamp<int64_t>(-origin, 0, shown);
+          const int64_t last = std::clamp<int64_t>(p.width - origin, first, shown);
+          const auto add_mapped = [&](int64_t j) {
+            const int64_t x = source_index(origin + j, p.width, p.padding);
+            if (x >= 0) sum[x] += from[j];
+          };
+          for (int64_t j = 0; j < first; ++j) add_mapped(j);
+          T* to = sum.get() + origin;
+          for (int64_t j = first; j < last; ++j) to[j] += from[j];
+          for (int64_t j = last; j < shown; ++j) add_mapped(j);
         }
-        store_row(g.image, offset_of(g.image.stride, b, c, y), g.image.stride[3], p.width,
-                  sum.get());
       }
+      store_row(g.image, offset_of(g.image.stride, plane / p.channels, plane % p.channels, y),
+                g.image.stride[3], p.width, sum.get());
     }
   });
 }
@@ -381,27 +387,27 @@ static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles
   const Fourier<T> fourier(p, tiles);
   const bool to_kernels = g.kernels.data || g.weights.data;
   const int64_t planes = p.channels * tiles.count(), pairs = divide_up(planes, 2);
-  const int64_t group = pairs_of_group(p, pairs), groups = divide_up(pairs, group);
+  const PairGroups groups(p, pairs);
   const int64_t area = fourier.area(), size = 2 * area, taps = p.num_taps();
   const int64_t samples = samples_at_once<T>(p, size);
   const auto tiles_grad = Buffer<T>::uninitialised(g.image.data ? p.batch * planes * area : 0);
-  Buffer<T> partial(to_kernels ? p.batch * groups * taps : 0);
+  Buffer<T> partial(to_kernels ? p.batch * groups.count * taps : 0);
   std::atomic<bool> within = within_limit(mixed.get(), p.batch * taps);
 
   for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
     const int64_t count = std::min(samples, p.batch - b0);
     const Buffer<T> kernels =
         fourier.kernel_spectra(mixed.get() + b0 * taps, g.image.data ? count : 0, threads);
-    threads.parallel_for(count * groups, [&](int64_t begin, int64_t end) {
+    threads.parallel_for(count * groups.count, [&](int64_t begin, int64_t end) {
       auto scratch = fourier.scratch();
       const auto pixels = Buffer<T>::uninitialised(size), spectrum = Buffer<T>::uninitialised(size);
       const auto grad = Buffer<T>::uninitialised(2 * fourier.site_area());
       const auto image_grad = Buffer<T>::uninitialised(g.image.data ? size : 0);
       const auto kernel_grad = Buffer<T>::uninitialised(to_kernels ? size : 0);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t b = b0 + task / groups, first = task % groups * group;
+        const int64_t b = b0 + task / groups.count, group = task % groups.count;
         if (to_kernels) std::memset(kernel_grad.get(), 0, size * sizeof(T));
-        for (int64_t pair = first; pair < std::min(first + group, pairs); ++pair) {
+        for (int64_t pair = groups.first(group); pair < groups.first(group + 1); ++pair) {
           for (int64_t part = 0; part < 2; ++part) {
             const int64_t plane = 2 * pair + part, c = plane / tiles.count();
             const SiteTile tile =
@@ -428,15 +434,15 @@ static bool backward_uniform_fourier(const DegradeProblem& p, const FourierTiles
         }
         if (to_kernels) {
           fourier.add_kernel(scratch, kernel_grad.get(),
-                             partial.get() + (b * groups + task % groups) * taps);
+                             partial.get() + (b * groups.count + group) * taps);
         }
       }
     });
   }
   if (!within) return false;
   if (g.image.data) fold_tiles(p, g, tiles, tiles_grad, threads);
-  for (int64_t n = 0; to_kernels && n < p.batch * groups; ++n) {
-    T* to = mixed_grad.get() + n / groups * taps;
+  for (int64_t n = 0; to_kernels && n < p.batch * groups.count; ++n) {
+    T* to = mixed_grad.get() + n / groups.count * taps;
     for (int64_t tap = 0; tap < taps; ++tap) to[tap] += partial[n * taps + tap];
   }
   return true;
@@ -539,21 +545,21 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
                                    const Buffer<T>& kernels, Buffer<T>& kernel_grad,
                                    const SiteGradients<T>& site_grad, const Threads& threads) {
   const Fourier<T> fourier(p, tiles);
-  const int64_t pairs = divide_up(tiles.count(), 2), group = pairs_of_group(p, pairs);
-  const int64_t groups = divide_up(pairs, group), area = fourier.area(), size = 2 * area;
+  const PairGroups groups(p, divide_up(tiles.count(), 2));
+  const int64_t area = fourier.area(), size = 2 * area;
   const int64_t samples = banks_at_once<T>(p, size), bank_size = p.num_kernels * p.num_taps();
   const int64_t site_area = fourier.site_area(), stride = fourier.site_stride();
   const bool to_image = g.image.data, to_kernels = g.kernels.data, to_weights = g.weights.data;
   const auto tiles_grad =
       Buffer<T>::uninitialised(to_image ? p.batch * p.channels * tiles.count() * area : 0);
-  Buffer<T> partial(to_kernels ? p.batch * groups * bank_size : 0);
+  Buffer<T> partial(to_kernels ? p.batch * groups.count * bank_size : 0);
   std::atomic<bool> within = within_limit(kernels.get(), p.num_banks() * bank_size);
 
   for (int64_t b0 = 0; b0 < p.batch && within; b0 += samples) {
     const int64_t count = std::min(samples, p.batch - b0);
     const Buffer<T> spectra = fourier.kernel_spectra(
         kernels_of(p, kernels, b0), (p.kernels_per_sample ? count : 1) * p.num_kernels, threads);
-    threads.parallel_for(count * groups, [&](int64_t begin, int64_t end) {
+    threads.parallel_for(count * groups.count, [&](int64_t begin, int64_t end) {
       auto scratch = fourier.scratch();
       const auto pixels = Buffer<T>::uninitialised(size);
       const auto spectrum = Buffer<T>::uninitialised(p.channels * size);
@@ -564,10 +570,10 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
       const auto kernel_spectrum = Buffer<T>::uninitialised(to_kernels ? p.num_kernels * size : 0);
       Buffer<T> line(weight_rows.scratch_size());
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t b = b0 + task / groups, first_pair = task % groups * group;
+        const int64_t b = b0 + task / groups.count, group = task % groups.count;
         T* bank = spectra.get() + (p.kernels_per_sample ? (b - b0) * p.num_kernels * size : 0);
         if (to_kernels) std::memset(kernel_spectrum.get(), 0, p.num_kernels * size * sizeof(T));
-        for (int64_t pair = first_pair; pair < std::min(first_pair + group, pairs); ++pair) {
+        for (int64_t pair = groups.first(group); pair < groups.first(group + 1); ++pair) {
           const SiteTile tile[2] = {fourier.tile(2 * pair), fourier.tile(2 * pair + 1)};
           for (int64_t c = 0; c < p.channels; ++c) {
             for (int64_t part = 0; part < 2; ++part) {
@@ -623,13 +629,13 @@ static bool backward_mixed_fourier(const DegradeProblem& p, const FourierTiles& 
         for (int64_t m = 0; to_kernels && m < p.num_kernels; ++m) {
           fourier.add_kernel(
               scratch, kernel_spectrum.get() + m * size,
-              partial.get() + (b * groups + task % groups) * bank_size + m * p.num_taps());
+              partial.get() + (b * groups.count + group) * bank_size + m * p.num_taps());
         }
       }
     });
   }
   if (!within) return false;
   if (to_image) fold_tiles(p, g, tiles, tiles_grad, threads);
-  if (to_kernels) sum_banks(p, partial, groups, kernel_grad);
+  if (to_kernels) sum_banks(p, partial, groups.count, kernel_grad);
   return true;
 }

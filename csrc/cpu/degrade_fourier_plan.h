@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <numbers>
 #include <optional>
 #include <string>
@@ -42,6 +43,12 @@ struct Fft {
       }
       remaining = groups;
     }
+  }
+
+  // The caller's thread keeps those it has made: there are few lengths, and many sines to each.
+  static const Fft& of(int64_t length) {
+    static thread_local std::map<int64_t, Fft> made;
+    return made.try_emplace(length, length).first->second;
   }
 };
 

@@ -50,6 +50,7 @@ static void unmix_kernels(const DegradeProblem& p, const DegradeGradients& g,
     T* bank_grad = kernel_grad.get() + (bank - kernels.get());
     for (int64_t m = 0; m < p.num_kernels; ++m) {
       T sum = 0;
+#pragma omp simd reduction(+ : sum)
       for (int64_t tap = 0; tap < taps; ++tap) {
         sum += bank[m * taps + tap] * grad[tap];
         bank_grad[m * taps + tap] += weights[m] * grad[tap];

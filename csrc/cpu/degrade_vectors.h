@@ -89,10 +89,23 @@ DDRF_INLINE Integer to_integer(float value) {
 template <class Stored, class T, class Convert>
 DDRF_INLINE void convert_row(const Stored* from, int64_t from_stride, T* to, int64_t to_stride,
                              int64_t count, const Convert& convert) {
-  if (from_stride == 1 && to_stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = convert(from[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i * to_stride] = convert(from[i * from_stride]);
+  const auto run = [&](auto step, auto to_step) {
+    for (int64_t i = 0; i < count; ++i) to[i * to_step] = convert(from[i * step]);
+  };
+  // The usual strides as constants: the compiler then has vectors for them.
+  constexpr std::integral_constant<int64_t, 1> kOne{};
+  if (to_stride != 1) return run(from_stride, to_stride);
+  switch (from_stride) {
+    case 1:
+      return run(kOne, kOne);
+    case 2:
+      return run(std::integral_constant<int64_t, 2>{}, kOne);
+    case 3:
+      return run(std::integral_constant<int64_t, 3>{}, kOne);
+    case 4:
+      return run(std::integral_constant<int64_t, 4>{}, kOne);
+    default:
+      return run(from_stride, kOne);
   }
 }
 
