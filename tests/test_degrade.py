@@ -421,3 +421,22 @@ def test_wrong_arguments_are_named(message):
     named = {"image": torch.rand(2, 2, 6, 7), "kernels": torch.rand(3, 3, 3), "weights": torch.rand(2, 3)}
     with pytest.raises(error, match=message):
         ddrf_fast.degrade(**(named | change))
+
+
+@pytest.mark.parametrize("padding", ["reflect", "valid"])
+def test_weights_are_refused_where_they_are_read(padding):
+    image, kernels, weights = torch.rand(1, 1, 9, 9), torch.rand(2, 3, 3), torch.rand(1, 2, 9, 9)
+    first = 2 if padding == "valid" else 1
+    run = lambda: ddrf_fast.degrade(image, kernels, weights, scale=3, offset=1, padding=padding)  # noqa: E731
+    expected = run()
+    weights[:, :, first + 1] = NAN
+    assert torch.equal(run(), expected)
+    weights[0, 1, first + 3, first] = math.inf
+    with pytest.raises(ValueError, match="weights must be finite, got 1 values"):
+        run()
+
+
+def test_a_sum_beyond_the_largest_number_is_no_fault():
+    image, kernels = torch.full((1, 1, 3, 3), 1e-30), torch.full((2, 1, 1), 3e38)
+    out = ddrf_fast.degrade(image, kernels, torch.full((1, 2), 0.25))
+    torch.testing.assert_close(out, torch.full((1, 1, 3, 3), 1.5e8))

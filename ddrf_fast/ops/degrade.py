@@ -217,6 +217,15 @@ def ids_tensor(sample_ids: Tensor | None, batch: int, device: torch.device) -> T
     return moved(sample_ids, device)
 
 
+def _refuse_not_finite(name: str, value: Tensor) -> None:
+    """NaN kernels are a common fault of generators: looks for them where looking is cheap."""
+    if not _is_readable(value):
+        return
+    total = value.detach().sum(dtype=accumulation_dtype(value.dtype)).item()
+    if not math.isfinite(total) and (count := int((~torch.isfinite(value)).sum())):
+        raise ValueError(f"{name} must be finite, got {count} values that are not")
+
+
 def _is_readable(t: Tensor) -> bool:
     """Whether values can be looked at for a check: on the CPU, not while tracing or under a transform."""
     tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -260,14 +269,8 @@ def arguments(
         raise ValueError(
             f"kernels [B, M, k, k] must hold a bank for each of the {batch} samples, got {kernels.shape[0]}"
         )
-    for name, value in (("kernels", kernels), ("weights", weights)):
-        _checks.like(name, value, "image", image)
-        # NaN kernels are a common fault of generators: look where looking is cheap.
-        total_dtype = accumulation_dtype(value.dtype)
-        if _is_readable(value) and not bool(torch.isfinite(value.detach().sum(dtype=total_dtype))):
-            raise ValueError(
-                f"{name} must be finite, got {int((~torch.isfinite(value)).sum())} values that are not"
-            )
+    _checks.like("kernels", kernels, "image", image)
+    _checks.like("weights", weights, "image", image)
 
     radius = kernel_size[0] // 2
     limit = {"reflect": radius + 1, "circular": radius, "valid": kernel_size[0]}.get(padding, 1)
@@ -283,8 +286,11 @@ def arguments(
         raise ValueError(f"offset must lie inside the image, got {offset} for sites up to {min(size) - 1}")
     out_size = ((size[0] - offset + scale - 1) // scale, (size[1] - offset + scale - 1) // scale)
 
-    noise = _noise(image, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
     at = _weights_at(weights, image, num_kernels, out_size, grid)
+    _refuse_not_finite("kernels", kernels)
+    # Per pixel of the image, the rows that are read: whole rows are summed faster than single sites.
+    _refuse_not_finite("weights", weights[:, :, offset::scale] if at == "image" else weights)
+    noise = _noise(image, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
     return (
         image,
         kernels,
@@ -357,8 +363,8 @@ def degrade(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: A shape, a device or a value does not fit; the message names it. NaN kernels and weights
-            are refused where they can be seen without waiting for a device: on the CPU, outside of compiled
-            code.
+            (of weights per pixel, those in the rows that are read) are refused where they can be seen without
+            waiting for a device: on the CPU, outside of compiled code.
 
     Example:
         >>> import torch, ddrf_fast
