@@ -93,11 +93,14 @@ def unsupported_tensor(name: str, tensor: torch.Tensor) -> str | None:
     return None
 
 
-def empty_like_format(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised tensor of `like`'s dtype, channels_last where `like` is so and not contiguous too."""
+def empty_like_format(
+    like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """An uninitialised tensor, channels_last where `like` is so and not contiguous too; by default of its
+    dtype."""
     channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
 
 
 def power_of_two(n: int, low: int, high: int) -> int:

@@ -495,16 +495,27 @@ def _noise_grad_kernel(
     tl.store(product + b * out_height * out_width + site, total, ok)
 
 
-def _bank(kernels: Tensor, weights: Tensor, weights_at: str) -> tuple[Tensor, int]:
+def _bank(image: Tensor, kernels: Tensor, weights: Tensor, weights_at: str) -> tuple[Tensor, int]:
     """The kernels in float32, taps outermost, [.., k k, M], and their stride over samples.
 
     With one weight vector a sample they are mixed here: [B, k k].
     """
+    wide = _per_unit(kernels.float().flatten(-2), image)
     if weights_at == "sample":
-        mixed = (weights.float()[:, :, None] * kernels.float().flatten(-2)).sum(1)
+        mixed = (weights.float()[:, :, None] * wide).sum(1)
         return mixed, mixed.stride(0)
-    bank = kernels.float().flatten(-2).transpose(-1, -2).contiguous()
+    bank = wide.transpose(-1, -2).contiguous()
     return bank, bank.stride(0) if bank.dim() == 3 else 0
+
+
+def _per_unit(value: Tensor, image: Tensor) -> Tensor:
+    """For a factor of the image: kernels read integers as they are, but these stand for [0, 1]."""
+    return value if image.is_floating_point() else value / torch.iinfo(image.dtype).max
+
+
+def _empty_like(argument: Tensor | None, image: Tensor) -> Tensor:
+    """In place of a gradient that is not asked for."""
+    return (image if argument is None else argument).new_empty((0,))
 
 
 def _constants(kernels: Tensor, weights: Tensor, scale: int, correlation: bool) -> dict[str, Any]:
@@ -544,12 +555,12 @@ def degrade(
     correlation: bool,
     weights_at: str,
 ) -> Tensor:
-    """out [B, C, H', W'] in the image's dtype and memory format; the raw operator `ddrf_fast::degrade`."""
+    """out [B, C, H', W'] in the kernels' dtype and the image's memory format; `ddrf_fast::degrade`."""
     batch, channels, height, width = image.shape
-    out = _common.empty_like_format(image, (batch, channels, *out_size))
+    out = _common.empty_like_format(image, (batch, channels, *out_size), kernels.dtype)
     if out.numel() == 0:
         return out
-    bank, bank_stride = _bank(kernels, weights, weights_at)
+    bank, bank_stride = _bank(image, kernels, weights, weights_at)
     weights_size, cells = (1, 1), (0.0, 0.0)
     if weights_at != "sample":
         weights_size = weights.shape[2:]
@@ -667,7 +678,7 @@ def _kernels_grad(
         **constants | {"M_BLOCK": max(16, constants["M_BLOCK"])},
         PADDING=padding, BLOCK=block, BLOCK_T=block_t, num_warps=8,
     )  # fmt: skip
-    return partial.sum(1)
+    return _per_unit(partial.sum(1), image)
 
 
 def degrade_backward(
@@ -693,16 +704,16 @@ def degrade_backward(
     ]
     if grad.numel() == 0:
         return tuple(
-            torch.zeros_like(t) if want and t is not None else image.new_empty((0,))
+            torch.zeros_like(t) if want and t is not None else _empty_like(t, image)
             for t, want in zip(tensors, wanted, strict=True)
         )
     batch, channels, height, width = image.shape
     out_size = tuple(grad.shape[2:])
     sites = math.prod(out_size)
     block = _block(image.device, 1 if weights_at == "sample" else weights.shape[1])
-    grads = [image.new_empty((0,)) for _ in tensors]
+    grads = [_empty_like(t, image) for t in tensors]
 
-    bank, bank_stride = _bank(kernels, weights, weights_at)
+    bank, bank_stride = _bank(image, kernels, weights, weights_at)
     constants = _constants(kernels, weights, scale, correlation)
     site_weights = None
     if weights_at == "grid":
@@ -725,13 +736,13 @@ def degrade_backward(
         grad_mixed = _kernels_grad(grad, image, None, offset, padding, constants)[:, None]
         if want_kernels:
             own = weights.float()[:, :, None] * grad_mixed
-            grads[1] = (own if kernels.dim() == 4 else own.sum(0)).view(kernels.shape).to(image.dtype)
+            grads[1] = (own if kernels.dim() == 4 else own.sum(0)).view(kernels.shape).to(kernels.dtype)
         if want_weights:
-            grads[2] = (grad_mixed * kernels.float().flatten(-2)).sum(2).to(image.dtype)
+            grads[2] = (grad_mixed * kernels.float().flatten(-2)).sum(2).to(kernels.dtype)
     elif want_kernels:
         own = _kernels_grad(grad, image, site_weights, offset, padding, constants)
         own = own if kernels.dim() == 4 else own.sum(0)
-        grads[1] = own.transpose(-1, -2).contiguous().view(kernels.shape).to(image.dtype)
+        grads[1] = own.transpose(-1, -2).contiguous().view(kernels.shape).to(kernels.dtype)
     if weights_at != "sample" and want_weights:
         at_sites = image.new_empty((batch, constants["M"], *out_size), dtype=torch.float32)
         _common.launch(
@@ -744,7 +755,7 @@ def degrade_backward(
         )  # fmt: skip
         if weights_at == "grid":
             at_sites = along_y.T @ at_sites @ along_x
-        grads[2] = at_sites.to(image.dtype)
+        grads[2] = at_sites.to(kernels.dtype)
         if weights_at == "image":
             grads[2] = torch.zeros_like(weights, memory_format=torch.contiguous_format)
             _sites_of(grads[2], scale, offset, out_size).copy_(at_sites)
@@ -755,20 +766,23 @@ def degrade_backward(
             grad, seed, *_dense(sample_ids, gray_noise), product, channels, *out_size, *grad.stride(),
             BLOCK=block, num_warps=4,
         )  # fmt: skip
-        grads[3] = product.sum_to_size(noise_std.shape).to(image.dtype)
+        grads[3] = product.sum_to_size(noise_std.shape).to(kernels.dtype)
     return tuple(grads)
 
 
 def unsupported(op_name: str, *args: Any) -> str | None:
     """Why these kernels cannot run the raw operator `op_name` on `args`; None when they can."""
     tensors = args[1:5] if op_name.endswith("_backward") else args[:4]
-    image, _, weights, _ = tensors
-    reason = _common.unsupported_tensor("image", image)
+    image, kernels, weights, noise_std = tensors
+    floating = {"image": image, "kernels": kernels, "weights": weights, "noise_std": noise_std}
+    if image.dtype in (torch.uint8, torch.uint16):
+        del floating["image"]
+    reason = _common.unsupported_tensor(*next(iter(floating.items())))
     if reason is not None:
         return reason
-    for name, tensor in zip(("kernels", "weights", "noise_std"), tensors[1:], strict=True):
-        if tensor is not None and tensor.dtype != image.dtype:
-            return f"{name} is {tensor.dtype} and image is {image.dtype}; the Triton kernels take one dtype"
+    for name, tensor in floating.items():
+        if tensor is not None and tensor.dtype != kernels.dtype:
+            return f"{name} is {tensor.dtype}, kernels {kernels.dtype}; the Triton kernels take one dtype"
     if math.prod(image.shape[2:]) > _common.MAX_INT32:
         return "an image has more than 2^31 - 1 pixels"
     if weights.shape[1] > 256:

@@ -176,6 +176,55 @@ def test_low_precision_errs_as_little_as_torch(dtype, channels_last):
     assert out.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
+INTEGERS = pytest.mark.parametrize("integers", [torch.uint8, torch.uint16])
+
+
+def integer_image(integers: torch.dtype, *shape: int) -> Tensor:
+    return torch.randint(0, torch.iinfo(integers).max + 1, shape, dtype=torch.int32).to(integers)
+
+
+@INTEGERS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", ["sample", "image", "output", "grid"])
+def test_integers_stand_for_the_unit_range(weights, dtype, integers):
+    """What comes out has the dtype of the kernels and the layout of the image, which is not rounded first."""
+    _, kernels, shares = (t.to(dtype) for t in tensors(weights, channels=3, size=(14, 13), kernel=5))
+    image = integer_image(integers, 2, 3, 14, 13).contiguous(memory_format=torch.channels_last)
+    options = {"scale": 2, "grid": weights == "grid"}
+    out = ddrf_fast.degrade(image, kernels, shares, **options)
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    exact = image.double() / torch.iinfo(integers).max
+    expected = definition(exact, kernels.double(), shares.double(), **options)
+    assert_accurate(out, expected, expected.to(dtype))
+
+
+@INTEGERS
+def test_an_image_of_integers_is_that_of_floats_divided(integers):
+    _, kernels, shares = (t.float() for t in tensors("image", size=(30, 20)))
+    image = integer_image(integers, 2, 2, 30, 20)
+    options = {"noise_std": 0.1, "shot_noise": 0.02, "gray_noise": True, "seed": 1}
+    floats = image.float() / torch.iinfo(integers).max
+    of_integers, of_floats = (ddrf_fast.degrade(x, kernels, shares, **options) for x in (image, floats))
+    assert torch.equal(of_integers, of_floats)
+
+
+@pytest.mark.parametrize("shot_noise", [0.0, 0.1])
+def test_gradients_beside_an_image_of_integers(shot_noise):
+    _, kernels, shares = tensors("image", channels=1, size=(5, 4))
+    image = integer_image(torch.uint8, 2, 1, 5, 4)
+    inputs = (kernels, shares, torch.rand(2, dtype=torch.float64))
+
+    def run(kernels, shares, std):
+        return ddrf_fast.degrade(
+            image, kernels, shares, noise_std=std, shot_noise=shot_noise, seed=3, scale=2
+        )
+
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
 def test_philox_gives_its_published_words():
     """Known answers of Random123: counter and key all zeros, all ones, and digits of pi."""
     cases = {
@@ -347,7 +396,18 @@ def test_two_runs_give_the_same_bits():
 NAN = float("nan")
 WRONG = {
     r"image must be \[B, C, H, W\]": ({"image": torch.rand(6, 7)}, ValueError),
-    "image must be one of .* got uint8": ({"image": torch.ones(2, 2, 6, 7, dtype=torch.uint8)}, TypeError),
+    "image must be one of .* got int32": ({"image": torch.ones(2, 2, 6, 7, dtype=torch.int32)}, TypeError),
+    "kernels must be one of .* got uint8": (
+        {
+            "image": torch.ones(2, 2, 6, 7, dtype=torch.uint8),
+            "kernels": torch.ones(3, 3, 3, dtype=torch.uint8),
+        },
+        TypeError,
+    ),
+    "weights must have the dtype of kernels": (
+        {"image": torch.ones(2, 2, 6, 7, dtype=torch.uint8), "weights": torch.ones(2, 3).double()},
+        TypeError,
+    ),
     r"kernels must be square, of an odd size, and at least one, got shape \(3, 4, 4\)": (
         {"kernels": torch.rand(3, 4, 4)},
         ValueError,

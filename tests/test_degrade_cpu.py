@@ -458,6 +458,25 @@ def test_every_instruction_set_agrees(tmp_path):
             )
 
 
+@pytest.mark.parametrize("integers", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+@pytest.mark.parametrize("kernel", [5, 33])
+def test_integers_are_read_by_every_plan(kernel, weights_at, integers):
+    """Summed directly and through the Fourier transform, the bits are those of the floats they stand for."""
+    case = make(1, 2, size=(60, 70), bank=2, kernel=kernel, weights_at=weights_at).to(dtype=torch.float32)
+    assert plan_of(case).count("Fourier") == (2 if kernel == 33 else 0)
+    largest = torch.iinfo(integers).max
+    image = (case.image * largest).round().to(torch.int32)
+    last = image.contiguous(memory_format=torch.channels_last).to(integers)
+    floats = case.replace(image=image / largest)
+    grad = torch.randn(1, 2, 60, 70)
+    expected = [floats.forward(OP), *floats.backward(BACKWARD, grad, 6)[1:3]]
+    for variant in (image.to(integers), last):
+        of_integers = case.replace(image=variant)
+        found = [of_integers.forward(OP), *of_integers.backward(BACKWARD, grad, 6)[1:3]]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # ---- Large kernels, through the Fourier transform
 
 
@@ -584,6 +603,15 @@ def test_small_kernels_are_summed_directly():
         ({"kernels": torch.zeros(3, 3, 5)}, "kernels: expected shape"),
         ({"kernels": torch.zeros(1, 3, 3, 3)}, "kernels: expected shape"),
         ({"kernels": torch.zeros(3, 3, 3, dtype=torch.float64)}, "kernels: expected dtype"),
+        ({"kernels": torch.zeros(3, 3, 3, dtype=torch.uint8)}, "kernels: expected a floating dtype"),
+        ({"image": torch.zeros(2, 2, 9, 11, dtype=torch.int32)}, "kernels: expected dtype"),
+        (
+            {
+                "image": torch.zeros(2, 2, 9, 11, dtype=torch.uint8),
+                "weights": torch.zeros(2, 3, dtype=torch.float64),
+            },
+            "weights: expected dtype",
+        ),
         ({"weights": torch.zeros(2, 4)}, "weights: expected shape"),
         ({"weights_at": "image"}, "weights: expected shape"),
         ({"weights_at": "nowhere"}, "weights_at"),
@@ -619,6 +647,12 @@ def test_bad_arguments_are_refused(changes, message):
     arguments = (*case.tensors, *noise, case.scale, case.offset)
     with pytest.raises((RuntimeError, ValueError), match=message):
         OP(*arguments, [9, 11], case.padding, case.correlation, case.weights_at)
+
+
+def test_a_gradient_of_integers_is_refused():
+    case = make().to(dtype=torch.float32).replace(image=torch.zeros(2, 2, 9, 11, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="asks for the gradient of image"):
+        case.backward(BACKWARD, torch.zeros(2, 2, 9, 11), 1)
 
 
 def test_sites_outside_the_image_are_refused():

@@ -140,6 +140,27 @@ def test_short_dtypes_on_the_cpu(weights_at, dtype, emulator):
     check(make(size=(9, 35), kernel=5, scale=2, weights_at=weights_at, noise="map"), dtype, "cpu")
 
 
+def check_integers(device: str) -> None:
+    for weights_at in ("sample", "grid"):
+        case = make(2, 3, size=(9, 35), kernel=5, scale=2, weights_at=weights_at)
+        for integers in (torch.uint8, torch.uint16):
+            largest = torch.iinfo(integers).max
+            image = (case.image * largest).round().to(torch.int32)
+            floats = case.replace(image=image / torch.tensor(largest, dtype=torch.float64)).on(device)
+            of_integers = case.replace(image=image.to(integers)).on(device)
+            grad = torch.randn(2, 3, 5, 18, dtype=torch.float64, device=device)
+            assert_accurate(of_integers.forward(OP).cpu(), floats.forward(OP).cpu())
+            pairs = zip(
+                of_integers.backward(BACKWARD, grad, 6), floats.backward(BACKWARD, grad, 6), strict=True
+            )
+            for value, expected in pairs:
+                assert_accurate(value.cpu().double(), expected.cpu())
+
+
+def test_integers_on_the_cpu(emulator, shared_memory):
+    check_integers("cpu")
+
+
 def assert_layouts_and_edges(device: str) -> None:
     case = make(2, 5, size=(8, 10), weights_at="output", noise="map").to(dtype=torch.float32).on(device)
     grad = torch.randn(2, 5, 8, 10, device=device)
@@ -244,6 +265,11 @@ def test_large_tiles_on_a_gpu(kernel, scale, weights_at, cuda_library):
     case = make(2, 3, size=(70, 90), bank=12, kernel=kernel, scale=scale, weights_at=weights_at)
     for dtype in (torch.float32, torch.float64):
         check(case, dtype, "cuda")
+
+
+@pytest.mark.gpu
+def test_integers_on_a_gpu(cuda_library):
+    check_integers("cuda")
 
 
 @pytest.mark.gpu

@@ -251,6 +251,15 @@ def test_it_follows_the_dtype_of_the_image(bank):
     assert torch.equal(cast.image, wide.image) and torch.equal(cast.codes, wide.codes)
 
 
+@pytest.mark.parametrize("dark_fraction", [0.0, 1.0])
+def test_integers_stand_for_the_unit_range(bank, dark_fraction):
+    degradation = DynamicDegradation("paper", kernels=bank, dark_fraction=dark_fraction)
+    image = (images() * 255).to(torch.uint8)
+    of_integers, of_floats = (degradation(x, seed=1) for x in (image, image / 255))
+    assert torch.equal(of_integers.image, of_floats.image)
+    assert torch.equal(of_integers.codes, of_floats.codes)
+
+
 def test_gradients_reach_the_image(bank):
     image = images(1, (12, 12), 1).double().requires_grad_()
     degradation = module(

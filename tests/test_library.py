@@ -105,6 +105,47 @@ def test_opcheck_degrade(layout, batch):
         opcheck(torch.ops.ddrf_fast.degrade_backward.default, arguments)
 
 
+@pytest.mark.parametrize("batch", [B, 0])
+@pytest.mark.parametrize("layout", range(4), ids=["contiguous", "channels_last", "permuted", "expanded"])
+@pytest.mark.parametrize("integers", [torch.uint8, torch.uint16])
+def test_opcheck_degrade_of_integers(integers, layout, batch):
+    named = degrade_inputs(batch=batch)
+    named["image"] = (named["image"] * 255).to(integers)
+    raw = raw_degrade(layouts(named, "image")[layout])
+    forward = (*raw[:7], None, *raw[7:], [4, 4], "reflect", False, "image")
+    opcheck(torch.ops.ddrf_fast.degrade.default, forward)
+    arguments = (torch.rand(batch, 3, 4, 4), *raw, "reflect", False, "image", 0b1110)
+    opcheck(torch.ops.ddrf_fast.degrade_backward.default, arguments)
+
+
+def integer_inputs(batch=B) -> dict[str, Tensor]:
+    named = degrade_inputs(batch=batch)
+    return named | {"image": (named["image"] * 255).to(torch.uint8)}
+
+
+def test_degrade_of_integers_is_mapped_and_compiled():
+    named = integer_inputs()
+    images = torch.stack([named["image"], named["image"].flip(0)])
+    one_by_one = torch.stack([degraded(**{**named, "image": image}) for image in images])
+    torch.testing.assert_close(vmap(lambda image: degraded(**{**named, "image": image}))(images), one_by_one)
+
+    torch._dynamo.reset()
+    counter = Counter()
+    compiled = torch.compile(degraded, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (12, 14):
+        named = integer_inputs(batch)
+        leaves = [named[name].requires_grad_() for name in ("kernels", "weights", "noise_std")]
+        out, expected = compiled(**named), degraded(**named)
+        torch.testing.assert_close(out, expected)
+        for a, b in zip(
+            torch.autograd.grad(out.sin().sum(), leaves),
+            torch.autograd.grad(expected.sin().sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+    assert counter.graphs == 1
+
+
 @OPERATIONS
 def test_torch_func(operation, inputs):
     named = inputs(torch.float64)

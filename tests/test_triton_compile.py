@@ -49,6 +49,8 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.uint16: "*u16",
     torch.int64: "*i64",
     torch.bool: "*i1",
 }

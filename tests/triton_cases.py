@@ -32,7 +32,7 @@ def wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def mask_of(tensors: tuple[Any, ...]) -> int:
     """The output mask that asks for every gradient there is."""
-    return sum(1 << i for i, t in enumerate(tensors) if t is not None)
+    return sum(1 << i for i, t in enumerate(tensors) if t is not None and t.is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Degrade:
     noise: str | None = None  # "sample" or "site", where every second sample is gray
     shot: bool = False
     dtype: torch.dtype = torch.float32
+    image_dtype: torch.dtype | None = None  # uint8 or uint16; else `dtype`
     channels_last: bool = False
 
     def as_asked(self) -> contextlib.AbstractContextManager[None]:
@@ -173,6 +174,8 @@ class Degrade:
             return _random(device, self.dtype, *shape).abs()
 
         image = positive(*self.shape)
+        if self.image_dtype is not None:
+            image = (image * 100).to(self.image_dtype)
         kernels = positive(*[batch][: self.per_sample], self.num_kernels, self.size, self.size) / self.size**2
         weights_size = {"sample": [], "image": in_size, "output": out_size, "grid": self.grid}[
             self.weights_at
@@ -283,6 +286,9 @@ TINY: dict[str, Conv | Degrade | Route] = {
     "degrade gray and shot noise": Degrade((2, 3, 8, 9), weights_at="sample", noise="site", shot=True),
     "degrade bfloat16": Degrade((1, 3, 8, 9), dtype=HALF, noise="site"),
     "degrade float16": Degrade((1, 3, 8, 9), weights_at="sample", dtype=torch.float16, noise="site"),
+    "degrade uint8": Degrade((2, 3, 8, 9), scale=2, image_dtype=torch.uint8, channels_last=True),
+    "degrade uint8, sample": Degrade((2, 1, 8, 9), weights_at="sample", image_dtype=torch.uint8, dtype=HALF),
+    "degrade uint16, grid": Degrade((1, 1, 8, 9), weights_at="grid", image_dtype=torch.uint16, noise="site"),
     "degrade empty batch": Degrade((0, 1, 8, 9)),
 }
 

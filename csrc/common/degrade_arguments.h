@@ -23,12 +23,18 @@ struct DegradeArguments {
   const std::string& weights_at;
 };
 
+// Integers, which images may have: they stand for [0, 1].
+inline bool is_integer(const Tensor& tensor) {
+  return tensor.scalar_type() == torch::headeronly::ScalarType::Byte ||
+         tensor.scalar_type() == torch::headeronly::ScalarType::UInt16;
+}
+
 // Device, dtype and shape.
 inline void check_like(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape,
-                       const Tensor& image) {
-  STD_TORCH_CHECK(tensor.device() == image.device(), name, ": expected the device of image");
-  STD_TORCH_CHECK(tensor.scalar_type() == image.scalar_type(), name, ": expected dtype ",
-                  torch::headeronly::toString(image.scalar_type()), ", got ",
+                       const Tensor& like) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, ": expected the device of image");
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), name, ": expected dtype ",
+                  torch::headeronly::toString(like.scalar_type()), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
   const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name,
@@ -68,7 +74,11 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
   STD_TORCH_CHECK(p.kernel_size % 2 == 1, "kernels: expected an odd size, got ", p.kernel_size);
   std::vector<int64_t> kernel_shape{p.num_kernels, p.kernel_size, p.kernel_size};
   if (p.kernels_per_sample) kernel_shape.insert(kernel_shape.begin(), p.batch);
-  check_like("kernels", in.kernels, kernel_shape, in.image);
+  STD_TORCH_CHECK(in.kernels.device() == in.image.device(),
+                  "kernels: expected the device of image");
+  STD_TORCH_CHECK(!is_integer(in.kernels), "kernels: expected a floating dtype, got ",
+                  torch::headeronly::toString(in.kernels.scalar_type()));
+  check_like("kernels", in.kernels, kernel_shape, is_integer(in.image) ? in.kernels : in.image);
 
   if (p.out_height > 0 && p.out_width > 0) {
     STD_TORCH_CHECK(p.offset + p.scale * (p.out_height - 1) < p.height &&
@@ -96,14 +106,14 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
                     shape_text(in.weights.sizes()));
     weight_shape.insert(weight_shape.end(), {p.grid_height, p.grid_width});
   }
-  check_like("weights", in.weights, weight_shape, in.image);
+  check_like("weights", in.weights, weight_shape, in.kernels);
 
   if (in.noise_std) {
     check_dim("noise_std", *in.noise_std, 4);
     p.noise_map = in.noise_std->size(2) != 1 || in.noise_std->size(3) != 1;
     check_like("noise_std", *in.noise_std,
                {p.batch, 1, p.noise_map ? p.out_height : 1, p.noise_map ? p.out_width : 1},
-               in.image);
+               in.kernels);
     const auto is_int64 = [&](const std::optional<Tensor>& t) {
       return t && t->scalar_type() == torch::headeronly::ScalarType::Long &&
              t->device() == in.image.device();
@@ -122,7 +132,7 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
   }
   if (in.shot_noise) {
     STD_TORCH_CHECK(in.noise_std, "shot_noise: expected along with noise_std, which may be 0");
-    check_like("shot_noise", *in.shot_noise, {p.batch}, in.image);
+    check_like("shot_noise", *in.shot_noise, {p.batch}, in.kernels);
   }
   return p;
 }
@@ -136,6 +146,14 @@ std::vector<int> kernel_dims(const DegradeShape<Int>& p) {
 template <class Int>
 std::vector<int> weight_dims(const DegradeShape<Int>& p) {
   return p.weights_at == WeightsAt::kSample ? std::vector<int>{0, 1} : std::vector<int>{0, 1, 2, 3};
+}
+
+inline void check_gradients(int64_t output_mask, const Tensor& image,
+                            const std::optional<Tensor>& noise_std) {
+  STD_TORCH_CHECK(!(output_mask & 1) || !is_integer(image),
+                  "output_mask: asks for the gradient of image, which holds integers");
+  STD_TORCH_CHECK(!(output_mask & 8) || noise_std,
+                  "output_mask: asks for the gradient of noise_std, which is None");
 }
 
 // What backward starts from for the argument that bit `bit` of output_mask stands for: memory to

@@ -31,8 +31,12 @@ Element element_of(const Tensor& tensor) {
       return Element::kBFloat16;
     case ScalarType::Half:
       return Element::kFloat16;
+    case ScalarType::Byte:
+      return Element::kUInt8;
+    case ScalarType::UInt16:
+      return Element::kUInt16;
     default:
-      STD_TORCH_CHECK(false, "image: expected float32, float64, bfloat16 or float16, got ",
+      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16, float16, uint8 or uint16, got ",
                       torch::headeronly::toString(tensor.scalar_type()));
   }
 }
@@ -104,7 +108,7 @@ Tensor degrade_cpu(const Tensor& image, const Tensor& kernels, const Tensor& wei
   const DegradeProblem p =
       make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise,
                     scale, offset, out_size[0], out_size[1], padding, correlation, weights_at});
-  Tensor out = empty_tensor(image, {p.batch, p.channels, p.out_height, p.out_width},
+  Tensor out = empty_tensor(kernels, {p.batch, p.channels, p.out_height, p.out_width},
                             is_channels_last(image));
   degrade_forward(p, as_array<Output>(out, kAllDims), torch_threads());
   return out;
@@ -116,13 +120,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cpu(
     std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
     bool correlation, std::string weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
-  STD_TORCH_CHECK(!(output_mask & 8) || noise_std,
-                  "output_mask: asks for the gradient of noise_std, which is None");
+  check_gradients(output_mask, image, noise_std);
   // The gradients of shot noise are composed in Python.
   const DegradeProblem p =
       make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, std::nullopt,
                     scale, offset, grad.size(2), grad.size(3), padding, correlation, weights_at});
-  check_like("grad", grad, {p.batch, p.channels, p.out_height, p.out_width}, image);
+  check_like("grad", grad, {p.batch, p.channels, p.out_height, p.out_width}, kernels);
 
   // Only weights at the image's pixels have some that no output reads.
   const bool empty = grad.numel() == 0;

@@ -58,7 +58,7 @@ namespace degrade_avx512 {
 inline void degrade_forward(const DegradeProblem& p, const Output& out, const Threads& threads) {
   if (p.batch * p.channels * p.out_height * p.out_width == 0) return;
   FlushDenormals flush;
-  if (p.image.element == Element::kFloat64) {
+  if (p.kernels.element == Element::kFloat64) {
     DDRF_DEGRADE_DISPATCH(forward<double>(p, out, threads))
   }
   DDRF_DEGRADE_DISPATCH(forward<float>(p, out, threads))
@@ -69,7 +69,7 @@ inline void degrade_backward(const DegradeProblem& p, const DegradeGradients& g,
                              const Threads& threads) {
   if (p.batch * p.channels * p.out_height * p.out_width == 0) return;
   FlushDenormals flush;
-  if (p.image.element == Element::kFloat64) {
+  if (p.kernels.element == Element::kFloat64) {
     DDRF_DEGRADE_DISPATCH(backward<double>(p, g, threads))
   }
   DDRF_DEGRADE_DISPATCH(backward<float>(p, g, threads))

@@ -20,7 +20,7 @@
 
 namespace ddrf_fast {
 
-// How a number is stored. Integers stand for [0, 1] and exist for images of the NumPy module only.
+// How a number is stored. Integers stand for [0, 1]; only images have them.
 enum class Element : int { kFloat32, kFloat64, kBFloat16, kFloat16, kUInt8, kUInt16 };
 
 inline int64_t element_size(Element element) {

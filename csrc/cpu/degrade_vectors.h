@@ -130,11 +130,10 @@ static void load_row(const Input& array, int64_t offset, int64_t stride, int64_t
                          [](uint16_t x) { return static_cast<T>(half_to_float(x)); });
     case Element::kUInt8:
       return convert_row(reinterpret_cast<const uint8_t*>(from), stride, to, 1, count,
-                         [](uint8_t x) { return static_cast<T>(static_cast<float>(x) / 255.0f); });
+                         [](uint8_t x) { return static_cast<T>(x) / T(255); });
     case Element::kUInt16:
-      return convert_row(from16, stride, to, 1, count, [](uint16_t x) {
-        return static_cast<T>(static_cast<float>(x) / 65535.0f);
-      });
+      return convert_row(from16, stride, to, 1, count,
+                         [](uint16_t x) { return static_cast<T>(x) / T(65535); });
   }
 }
 

@@ -34,7 +34,13 @@ Strided<T> strided(const Tensor& tensor, const std::vector<int>& at) {
   return result;
 }
 
-;
+template <class T>
+ImageArray<T> image_array(const Tensor& image) {
+  ImageArray<T> result{image.const_data_ptr(), {}, 0};
+  if (is_integer(image)) result.integer_bytes = image.scalar_type() == ScalarType::Byte ? 1 : 2;
+  for (int d = 0; d < 4; ++d) result.stride[d] = image.stride(d);
+  return result;
+}
 
 const std::vector<int> kAllDims{0, 1, 2, 3};
 
@@ -52,7 +58,7 @@ CudaProblem<T> make_problem(const DegradeArguments& in) {
                    0,
                    nullptr,
                    0};
-  p.image = strided<const T>(in.image, kAllDims);
+  p.image = image_array<T>(in.image);
   p.kernels = strided<const T>(in.kernels, kernel_dims(p));
   p.weights = strided<const T>(in.weights, weight_dims(p));
   if (in.noise_std) {
@@ -253,11 +259,11 @@ Tensor degrade_cuda(const Tensor& image, const Tensor& kernels, const Tensor& we
                                    sample_ids,  gray_noise,  shot_noise, scale,       offset,
                                    out_size[0], out_size[1], padding,    correlation, weights_at};
   Tensor out;
-  DDRF_DISPATCH_FLOATING(image.scalar_type(), "degrade", ([&] {
+  DDRF_DISPATCH_FLOATING(kernels.scalar_type(), "degrade", ([&] {
                            const auto p = make_problem<scalar_t>(arguments);
-                           out =
-                               empty_tensor(image, {p.batch, p.channels, p.out_height, p.out_width},
-                                            is_channels_last(image));
+                           out = empty_tensor(kernels,
+                                              {p.batch, p.channels, p.out_height, p.out_width},
+                                              is_channels_last(image));
                            if (out.numel() > 0) forward(OnDeviceOf(image), p, image, out);
                          }));
   return out;
@@ -269,17 +275,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cuda(
     std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
     bool correlation, std::string weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
-  STD_TORCH_CHECK(!(output_mask & 8) || noise_std,
-                  "output_mask: asks for the gradient of noise_std, which is None");
+  check_gradients(output_mask, image, noise_std);
   const DegradeArguments arguments{
       image, kernels, weights,      noise_std,    seed,    sample_ids,  gray_noise, std::nullopt,
       scale, offset,  grad.size(2), grad.size(3), padding, correlation, weights_at};
   const bool empty = grad.numel() == 0;
   std::tuple<Tensor, Tensor, Tensor, Tensor> grads;
   DDRF_DISPATCH_FLOATING(
-      image.scalar_type(), "degrade_backward", ([&] {
+      kernels.scalar_type(), "degrade_backward", ([&] {
         const auto p = make_problem<scalar_t>(arguments);
-        check_like("grad", grad, {p.batch, p.channels, p.out_height, p.out_width}, image);
+        check_like("grad", grad, {p.batch, p.channels, p.out_height, p.out_width}, kernels);
         grads = {new_gradient(output_mask, 0, image, is_channels_last(image), empty),
                  new_gradient(output_mask, 1, kernels, false, empty),
                  new_gradient(output_mask, 2, weights, false, empty),

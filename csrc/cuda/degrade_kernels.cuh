@@ -38,10 +38,27 @@ struct Strided {
   }
 };
 
+// The image [B, C, H, W]: numbers as T, or integers that stand for [0, 1].
+template <class T>
+struct ImageArray {
+  const void* data;
+  int64_t stride[4];
+  int integer_bytes;  // 0: no integers
+
+  template <class A>
+  DDRF_HOST_DEVICE A at(int64_t b, int64_t c, int64_t y, int64_t x) const {
+    const int64_t i = b * stride[0] + c * stride[1] + y * stride[2] + x * stride[3];
+    if (integer_bytes == 1) return A(static_cast<const uint8_t*>(data)[i]) * (A(1) / A(255));
+    if (integer_bytes == 2) return A(static_cast<const uint16_t*>(data)[i]) * (A(1) / A(65535));
+    return static_cast<A>(static_cast<const T*>(data)[i]);
+  }
+};
+
 template <class T>
 struct CudaProblem : DegradeShape<int> {
-  Strided<const T> image, kernels, weights, noise_std;  // in four dimensions, as in degrade_plan.h
-  const int64_t* seed;                                  // nullptr: no noise
+  ImageArray<T> image;
+  Strided<const T> kernels, weights, noise_std;  // in four dimensions, as in degrade_plan.h
+  const int64_t* seed;                           // nullptr: no noise
   const int64_t* sample_ids;
   int64_t sample_ids_stride;
   const bool* gray_noise;  // [B], or nullptr
@@ -168,8 +185,7 @@ __device__ void load_tile(const CudaProblem<T>& p, const Tiling& tiling, int b, 
           source_index(static_cast<int64_t>(x0) * p.scale + j + p.origin(), p.width, p.padding);
       A* to = tile + i * tiling.row + j % p.scale * tiling.plane + j / p.scale;
       for (int c = 0; c < count; ++c) {
-        to[c * tiling.channel] =
-            y < 0 || x < 0 ? A(0) : static_cast<A>(p.image.at(b, c0 + c, y, x));
+        to[c * tiling.channel] = y < 0 || x < 0 ? A(0) : p.image.template at<A>(b, c0 + c, y, x);
       }
     }
   }
@@ -204,7 +220,7 @@ struct Pixels {
           source_index(static_cast<int64_t>(y + q) * p.scale + a + p.origin(), p.height, p.padding);
       const int64_t col =
           source_index(static_cast<int64_t>(x) * p.scale + column + p.origin(), p.width, p.padding);
-      return row < 0 || col < 0 ? A(0) : static_cast<A>(p.image.at(b, c0 + c, row, col));
+      return row < 0 || col < 0 ? A(0) : p.image.template at<A>(b, c0 + c, row, col);
     }
   }
 };

@@ -167,13 +167,14 @@ class DynamicDegradation(nn.Module):
         """Degrades a batch.
 
         Args:
-            image: Tensor[B, C, H, W] in [0, 1], floating, on the module's device.
+            image: Tensor[B, C, H, W] in [0, 1], or of uint8 or uint16, which stand for it; on the module's
+                device.
             seed: as for :meth:`sample`.
             sample_ids: likewise.
             spatial: likewise.
 
         Returns:
-            (image, codes, recipe). The image is not clipped; the codes have its dtype.
+            (image, codes, recipe). The image is floating and not clipped; the codes have its dtype.
         """
         recipe = self.sample(len(image), seed=seed, sample_ids=sample_ids, spatial=spatial)
         return self.replay(image, recipe)
@@ -188,4 +189,5 @@ class DynamicDegradation(nn.Module):
         Returns:
             As for :meth:`forward`.
         """
-        return DegradedBatch(recipe.apply(image), recipe.codes(self.pca).to(image.dtype), recipe)
+        degraded = recipe.apply(image)
+        return DegradedBatch(degraded, recipe.codes(self.pca).to(degraded.dtype), recipe)

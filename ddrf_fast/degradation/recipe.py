@@ -10,6 +10,7 @@ from torch import Tensor
 from ddrf_fast.degradation.codes import KernelPCA
 from ddrf_fast.degradation.photometric import low_light, reduce_contrast
 from ddrf_fast.ops.degrade import Padding, degrade, moved
+from ddrf_fast.reference._common import unit_range
 
 _PER_SAMPLE = ("kernels", "weights", "noise_std", "sample_ids", "shot_noise", "gray_noise", "tone")
 
@@ -56,10 +57,12 @@ class Degradation:
         """Degrades a batch, always alike.
 
         Args:
-            image: Tensor[B, C, H, W] in [0, 1], floating. The degradation follows it to its device and dtype.
+            image: Tensor[B, C, H, W] in [0, 1], or of uint8 or uint16, which stand for it. The degradation
+                follows it to its device, and to its dtype if that is floating.
 
         Returns:
-            Tensor[B, C, ceil(H / scale), ceil(W / scale)], not clipped: the noise leaves [0, 1].
+            Tensor[B, C, ceil(H / scale), ceil(W / scale)], not clipped: the noise leaves [0, 1]. Of integers,
+            in the dtype of the kernels.
 
         Example:
             >>> from ddrf_fast.degradation import DynamicDegradation
@@ -70,19 +73,24 @@ class Degradation:
             >>> torch.allclose(recipe[1:].apply(image[1:]), recipe.apply(image)[1:])
             True
         """
+        dtype = image.dtype if image.is_floating_point() else self.kernels.dtype
         if self.tone is not None:
             gamma, gain, contrast = self.tone.unbind(1)
-            image = low_light(reduce_contrast(image, contrast), gamma, gain)
+            image = low_light(reduce_contrast(unit_range(image, dtype), contrast), gamma, gain)
+
+        def alike(value: Tensor) -> Tensor:
+            return value.to(image.device, dtype)
+
         return degrade(
             image,
-            self.kernels.to(image),
-            self.weights.to(image),
+            alike(self.kernels),
+            alike(self.weights),
             scale=self.scale,
-            noise_std=self.noise_std.to(image),
+            noise_std=alike(self.noise_std),
             seed=self.seed,
             sample_ids=self.sample_ids,
             gray_noise=False if self.gray_noise is None else self.gray_noise,
-            shot_noise=0 if self.shot_noise is None else self.shot_noise.to(image),
+            shot_noise=0 if self.shot_noise is None else alike(self.shot_noise),
             padding=self.padding,
             grid=self.weights.dim() == 4,
         )

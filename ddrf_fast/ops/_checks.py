@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Those of images that stand for [0, 1].
+INTEGER = (torch.uint8, torch.uint16)
 
 
 def _is_int(value: Any) -> bool:
@@ -34,14 +36,16 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return values[0], values[1]
 
 
-def tensor(name: str, value: Any, dimensions: Sequence[str]) -> Tensor:
-    """A tensor of a floating dtype, with as many dimensions as one of `dimensions`, e.g. "[B, N]"."""
+def tensor(
+    name: str, value: Any, dimensions: Sequence[str], dtypes: Sequence[torch.dtype] = FLOATING
+) -> Tensor:
+    """A tensor of one of `dtypes`, with as many dimensions as one of `dimensions`, e.g. "[B, N]"."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor{' or '.join(dimensions)}, got {type(value).__name__}")
     if value.dim() not in [text.count(",") + 1 for text in dimensions]:
         raise ValueError(f"{name} must be {' or '.join(dimensions)}, got shape {tuple(value.shape)}")
-    if value.dtype not in FLOATING:
-        names = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
+    if value.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must be one of {names}, got {str(value.dtype).removeprefix('torch.')}")
     return value
 
@@ -53,6 +57,11 @@ def like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
             f"{name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype} "
             "(cast it, or use torch.autocast)"
         )
+    device(name, value, other_name, other)
+
+
+def device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """The device of another argument."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 

@@ -151,12 +151,15 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
     return rule
 
 
-def layout_of(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """An uninitialised tensor [B, C, H, W] in the layout of an operation's answer to `x`; for fakes."""
+def layout_of(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor [B, C, H, W] in the layout of an operation's answer to `x`; for fakes.
+
+    Of the dtype of `x`, unless another is asked for.
+    """
     if is_channels_last(x):
         batch, channels, height, width = shape
-        return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-    return x.new_empty(shape)
+        return x.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return x.new_empty(shape, dtype=dtype)
 
 
 def fake_gradients(tensors: Sequence[Tensor | None], output_mask: int) -> tuple[Tensor, ...]:
@@ -166,7 +169,7 @@ def fake_gradients(tensors: Sequence[Tensor | None], output_mask: int) -> tuple[
 
     def gradient(i: int, t: Tensor | None) -> Tensor:
         if not output_mask >> i & 1:
-            return x.new_empty((0,))
+            return (x if t is None else t).new_empty((0,))
         assert t is not None
         return layout_of(x, x.shape) if i == 0 else t.new_empty(t.shape)
 

@@ -43,7 +43,7 @@ _NUM_DIFFERENTIABLE = 4
 
 
 def _fake(image: Tensor, *args: Any) -> Tensor:
-    return _library.layout_of(image, (*image.shape[:2], *args[9]))
+    return _library.layout_of(image, (*image.shape[:2], *args[9]), args[0].dtype)
 
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -111,7 +111,8 @@ def _weights_at(
 
 
 def _noise(
-    image: Tensor,
+    kernels: Tensor,
+    batch: int,
     noise_std: float | Tensor,
     seed: int | Tensor | None,
     sample_ids: Tensor | None,
@@ -120,10 +121,10 @@ def _noise(
     out_size: tuple[int, int],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """noise_std as [B, 1, 1, 1] or [B, 1, H', W'], seed, ids, gray_noise and shot_noise [B] as tensors."""
-    shot = _shot_noise(image, shot_noise)
-    batch = image.shape[0]
+    shot = _shot_noise(kernels, batch, shot_noise)
+    device = kernels.device
     if isinstance(noise_std, Tensor):
-        _checks.like("noise_std", noise_std, "image", image)
+        _checks.like("noise_std", noise_std, "kernels", kernels)
         if noise_std.dim() == 0:
             noise_std = noise_std.expand(batch)
         if noise_std.dim() == 1:
@@ -141,24 +142,23 @@ def _noise(
             raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
         if noise_std == 0 and shot is None:
             return None, None, None, None, None
-        std = image.new_full((batch, 1, 1, 1), noise_std)
+        std = kernels.new_full((batch, 1, 1, 1), noise_std)
     else:
         raise TypeError(f"noise_std must be a number or a Tensor, got {type(noise_std).__name__}")
 
     return (
         std,
-        seed_tensor(seed, image.device),
-        ids_tensor(sample_ids, batch, image.device),
-        _gray_noise(image, gray_noise),
+        seed_tensor(seed, device),
+        ids_tensor(sample_ids, batch, device),
+        _gray_noise(gray_noise, batch, device),
         shot,
     )
 
 
-def _shot_noise(image: Tensor, shot_noise: float | Tensor) -> Tensor | None:
-    """[B] with the dtype of the image, or None."""
-    batch = image.shape[0]
+def _shot_noise(kernels: Tensor, batch: int, shot_noise: float | Tensor) -> Tensor | None:
+    """[B] with the dtype of the kernels, or None."""
     if isinstance(shot_noise, Tensor):
-        _checks.like("shot_noise", shot_noise, "image", image)
+        _checks.like("shot_noise", shot_noise, "kernels", kernels)
         shot_noise = shot_noise.expand(batch) if shot_noise.dim() == 0 else shot_noise
         _checks.shape("shot_noise", shot_noise, (batch,), "[B]")
         if _is_readable(shot_noise) and bool(((shot_noise < 0) | ~torch.isfinite(shot_noise)).any()):
@@ -171,19 +171,18 @@ def _shot_noise(image: Tensor, shot_noise: float | Tensor) -> Tensor | None:
         raise TypeError(f"shot_noise must be a number or a Tensor[B], got {type(shot_noise).__name__}")
     if not (math.isfinite(shot_noise) and shot_noise >= 0):
         raise ValueError(f"shot_noise must be finite and not negative, got {shot_noise}")
-    return image.new_full((batch,), shot_noise) if shot_noise else None
+    return kernels.new_full((batch,), shot_noise) if shot_noise else None
 
 
-def _gray_noise(image: Tensor, gray_noise: bool | Tensor) -> Tensor | None:
+def _gray_noise(gray_noise: bool | Tensor, batch: int, device: torch.device) -> Tensor | None:
     """bool [B], or None."""
-    batch = image.shape[0]
     if isinstance(gray_noise, bool):
-        return image.new_ones((batch,), dtype=torch.bool) if gray_noise else None
+        return torch.ones(batch, dtype=torch.bool, device=device) if gray_noise else None
     if not isinstance(gray_noise, Tensor) or gray_noise.dtype != torch.bool:
         got = gray_noise.dtype if isinstance(gray_noise, Tensor) else type(gray_noise).__name__
         raise TypeError(f"gray_noise must be a bool or a bool Tensor[B], got {got}")
     _checks.shape("gray_noise", gray_noise, (batch,), "[B]")
-    return moved(gray_noise, image.device)
+    return moved(gray_noise, device)
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:
@@ -249,7 +248,7 @@ def arguments(
     grid: bool = False,
 ) -> tuple[Any, ...]:
     """Checks the arguments of `degrade` and returns those of the raw operator."""
-    _checks.tensor("image", image, ["[B, C, H, W]"])
+    _checks.tensor("image", image, ["[B, C, H, W]"], (*_checks.FLOATING, *_checks.INTEGER))
     _checks.tensor("kernels", kernels, ["[M, k, k]", "[B, M, k, k]"])
     _checks.tensor("weights", weights, ["[B, M]", "[B, M, H, W]"])
     image, kernels, weights, noise_std, shot_noise = _library.autocast_to_float32(
@@ -269,8 +268,9 @@ def arguments(
         raise ValueError(
             f"kernels [B, M, k, k] must hold a bank for each of the {batch} samples, got {kernels.shape[0]}"
         )
-    _checks.like("kernels", kernels, "image", image)
-    _checks.like("weights", weights, "image", image)
+    like = _checks.like if image.is_floating_point() else _checks.device
+    like("kernels", kernels, "image", image)
+    _checks.like("weights", weights, "kernels", kernels)
 
     radius = kernel_size[0] // 2
     limit = {"reflect": radius + 1, "circular": radius, "valid": kernel_size[0]}.get(padding, 1)
@@ -290,7 +290,7 @@ def arguments(
     _refuse_not_finite("kernels", kernels)
     # Per pixel of the image, the rows that are read: whole rows are summed faster than single sites.
     _refuse_not_finite("weights", weights[:, :, offset::scale] if at == "image" else weights)
-    noise = _noise(image, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
+    noise = _noise(kernels, batch, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
     return (
         image,
         kernels,
@@ -331,7 +331,9 @@ def degrade(
     true convolution. Differentiable in image, kernels, weights, noise_std and shot_noise, to any order.
 
     Args:
-        image (Tensor[B, C, H, W]): NCHW or channels_last; the output keeps that layout. Any range.
+        image (Tensor[B, C, H, W]): NCHW or channels_last; the output keeps that layout. Any range, if
+            floating. uint8 and uint16 stand for [0, 1], in steps of 1 / 255 and 1 / 65535, as torchvision's
+            ToTensor takes them, and have no gradient.
         kernels (Tensor[M, k, k] or Tensor[B, M, k, k]): Basis kernels, k odd. They are not normalised.
         weights (Tensor): How much of each kernel: [B, M] for the whole image, [B, M, H, W] per pixel of the
             image (read at the strided sites), [B, M, H', W'] per pixel of the output, or with `grid=True` a
@@ -355,10 +357,12 @@ def degrade(
         grid: Whether `weights` is a coarse grid.
 
     Returns:
-        Tensor[B, C, H', W'] with the image's dtype and layout; H' = ceil((H - offset) / scale).
+        Tensor[B, C, H', W'] with the dtype of the kernels and the image's layout; H' = ceil((H - offset) /
+        scale). It is not clipped.
 
-    All floating tensors are float32, float64, bfloat16 or float16 with the image's dtype; sums run in float32
-    (float64 for float64). Under torch.autocast the operation runs in float32.
+    All floating tensors are float32, float64, bfloat16 or float16 of one dtype; sums run in float32 (float64
+    for float64). Under torch.autocast the operation runs in float32. An image of integers is read as it is,
+    and converted in registers; in plain torch it is converted before.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -400,10 +404,9 @@ def _with_shot_noise(
     """For gradients, which go through the noise as well: the image without noise, and the noise put on it."""
     none = (None,) * 5
     signal = call(image, kernels, weights, *none, scale, offset, out_size, *options)
-    batch = image.shape[0]
-    one = image.new_ones((batch, 1, 1, 1))
+    one = kernels.new_ones((image.shape[0], 1, 1, 1))
     unit = (one, seed, sample_ids, gray_noise, None, 1, 0, out_size, "zeros", False, "sample")
-    noise = call(torch.zeros_like(signal), image.new_ones((1, 1, 1)), one[:, :, 0, 0], *unit)
-    dtype = accumulation_dtype(image.dtype)
+    noise = call(torch.zeros_like(signal), kernels.new_ones((1, 1, 1)), one[:, :, 0, 0], *unit)
+    dtype = accumulation_dtype(kernels.dtype)
     noisy = reference.add_noise(signal.to(dtype), noise.to(dtype), std.to(dtype), shot_noise)
-    return noisy.to(image.dtype)
+    return noisy.to(kernels.dtype)

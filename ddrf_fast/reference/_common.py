@@ -9,6 +9,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def unit_range(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """`image` in a floating dtype; integers stand for [0, 1] and are divided by their maximum."""
+    wide = image.to(dtype)
+    return wide if image.is_floating_point() else wide / torch.iinfo(image.dtype).max
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether an operation on `x` answers in channels_last; what is dense in both senses counts as NCHW."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

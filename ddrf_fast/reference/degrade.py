@@ -10,9 +10,10 @@ well:
     dimage = pad^T sum_m conv^T(w_m dout, k_m)     dk_m = <w_m dout, patches>     dw_m = sum_c dout Z_m
 
 Padding, and reading the weights at the sites, are index maps; their adjoints add back to the same indices.
-Arithmetic is float32 (float64 for float64), rounded once. Arguments are those of the raw operator
-`ddrf_fast::degrade` (ops/degrade.py); "valid" padding does not exist here: it is a larger offset and a
-smaller output.
+Arithmetic is float32 (float64 for float64), rounded once. An image of integers stands for [0, 1] and has no
+gradient; what comes out then has the dtype of the kernels, which otherwise is the image's. Arguments are
+those of the raw operator `ddrf_fast::degrade` (ops/degrade.py); "valid" padding does not exist here: it is a
+larger offset and a smaller output.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ddrf_fast.reference import philox
-from ddrf_fast.reference._common import accumulation_dtype, in_layout_of
+from ddrf_fast.reference._common import accumulation_dtype, in_layout_of, unit_range
 
 
 def _padded_index(
@@ -185,12 +186,12 @@ def degrade(
     correlation: bool,
     weights_at: str,
 ) -> Tensor:
-    """out [B, C, H', W'] of the equation above, in the image's dtype and memory format."""
+    """out [B, C, H', W'] of the equation above, in the kernels' dtype and the image's memory format."""
     if image.shape[0] == 0:
-        return in_layout_of(image, image.new_zeros((0, image.shape[1], *out_size)))
-    dtype = accumulation_dtype(image.dtype)
+        return in_layout_of(image, kernels.new_zeros((0, image.shape[1], *out_size)))
+    dtype = accumulation_dtype(kernels.dtype)
     sites = _Sites(image, weights, kernels.shape[-1] // 2, scale, offset, out_size, padding, weights_at)
-    wide_image, wide_kernels, wide_weights = image.to(dtype), kernels.to(dtype), weights.to(dtype)
+    wide_image, wide_kernels, wide_weights = unit_range(image, dtype), kernels.to(dtype), weights.to(dtype)
     out = torch.cat(
         [
             _linear(wide_image[part], shared, wide_weights[part], sites, scale)
@@ -204,7 +205,12 @@ def degrade(
             seed, sample_ids, image.shape[1], out_size[0], out_size[1], dtype, gray_noise
         )
         out = add_noise(out, noise, noise_std.to(dtype), shot_noise)
-    return in_layout_of(image, out.to(image.dtype))
+    return in_layout_of(image, out.to(kernels.dtype))
+
+
+def _not_asked_for(image: Tensor, argument: Tensor | None) -> Tensor:
+    """The empty tensor in place of the gradient of `argument`."""
+    return (image if argument is None else argument).new_empty((0,))
 
 
 def degrade_backward(
@@ -228,18 +234,22 @@ def degrade_backward(
     wanted = [bool(output_mask >> i & 1) for i in range(4)]
     if image.shape[0] == 0:
         return tuple(
-            torch.zeros_like(t) if want and t is not None else image.new_empty((0,))
+            torch.zeros_like(t) if want and t is not None else _not_asked_for(image, t)
             for t, want in zip(inputs, wanted, strict=True)
         )
-    dtype = accumulation_dtype(image.dtype)
+    dtype = accumulation_dtype(kernels.dtype)
     wide_grad = grad.to(dtype)
-    grads = [image.new_empty((0,)) for _ in wanted]
+    grads = [_not_asked_for(image, t) for t in inputs]
 
     if any(wanted[:3]):
         sites = _Sites(
             image, weights, kernels.shape[-1] // 2, scale, offset, grad.shape[2:], padding, weights_at
         )
-        wide_image, wide_kernels, wide_weights = image.to(dtype), kernels.to(dtype), weights.to(dtype)
+        wide_image, wide_kernels, wide_weights = (
+            unit_range(image, dtype),
+            kernels.to(dtype),
+            weights.to(dtype),
+        )
         parts = [
             _linear_backward(
                 wide_grad[part], wide_image[part], shared, wide_weights[part], sites, scale, wanted
@@ -251,9 +261,9 @@ def degrade_backward(
             grads[0] = in_layout_of(image, torch.cat(grad_image).to(image.dtype))
         if wanted[1]:
             stacked = torch.stack(grad_kernels).reshape(kernels.shape)
-            grads[1] = (stacked if correlation else stacked.flip(-2, -1)).to(image.dtype)
+            grads[1] = (stacked if correlation else stacked.flip(-2, -1)).to(kernels.dtype)
         if wanted[2]:
-            grads[2] = torch.cat(grad_weights).to(image.dtype)
+            grads[2] = torch.cat(grad_weights).to(kernels.dtype)
 
     if wanted[3]:
         assert noise_std is not None
@@ -263,7 +273,7 @@ def degrade_backward(
             seed, sample_ids, image.shape[1], grad.shape[2], grad.shape[3], dtype, gray_noise
         )
         product = (wide_grad * noise).sum(dim=1, keepdim=True)
-        grads[3] = product.sum_to_size(noise_std.shape).to(image.dtype)
+        grads[3] = product.sum_to_size(noise_std.shape).to(kernels.dtype)
     return grads[0], *(g.contiguous() for g in grads[1:])
 
 
