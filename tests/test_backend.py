@@ -22,7 +22,8 @@ def test_the_choice_is_explained():
     assert (explained.backend, explained.asked_for, explained.refused) == ("native", False, {})
     assert str(explained).splitlines()[0] == "dynamic_conv: native (the first that can run)"
     with pytest.raises(
-        ValueError, match="op must be one of dynamic_conv, sample_conv2d, degrade, route, got 'conv'"
+        ValueError,
+        match="op must be one of dynamic_conv, sample_conv2d, degrade, degrade_adjoint, route, got 'conv'",
     ):
         ddrf_fast.explain("conv", *ARGUMENTS)
 

@@ -212,3 +212,19 @@ def test_wrong_arguments_are_named(changes, error, message):
     }
     with pytest.raises(error, match=message):
         ddrf_fast.degrade_adjoint(**(named | changes))
+
+
+def test_it_is_explained():
+    image, kernels, weights = torch.rand(1, 2, 24, 25), torch.rand(2, 5, 5), torch.rand(1, 2, 12, 13)
+    degraded = ddrf_fast.degrade(image, kernels, weights, scale=2)
+    with ddrf_fast.use_backend("native"):
+        forth = ddrf_fast.explain("degrade", image, kernels, weights, scale=2)
+        back = ddrf_fast.explain(
+            ddrf_fast.degrade_adjoint, degraded, kernels, weights, size=(24, 25), scale=2
+        )
+    assert str(back).startswith("degrade_adjoint: native (asked for by name)")
+    assert forth.plan.endswith(f"; gradients: {back.plan}")
+    with ddrf_fast.use_backend("reference"):
+        assert "transposed" in ddrf_fast.explain("degrade_adjoint", degraded, kernels, weights).plan
+    with pytest.raises(TypeError, match="noise_std"):
+        ddrf_fast.explain("degrade_adjoint", degraded, kernels, weights, noise_std=1.0)

@@ -91,6 +91,20 @@ std::string degrade_plan_cpu(const Tensor& image, const Tensor& kernels, const T
   return degrade_plan(p, /*backward=*/false) + "; gradients: " + degrade_plan(p, /*backward=*/true);
 }
 
+std::string degrade_backward_plan_cpu(const Tensor& grad, const Tensor& image,
+                                      const Tensor& kernels, const Tensor& weights,
+                                      std::optional<Tensor> noise_std, std::optional<Tensor> seed,
+                                      std::optional<Tensor> sample_ids,
+                                      std::optional<Tensor> gray_noise, int64_t scale,
+                                      int64_t offset, std::string padding, bool correlation,
+                                      std::string weights_at, int64_t) {
+  check_dim("grad", grad, 4);
+  return degrade_plan(
+      make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, std::nullopt,
+                    scale, offset, grad.size(2), grad.size(3), padding, correlation, weights_at}),
+      /*backward=*/true);
+}
+
 Threads torch_threads() {
   return {torch::stable::get_num_threads(),
           [](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
@@ -153,6 +167,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddrf_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ddrf_fast_native, CPU, m) {
   m.impl("degrade_plan", TORCH_BOX(&degrade_plan_cpu));
+  m.impl("degrade_backward_plan", TORCH_BOX(&degrade_backward_plan_cpu));
 }
 
 }  // namespace ddrf_fast

@@ -200,7 +200,7 @@ class Explanation:
 def _plan(name: str, op: str, args: tuple[Any, ...]) -> str:
     """How a backend runs these arguments: its own words, or none."""
     if name in ("native", "cuda"):
-        planner = f"{_MODULE[op]}_plan"
+        planner = f"{op.removesuffix('_mean')}_plan"
         if not hasattr(torch.ops.ddrf_fast_native, planner):
             return ""
         key = "CPU" if name == "native" else "CUDA"

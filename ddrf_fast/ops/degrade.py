@@ -34,7 +34,7 @@ SCHEMAS = (
 )
 
 # How the compiled CPU kernels run a shape, in words; for `explain`.
-_PLAN_SCHEMA = SCHEMAS[0].replace("degrade(", "degrade_plan(").replace("-> Tensor", "-> str")
+_PLAN_SCHEMAS = [f"{s.replace('(', '_plan(', 1).rpartition(' -> ')[0]} -> str" for s in SCHEMAS]
 
 Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
 _PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
@@ -73,7 +73,8 @@ for _schema, _reference, _fake_of, _num_tensors in (
         native_cuda=True,
     )
 
-_library.define_native(_PLAN_SCHEMA)
+for _schema in _PLAN_SCHEMAS:
+    _library.define_native(_schema)
 
 call, call_backward = _library.differentiable(
     "degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ddrf_fast.ops import _backend, _checks, _library
-from ddrf_fast.ops.degrade import Padding, arguments, call, call_backward
+from ddrf_fast.ops.degrade import Padding, call, call_backward
+from ddrf_fast.ops.degrade import arguments as degrade_arguments
 
 _NO_NOISE = (None,) * 4  # of the backward; the forward has one more
 
@@ -58,6 +59,48 @@ class _Adjoint(Function):
             both = call_backward(degraded, grad, kernels, weights, *_NO_NOISE, *ctx.rest, mask)
             found[1:] = [both[i] if ctx.needs_input_grad[i] else None for i in (1, 2)]
         return *found, None, *(None for _ in ctx.rest)
+
+
+def arguments(
+    degraded: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    scale: int = 1,
+    offset: int = 0,
+    padding: Padding = "reflect",
+    correlation: bool = False,
+    grid: bool = False,
+) -> tuple[Any, ...]:
+    """Checks the arguments of `degrade_adjoint` and returns those of the raw operator degrade_backward.
+
+    Of the image, in its place, there are the shape and the dtype alone.
+    """
+    _checks.tensor("degraded", degraded, ["[B, C, H', W']"])
+    degraded, kernels, weights = _library.autocast_to_float32((degraded, kernels, weights))
+    _checks.integer("scale", scale, 1)
+    if size is None:
+        margin = 2 * (kernels.shape[-1] // 2) if padding == "valid" else 0
+        height, width = (scale * n + margin for n in degraded.shape[2:])
+    else:
+        height, width = _checks.pair("size", size, 1)
+    image, kernels, weights, *_, scale, offset, out_size, padding, correlation, at = degrade_arguments(
+        degraded.new_empty(()).expand(*degraded.shape[:2], height, width),
+        kernels,
+        weights,
+        scale=scale,
+        offset=offset,
+        padding=padding,
+        correlation=correlation,
+        grid=grid,
+    )
+    if tuple(degraded.shape[2:]) != tuple(out_size):
+        raise ValueError(
+            f"degraded must be [B, C, {out_size[0]}, {out_size[1]}], what an image of {height}x{width} is "
+            f"degraded to at scale={scale}, got shape {tuple(degraded.shape)}"
+        )
+    return degraded, image, kernels, weights, *_NO_NOISE, scale, offset, padding, correlation, at, 1
 
 
 def degrade_adjoint(
@@ -118,29 +161,17 @@ def degrade_adjoint(
         >>> estimate.shape
         torch.Size([1, 3, 32, 32])
     """
-    _checks.tensor("degraded", degraded, ["[B, C, H', W']"])
-    degraded, kernels, weights = _library.autocast_to_float32((degraded, kernels, weights))
-    _checks.integer("scale", scale, 1)
-    if size is None:
-        margin = 2 * (kernels.shape[-1] // 2) if padding == "valid" else 0
-        height, width = (scale * n + margin for n in degraded.shape[2:])
-    else:
-        height, width = _checks.pair("size", size, 1)
-    raw = arguments(
-        degraded.new_empty(()).expand(*degraded.shape[:2], height, width),  # its shape is all that counts
+    degraded, image, kernels, weights, *rest = arguments(
+        degraded,
         kernels,
         weights,
+        size=size,
         scale=scale,
         offset=offset,
         padding=padding,
         correlation=correlation,
         grid=grid,
     )
-    scale, offset, out_size, *options = raw[8:]
-    if tuple(degraded.shape[2:]) != tuple(out_size):
-        raise ValueError(
-            f"degraded must be [B, C, {out_size[0]}, {out_size[1]}], what an image of {height}x{width} is "
-            f"degraded to at scale={scale}, got shape {tuple(degraded.shape)}"
-        )
+    options = rest[len(_NO_NOISE) : -1]
     call_adjoint = _Adjoint.apply if _library.needs_gradient((degraded, kernels, weights)) else _adjoint
-    return call_adjoint(degraded, kernels, weights, (height, width), scale, offset, *options)
+    return call_adjoint(degraded, kernels, weights, tuple(image.shape[2:]), *options)

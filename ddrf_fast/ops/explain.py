@@ -6,6 +6,7 @@ from typing import Any
 
 from ddrf_fast.ops._backend import Explanation, explain_raw
 from ddrf_fast.ops.degrade import arguments as degrade_arguments
+from ddrf_fast.ops.degrade_adjoint import arguments as degrade_adjoint_arguments
 from ddrf_fast.ops.dynamic_conv import arguments as dynamic_conv_arguments
 from ddrf_fast.ops.route import arguments as route_arguments
 from ddrf_fast.ops.sample_conv2d import arguments as sample_conv2d_arguments
@@ -15,6 +16,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., tuple[Any, ...]], str]] = {
     "dynamic_conv": (dynamic_conv_arguments, "dynamic_conv"),
     "sample_conv2d": (sample_conv2d_arguments, "dynamic_conv"),
     "degrade": (degrade_arguments, "degrade"),
+    "degrade_adjoint": (degrade_adjoint_arguments, "degrade_backward"),
     "route": (route_arguments, "route"),
 }
 
@@ -23,8 +25,8 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """Tells which backend would run an operation on these arguments, and why the others would not.
 
     Args:
-        op: The operation, by name or as the function: "dynamic_conv", "sample_conv2d", "degrade" or
-            "route".
+        op: The operation, by name or as the function: "dynamic_conv", "sample_conv2d", "degrade",
+            "degrade_adjoint" or "route".
         *args: As for the operation.
         **kwargs: As for the operation.
 

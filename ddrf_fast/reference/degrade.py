@@ -279,4 +279,6 @@ def degrade_backward(
 
 def plan(op: str, *args: object) -> str:
     """How it runs, for `explain`."""
+    if op.endswith("_backward"):
+        return "a transposed convolution for each basis kernel, then what fell outside added to the image"
     return "a convolution for each basis kernel at the output's sites, then the weighted sum"
