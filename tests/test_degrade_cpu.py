@@ -189,6 +189,36 @@ def test_memory_layouts(weights_at):
     assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(strided_grads, grads, strict=True))
 
 
+def far_apart(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers, the last channel beyond 2^31 elements; what lies between is never touched."""
+    step = 2**31 // (t.shape[1] - 1)
+    size = (t.shape[1] - 1) * step + t[0, 0].numel()
+    memory = torch.from_numpy(np.zeros(size * t.element_size(), dtype=np.uint8)).view(t.dtype)
+    return memory.as_strided(t.shape, (0, step, *t[0, 0].contiguous().stride())).copy_(t)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+@pytest.mark.parametrize("kernel", [5, 33])
+def test_offsets_beyond_32_bits(kernel, weights_at, integers):
+    """In both plans, forward and backward, in whatever is read."""
+    case = make(1, 3, size=(60, 70), kernel=kernel, weights_at=weights_at, per_sample=True)
+    case = case.to(dtype=torch.bfloat16)
+    assert plan_of(case).count("Fourier") == (2 if kernel == 33 else 0)
+    if integers:
+        case.image = (case.image * 255).to(torch.uint8)
+    grad = torch.randn(1, 3, 60, 70).bfloat16()
+    mask = 6 if integers else 7
+    expected = [case.forward(OP), *case.backward(BACKWARD, grad, mask)]
+    far = case.replace(
+        image=far_apart(case.image),
+        kernels=far_apart(case.kernels),
+        weights=far_apart(case.weights) if weights_at != "sample" else case.weights,
+    )
+    found = [far.forward(OP), *far.backward(BACKWARD, far_apart(grad), mask)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("weights_at", WEIGHTS_AT)
 def test_expanded_inputs(weights_at):
     case = make(2, 3, size=(8, 10), weights_at=weights_at).to(dtype=torch.float32)
