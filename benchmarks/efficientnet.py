@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models.efficientnet import Convolve, EfficientNetB0
 from benchmarks.peers import dynamic_conv as peers
-from benchmarks.registry import MODES, Case, Inputs, Operation, Provider, Run, Setting, Work
+from benchmarks.registry import PASSES, Case, Inputs, Operation, Provider, Run, Setting, Work
 
 NUM_KERNELS = 4
 
@@ -119,7 +119,7 @@ def _static(layout: str) -> Provider:
 
 CONDCONV = Operation(
     name="efficientnet",
-    cases=[_case(1, ("fwd",)), _case(8, MODES)],
+    cases=[_case(1, ("fwd",)), _case(8, PASSES)],
     providers=(),
     inputs=functools.partial(_inputs, NUM_KERNELS),
     reference=reference,

@@ -67,8 +67,9 @@ def _peaks(operation: str, case: Case, setting: Setting, names: Sequence[str]) -
     found = {}
     for provider in loaded.providers:
         if provider.name in names:
-            inputs = (provider.of or loaded).draw(case, setting, provider, seed=2)
-            step = measured_step(provider.build(case, setting), [inputs], setting)
+            computed = provider.of or loaded
+            inputs = computed.draw(case, setting, provider, seed=2)
+            step = measured_step(computed, provider.build(case, setting), [inputs], setting)
             found[provider.name] = growth(functools.partial(step, 0))
     return found
 

@@ -1,7 +1,8 @@
-"""model: DDRF-Net whole, blind as it is used: single images and training crops.
+"""model: DDRF-Net whole, blind as it is used: single images, training crops, and whole training steps.
 
 Every provider runs the same network with the same weights; only the function behind its dynamic convolutions
-differs.
+differs, and in a training step the one that degrades the images beforehand (12 kernels of 25x25, mixed
+differently all over the image, and noise), too. The losses and the optimiser are the same for all.
 """
 
 import contextlib
@@ -15,47 +16,105 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.peers import degrade as degrade_peers
 from benchmarks.peers import dynamic_conv as peers
-from benchmarks.registry import MODES, Case, Inputs, Operation, Provider, Run, Setting, Work, input_bytes
+from benchmarks.registry import (
+    MODES,
+    PASSES,
+    Case,
+    Inputs,
+    Operation,
+    Provider,
+    Run,
+    Setting,
+    Work,
+    input_bytes,
+)
+
+Degrade = Callable[[Inputs, Tensor, Tensor], Tensor]
 
 # (B, H, W): images to fuse, and training batches of crops.
 SHAPES = ((1, 400, 400), (1, 480, 640), (16, 64, 64), (16, 96, 96), (16, 128, 128))
 QUICK = ((1, 400, 400), (4, 64, 64))
+IMAGES = ("visible", "infrared")
 
 
 def _cases() -> list[Case]:
-    """Single images are fused, batches are trained on (and fused)."""
+    """Single images are fused; batches are fused and trained on, without and with losses and degradation."""
     return [
         Case(
             f"ddrfnet {h}x{w} B{b}",
             {"B": b, "H": h, "W": w},
             quick=(b, h, w) in QUICK,
             compiled=True,
-            modes=MODES if b > 1 else ("fwd",),
+            modes=MODES if b > 1 else PASSES[:1],
         )
         for b, h, w in dict.fromkeys(SHAPES + QUICK)
     ]
 
 
 def inputs(case: Case, setting: Setting, seed: int) -> Inputs:
-    """Two images and the network with random weights, whose gradients a training step wants."""
+    """Two images and the network with random weights, whose gradients a training step wants.
+
+    Of a step also the image to fuse to, and how both images are degraded.
+    """
+    from ddrf_fast.degradation import KernelBank
     from ddrf_fast.models import DDRFNet
 
     generator = torch.Generator(setting.device).manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        values = torch.rand(shape, generator=generator, device=setting.device)
+        return values.to(setting.torch_dtype)
+
     shape = (case.B, 1, case.H, case.W)
-    images = [
-        torch.rand(shape, generator=generator, device=setting.device).to(setting.torch_dtype)
-        for _ in range(2)
-    ]
+    found: Inputs = {"visible": draw(*shape), "infrared": draw(*shape)}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = DDRFNet().to(setting.device, setting.torch_dtype)
-    return {"visible": images[0], "infrared": images[1], "network": network.requires_grad_(setting.backward)}
+    found["network"] = network.requires_grad_(setting.backward)
+    if setting.mode == "step":
+        kernels = KernelBank.default().kernels.to(setting.device, setting.torch_dtype)
+        weights = {f"{name}_weights": draw(case.B, len(kernels), 8, 8).softmax(1) for name in IMAGES}
+        found |= {"positive": draw(*shape), "kernels": kernels, "noise_std": 0.1 * draw(case.B), **weights}
+    return found
 
 
-def forward(t: Inputs) -> Tensor:
+def exact(t: Inputs) -> Inputs:
+    """Without noise, which eager code draws otherwise."""
+    return {name: value for name, value in t.items() if name != "noise_std"}
+
+
+def degrade(t: Inputs, image: Tensor, weights: Tensor) -> Tensor:
+    import ddrf_fast
+
+    return ddrf_fast.degrade(image, t["kernels"], weights, grid=True, noise_std=t.get("noise_std", 0.0))
+
+
+def eager_degrade(t: Inputs, image: Tensor, weights: Tensor) -> Tensor:
+    """The fastest of the eager forms on crops: all kernels at once, then the weighted sum."""
+    shape = {"k": t["kernels"].shape[-1], "s": 1, "weights": "grid", "H": image.shape[2], "W": image.shape[3]}
+    named = t | {"image": image, "weights": weights}
+    return degrade_peers.with_noise(named, degrade_peers.strided_conv(Case("", shape), named))
+
+
+def forward(t: Inputs, degrade: Degrade = degrade) -> Tensor:
     """[B, 3, H, W]: the fused and both restored images, so that a training step reaches every parameter."""
-    return torch.cat(t["network"](t["visible"], t["infrared"]), dim=1)
+    images = [t[name] for name in IMAGES]
+    if "kernels" in t:
+        with torch.no_grad():
+            images = [degrade(t, t[name], t[f"{name}_weights"]).clamp(0, 1) for name in IMAGES]
+    return torch.cat(t["network"](*images), dim=1)
+
+
+def loss(t: Inputs, output: Tensor) -> Tensor:
+    """As in ddrf_fast.training, without the estimator's and the negative samples'."""
+    from ddrf_fast.losses import positive_loss, restoration_loss, similarity_loss
+
+    fused, visible, infrared = output.split(1, dim=1)
+    sources = [t[name] for name in IMAGES]
+    restoration = restoration_loss(visible, sources[0]) + restoration_loss(infrared, sources[1])
+    return restoration + similarity_loss(fused, sources) + positive_loss(fused, t["positive"])
 
 
 def reference(case: Case, t: Inputs) -> Tensor:
@@ -89,7 +148,8 @@ def _peer(name: str, formula: peers.Formula, layout: str, compiled: bool = False
     function = peers.as_public(formula)
 
     def build(case: Case, setting: Setting) -> Run:
-        run = torch.compile(forward, dynamic=False) if compiled else forward
+        eager = functools.partial(forward, degrade=eager_degrade)
+        run = torch.compile(eager, dynamic=False) if compiled else eager
 
         def run_replaced(t: Inputs) -> Tensor:
             with replaced(function):
@@ -122,7 +182,10 @@ def _flops(case_name: str) -> int:
 
 
 def work(case: Case, setting: Setting) -> Work:
-    """The convolutions of the static twin, thrice with a backward; parameters and images move once a pass."""
+    """The convolutions of the static twin, thrice with a backward; parameters and images move once a pass.
+
+    Not counted: a step's degradation, loss and optimiser.
+    """
     passes = 3 if setting.backward else 1
     return Work(passes * _flops(case.name), passes * input_bytes(inputs(case, setting, seed=0)))
 
@@ -154,8 +217,10 @@ OPERATION = Operation(
     inputs=inputs,
     reference=reference,
     work=work,
-    per_sample=("visible", "infrared"),
-    images=("visible", "infrared"),
+    per_sample=(*IMAGES, *(f"{name}_weights" for name in IMAGES), "positive"),
+    images=IMAGES,
     plan=plan,
+    exact=exact,
+    loss=loss,
     depth=5.0,
 )

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 OPERATIONS = ("dynamic_conv", "degrade", "model", "efficientnet")
-MODES = ("fwd", "fwdbwd")
+PASSES = ("fwd", "fwdbwd")
+# A whole training step: with the loss, the backward pass and the optimiser.
+MODES = (*PASSES, "step")
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # "tf32" is float32 tensors with TF32 allowed; "float32" is IEEE float32 for everybody, on GPUs too.
 DTYPES = {
@@ -46,7 +48,7 @@ class Setting:
 
     @property
     def backward(self) -> bool:
-        return self.mode == "fwdbwd"
+        return self.mode != "fwd"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Case:
     shape: Mapping[str, int | str | bool]
     quick: bool = False
     compiled: bool = False
-    modes: Sequence[str] = MODES
+    modes: Sequence[str] = PASSES
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -128,6 +130,7 @@ class Operation:
         exact: Inputs -> inputs without what providers may legitimately draw differently (noise).
         plan: Case, inputs -> how ddrf_fast runs it, in words.
         depth: How many roundings deep it is, roughly: a factor on the error that the gate allows.
+        loss: Inputs, output -> the number that a training step lowers; for the mode "step".
         coupled: Whether the samples of a training batch depend on each other (by batch normalisation).
     """
 
@@ -142,6 +145,7 @@ class Operation:
     plan: Callable[[Case, Inputs], str]
     exact: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
     depth: float = 1.0
+    loss: Callable[[Inputs, Tensor], Tensor] | None = None
     coupled: bool = False
 
     def draw(self, case: Case, setting: Setting, provider: Provider, seed: int) -> Inputs:

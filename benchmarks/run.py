@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
     parser.add_argument("op", choices=OPERATIONS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: all that a case has")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="tf32: float32 tensors, TF32 allowed"
     )
@@ -203,7 +203,9 @@ class Benchmark:
             if key not in shared:
                 shared[key] = self.input_sets(case, setting, provider)
             sets[provider.name] = shared[key]
-            steps[provider.name] = measured_step(runs[provider.name], shared[key], setting)
+            steps[provider.name] = measured_step(
+                provider.of or self.operation, runs[provider.name], shared[key], setting
+            )
         peers = [provider.name for provider in providers if provider.peer]
         timings = time_in_turn(steps, setting.device, self.min_time, peers)
         # Not those that were called once or twice only, nor those that would be compiled again.

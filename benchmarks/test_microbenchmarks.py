@@ -43,6 +43,7 @@ def test_provider(benchmark, operation: Operation, case: Case, mode: str, provid
     run = provider.build(case, setting)
     verdict = _gate(operation.name, case.name, mode).judge(provider, run)
     assert verdict.status == "ok", verdict.detail
-    inputs = (provider.of or operation).draw(case, setting, provider, seed=2)
-    step = measured_step(run, [inputs], setting)
+    computed = provider.of or operation
+    inputs = computed.draw(case, setting, provider, seed=2)
+    step = measured_step(computed, run, [inputs], setting)
     benchmark.pedantic(step, args=(0,), rounds=9, warmup_rounds=1)

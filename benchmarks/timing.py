@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.registry import Inputs, Run, Setting, targets
+from benchmarks.registry import Inputs, Operation, Run, Setting, targets
 
 ROUNDS = 9
 # When one call takes longer than all the rounds should.
@@ -34,8 +34,11 @@ class Timing:
     calls: int
 
 
-def measured_step(run: Run, sets: list[Inputs], setting: Setting) -> Step:
-    """A function of a running number: one call, forward or forward and all gradients, on the next inputs."""
+def measured_step(operation: Operation, run: Run, sets: list[Inputs], setting: Setting) -> Step:
+    """A function of a running number: one call on the next inputs.
+
+    Forward, forward and all gradients, or a whole training step.
+    """
     if not setting.backward:
 
         def forward(i: int) -> None:
@@ -45,6 +48,8 @@ def measured_step(run: Run, sets: list[Inputs], setting: Setting) -> Step:
         return forward
 
     wanted = [list(targets(inputs).values()) for inputs in sets]
+    if setting.mode == "step":
+        return _training_step(operation, run, sets, wanted)
     grads: list[torch.Tensor] = []
 
     def step(i: int) -> None:
@@ -52,6 +57,22 @@ def measured_step(run: Run, sets: list[Inputs], setting: Setting) -> Step:
         if not grads:
             grads.append(torch.randn_like(output))
         torch.autograd.grad(output, wanted[i % len(sets)], grads[0])
+
+    return step
+
+
+def _training_step(
+    operation: Operation, run: Run, sets: list[Inputs], wanted: list[list[torch.Tensor]]
+) -> Step:
+    assert operation.loss is not None
+    loss = operation.loss
+    optimizers = [torch.optim.Adam(tensors) for tensors in wanted]
+
+    def step(i: int) -> None:
+        inputs, optimizer = sets[i % len(sets)], optimizers[i % len(sets)]
+        optimizer.zero_grad()
+        loss(inputs, run(inputs)).backward()
+        optimizer.step()
 
     return step
 
