@@ -271,25 +271,31 @@ static void backward_block(const Bank<T>& bank, const typename Bank<T>::Block& b
 
 // Sums each grid point's share of the sites [B][M][H'][W'].
 template <class T>
-static void scatter_to_grid(const DegradeProblem& p, const DegradeGradients& g,
-                            const Buffer<T>& sites, const std::vector<GridPlace<T>>& places,
-                            const Threads& threads) {
+static void gather_to_grid(const DegradeProblem& p, const DegradeGradients& g,
+                           const Buffer<T>& sites, const Threads& threads) {
+  const GridColumns<T> columns(p);
+  const auto place_of = [&](int64_t y) {
+    return grid_place<T>(y * p.scale + p.offset, p.height, p.grid_height);
+  };
   threads.parallel_for(p.batch * p.num_kernels, [&](int64_t begin, int64_t end) {
-    Buffer<T> grid(p.grid_height * p.grid_width), line(p.grid_width);
+    Buffer<T> grid(p.grid_height * p.grid_width), low(p.out_width), high(p.out_width);
     for (int64_t task = begin; task < end; ++task) {
       std::memset(grid.get(), 0, p.grid_height * p.grid_width * sizeof(T));
-      for (int64_t y = 0; y < p.out_height; ++y) {
-        const T* from = sites.get() + (task * p.out_height + y) * p.out_width;
-        std::memset(line.get(), 0, p.grid_width * sizeof(T));
-        for (int64_t x = 0; x < p.out_width; ++x) {
-          line[places[x].low] += (T(1) - places[x].fraction) * from[x];
-          line[places[x].high] += places[x].fraction * from[x];
+      for (int64_t y = 0; y < p.out_height;) {  // the rows between the same two of the grid
+        std::memset(low.get(), 0, p.out_width * sizeof(T));
+        std::memset(high.get(), 0, p.out_width * sizeof(T));
+        const GridPlace<T> first = place_of(y);
+        for (; y < p.out_height; ++y) {
+          const GridPlace<T> place = place_of(y);
+          if (place.low != first.low) break;
+          const T* from = sites.get() + (task * p.out_height + y) * p.out_width;
+          for (int64_t x = 0; x < p.out_width; ++x) {
+            low[x] += (T(1) - place.fraction) * from[x];
+            high[x] += place.fraction * from[x];
+          }
         }
-        const GridPlace<T> place = grid_place<T>(y * p.scale + p.offset, p.height, p.grid_height);
-        for (int64_t x = 0; x < p.grid_width; ++x) {
-          grid[place.low * p.grid_width + x] += (T(1) - place.fraction) * line[x];
-          grid[place.high * p.grid_width + x] += place.fraction * line[x];
-        }
+        columns.gather(low.get(), grid.get() + first.low * p.grid_width);
+        columns.gather(high.get(), grid.get() + first.high * p.grid_width);
       }
       const int64_t b = task / p.num_kernels, m = task % p.num_kernels;
       for (int64_t y = 0; y < p.grid_height; ++y) {

@@ -246,8 +246,8 @@ static int64_t samples_at_once(const DegradeProblem& p, int64_t of_sample) {
   return std::clamp<int64_t>(kBytes / (of_sample * static_cast<int64_t>(sizeof(T))), 1, p.batch);
 }
 
-// How the backward pass cuts the pairs of a sample into groups of nearly equal size. Sums run over a
-// group and then over the groups, so this follows from the shapes alone: enough of them for many
+// How the backward pass cuts the pairs of a sample into groups of nearly equal size. Sums run over
+// a group and then over the groups, so this follows from the shapes alone: enough of them for many
 // threads, few enough that the inverse transforms of their kernel gradients do not count.
 struct PairGroups {
   int64_t pairs, count;

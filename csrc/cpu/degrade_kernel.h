@@ -84,7 +84,7 @@ static void backward(const DegradeProblem& p, const DegradeGradients& g, const T
       backward_mixed_direct(p, g, weight_rows, kernels, kernel_grad, sites, threads);
     }
     if (g.weights.data && p.weights_at == WeightsAt::kGrid)
-      scatter_to_grid(p, g, sites.sites(), weight_rows.places(), threads);
+      gather_to_grid(p, g, sites.sites(), threads);
   }
   if (g.kernels.data) store_kernels(p, g, kernel_grad);
 }

@@ -58,15 +58,57 @@ static void load_padded_row(const DegradeProblem& p, const PaddedLayout& layout,
   }
 }
 
+// Where the output's columns lie between those of a coarse grid.
+template <class T>
+class GridColumns {
+ public:
+  explicit GridColumns(const DegradeProblem& p) : fractions_(p.out_width) {
+    for (int64_t x = 0; x < p.out_width; ++x) {
+      const GridPlace<T> place = grid_place<T>(x * p.scale + p.offset, p.width, p.grid_width);
+      if (x == 0 || place.low != runs_.back().low) runs_.push_back({x, x, place.low, place.high});
+      runs_.back().end = x + 1;
+      fractions_[x] = place.fraction;
+    }
+  }
+
+  // `count` columns from x0 on of a line of the grid.
+  void interpolate(const T* line, int64_t x0, int64_t count, T* to) const {
+    for (const Run& run : runs_) {
+      const T low = line[run.low], high = line[run.high];
+      const int64_t end = std::min(run.end, x0 + count);
+      for (int64_t x = std::max(run.begin, x0); x < end; ++x)
+        to[x - x0] = (T(1) - fractions_[x]) * low + fractions_[x] * high;
+    }
+  }
+
+  // The adjoint: adds all columns' shares to a line of the grid.
+  void gather(const T* from, T* line) const {
+    for (const Run& run : runs_) {
+      T low = 0, high = 0;
+#pragma omp simd reduction(+ : low, high)
+      for (int64_t x = run.begin; x < run.end; ++x) {
+        low += (T(1) - fractions_[x]) * from[x];
+        high += fractions_[x] * from[x];
+      }
+      line[run.low] += low;
+      line[run.high] += high;
+    }
+  }
+
+ private:
+  struct Run {
+    int64_t begin, end, low, high;  // columns between the same two of the grid
+  };
+  std::vector<Run> runs_;
+  Buffer<T> fractions_;
+};
+
 // The mixing weights of one row of output pixels.
 template <class T>
 class WeightRows {
  public:
   explicit WeightRows(const DegradeProblem& p) : p_(p) {
-    if (p.weights_at != WeightsAt::kGrid) return;
-    for (int64_t x = 0; x < p.out_width; ++x) {
-      places_.push_back(grid_place<T>(x * p.scale + p.offset, p.width, p.grid_width));
-    }
+    if (p.weights_at == WeightsAt::kGrid) columns_.emplace(p);
   }
 
   // Two lines of scratch.
@@ -96,18 +138,13 @@ class WeightRows {
       for (int64_t x = 0; x < p_.grid_width; ++x) {
         low[x] = (T(1) - place.fraction) * low[x] + place.fraction * high[x];
       }
-      for (int64_t x = 0; x < count; ++x) {
-        const GridPlace<T>& at = places_[x0 + x];
-        to[x] = (T(1) - at.fraction) * low[at.low] + at.fraction * low[at.high];
-      }
+      columns_->interpolate(low, x0, count, to);
     }
   }
 
-  const std::vector<GridPlace<T>>& places() const { return places_; }
-
  private:
   const DegradeProblem& p_;
-  std::vector<GridPlace<T>> places_;
+  std::optional<GridColumns<T>> columns_;
 };
 
 // Adds the noise to finished numbers of a row and stores them.
