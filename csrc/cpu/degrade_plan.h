@@ -281,17 +281,19 @@ struct RowFold {
   // Band n holds the padded rows from n * step on, `rows` of them, none beyond the padded height.
   RowFold(const DegradeProblem& p, int64_t bands, int64_t step, int64_t rows)
       : begin(p.height + 1, 0) {
-    std::vector<std::vector<Source>> lists(p.height);
-    for (int64_t band = 0; band < bands; ++band) {
-      for (int64_t i = 0; i < rows && band * step + i < p.padded_height(); ++i) {
-        const int64_t y = source_index(band * step + i + p.origin(), p.height, p.padding);
-        if (y >= 0) lists[y].push_back({band, i});
+    const auto for_each = [&](const auto& visit) {
+      for (int64_t band = 0; band < bands; ++band) {
+        for (int64_t i = 0; i < rows && band * step + i < p.padded_height(); ++i) {
+          const int64_t y = source_index(band * step + i + p.origin(), p.height, p.padding);
+          if (y >= 0) visit(y, Source{band, i});
+        }
       }
-    }
-    for (int64_t y = 0; y < p.height; ++y) {
-      sources.insert(sources.end(), lists[y].begin(), lists[y].end());
-      begin[y + 1] = static_cast<int64_t>(sources.size());
-    }
+    };
+    for_each([&](int64_t y, Source) { ++begin[y + 1]; });
+    for (int64_t y = 0; y < p.height; ++y) begin[y + 1] += begin[y];
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    sources.resize(begin[p.height]);
+    for_each([&](int64_t y, Source source) { sources[next[y]++] = source; });
   }
 };
 
