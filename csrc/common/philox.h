@@ -34,20 +34,22 @@ DDRF_HOST_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
 }
 
-// Ten rounds, in place.
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
+
+// In place.
 DDRF_HOST_DEVICE void philox4x32(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3,
                                  PhiloxKey key) {
-  constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-  constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
-  for (int round = 0; round < 10; ++round) {
-    const uint32_t high0 = multiply_high(kMultiplier0, c0), low0 = kMultiplier0 * c0;
-    const uint32_t high1 = multiply_high(kMultiplier1, c2), low1 = kMultiplier1 * c2;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t high0 = multiply_high(kPhiloxMultiplier0, c0), low0 = kPhiloxMultiplier0 * c0;
+    const uint32_t high1 = multiply_high(kPhiloxMultiplier1, c2), low1 = kPhiloxMultiplier1 * c2;
     c0 = high1 ^ c1 ^ key.low;
     c1 = low1;
     c2 = high0 ^ c3 ^ key.high;
     c3 = low0;
-    key.low += kWeyl0;
-    key.high += kWeyl1;
+    key.low += kPhiloxWeyl0;
+    key.high += kPhiloxWeyl1;
   }
 }
 

@@ -11,6 +11,10 @@
 #include "cpu/degrade_fourier_plan.h"
 #include "cpu/degrade_plan.h"
 
+#if DDRF_X86_CAPABILITIES
+#include <immintrin.h>
+#endif
+
 namespace ddrf_fast {
 
 namespace degrade_default {

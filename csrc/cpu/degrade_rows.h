@@ -2,8 +2,63 @@
 //
 // One of the parts of degrade_kernel.h, which includes it.
 
-constexpr int64_t kNoiseQuads = 16;  // counters handled at a time: enough for any vector
-static inline int64_t noise_row_size(int64_t width) { return round_up(width, 4 * kNoiseQuads); }
+// Counters handled at a time, each of two pairs of words.
+constexpr int kQuads = DDRF_VECTOR_BYTES == 32 ? 4 : 8;
+constexpr int kPairs = 2 * kQuads;
+
+// first[2 i + j], second[2 i + j]: the pair j of the random words of counter (quad + i, y, c,
+// sample).
+#if DDRF_VECTOR_BYTES == 16
+DDRF_INLINE void random_pairs(uint32_t quad, uint32_t y, uint32_t c, uint32_t sample, PhiloxKey key,
+                              uint32_t (&first)[kPairs], uint32_t (&second)[kPairs]) {
+  for (int i = 0; i < kQuads; ++i) {
+    uint32_t c0 = quad + i, c1 = y, c2 = c, c3 = sample;
+    philox4x32(c0, c1, c2, c3, key);
+    first[2 * i] = c0;
+    second[2 * i] = c1;
+    first[2 * i + 1] = c2;
+    second[2 * i + 1] = c3;
+  }
+}
+#else
+// A counter has a lane of 64 bits for each word, so that one instruction makes a whole product. Of
+// a lane only the low half counts: what is above it is left as it comes.
+typedef uint64_t Words __attribute__((vector_size(DDRF_VECTOR_BYTES)));
+
+DDRF_INLINE void multiply_words(const Words& a, uint32_t b, Words& product) {
+#if DDRF_VECTOR_BYTES == 64
+  product = (Words)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#else
+  product = (Words)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#endif
+}
+
+DDRF_INLINE void random_pairs(uint32_t quad, uint32_t y, uint32_t c, uint32_t sample, PhiloxKey key,
+                              uint32_t (&first)[kPairs], uint32_t (&second)[kPairs]) {
+  constexpr uint64_t kLow = 0xFFFFFFFFu;
+  alignas(64) static constexpr uint64_t kSteps[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  Words c0, c1 = Words{} + y, c2 = Words{} + c, c3 = Words{} + sample;
+  memcpy(&c0, kSteps, sizeof(c0));
+  c0 += quad;
+#pragma GCC unroll 10
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    Words product0, product1;
+    multiply_words(c0, kPhiloxMultiplier0, product0);
+    multiply_words(c2, kPhiloxMultiplier1, product1);
+    c0 = (product1 >> 32) ^ c1 ^ key.low;
+    c1 = product1;
+    c2 = (product0 >> 32) ^ c3 ^ key.high;
+    c3 = product0;
+    key.low += kPhiloxWeyl0;
+    key.high += kPhiloxWeyl1;
+  }
+  const Words low = (c0 & kLow) | c2 << 32, high = (c1 & kLow) | c3 << 32;
+  memcpy(first, &low, sizeof(low));
+  memcpy(second, &high, sizeof(high));
+}
+#endif
+
+static inline int64_t noise_row_size(int64_t width) { return round_up(width, 2 * kPairs); }
 
 // Standard normal numbers for the row (b, c, y) from `first` on, which is a multiple of 4, up to
 // `last`; `to` has room for noise_row_size(last - first).
@@ -12,22 +67,16 @@ static void noise_row(const DegradeProblem& p, int64_t b, int64_t c, int64_t y, 
                       int64_t last, T* to) {
   const PhiloxKey key = philox_key(p.seed);
   const uint32_t sample = static_cast<uint32_t>(p.sample_ids[b]);
-  for (int64_t quad = 0; first + 4 * quad < last; quad += kNoiseQuads) {
-    uint32_t r0[kNoiseQuads], r1[kNoiseQuads], r2[kNoiseQuads], r3[kNoiseQuads];
-    T normal[4][kNoiseQuads];
-    for (int i = 0; i < kNoiseQuads; ++i) {
-      uint32_t c0 = static_cast<uint32_t>(first / 4 + quad) + i, c1 = static_cast<uint32_t>(y);
-      uint32_t c2 = static_cast<uint32_t>(p.noise_channel(b, c)), c3 = sample;
-      philox4x32(c0, c1, c2, c3, key);
-      r0[i] = c0;
-      r1[i] = c1;
-      r2[i] = c2;
-      r3[i] = c3;
-    }
-    for (int i = 0; i < kNoiseQuads; ++i) box_muller(r0[i], r1[i], normal[0][i], normal[1][i]);
-    for (int i = 0; i < kNoiseQuads; ++i) box_muller(r2[i], r3[i], normal[2][i], normal[3][i]);
-    for (int i = 0; i < kNoiseQuads; ++i) {
-      for (int lane = 0; lane < 4; ++lane) to[4 * (quad + i) + lane] = normal[lane][i];
+  const uint32_t channel = static_cast<uint32_t>(p.noise_channel(b, c));
+  for (; first < last; first += 2 * kPairs, to += 2 * kPairs) {
+    uint32_t radius[kPairs], angle[kPairs];
+    random_pairs(static_cast<uint32_t>(first / 4), static_cast<uint32_t>(y), channel, sample, key,
+                 radius, angle);
+    T even[kPairs], odd[kPairs];
+    for (int i = 0; i < kPairs; ++i) box_muller(radius[i], angle[i], even[i], odd[i]);
+    for (int i = 0; i < kPairs; ++i) {
+      to[2 * i] = even[i];
+      to[2 * i + 1] = odd[i];
     }
   }
 }
@@ -166,7 +215,9 @@ class OutputRows {
       if (p_.noise_map) {
         load_row(p_.noise_std, b * s[0] + y * s[2] + x0 * s[3], s[3], count, std_.get());
       } else {
-        load_row(p_.noise_std, b * s[0], 0, count, std_.get());
+        T number;
+        load_row(p_.noise_std, b * s[0], 0, 1, &number);
+        std::fill_n(std_.get(), count, number);
       }
       if (p_.shot_noise.data) {
         T shot;
