@@ -1,12 +1,18 @@
-"""degrade: training batches of 3x256x256 and single 1x400x400 images, with banks of real blur kernels."""
+"""degrade: training batches of 3x256x256 and single 1x400x400 images, with banks of real blur kernels.
+
+The cases of the family "loader" are what a data loader's worker does, on one thread: an array [H, W, C] of
+uint8 in, one out. They have providers and a reference of their own, and no part in the mean of the others.
+"""
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers.degrade import PEERS, on_numpy
+from benchmarks.peers.degrade import PEERS, on_numpy, opencv, scipy
 from benchmarks.registry import Case, Inputs, Operation, Provider, Run, Setting, Work
 
 GRID = (8, 8)
@@ -25,6 +31,12 @@ BATCHES = (
     (4, 12, 25, "image"), (4, 12, 21, "sample"), (1, 12, 25, "image"), (4, 12, 25, "grid"),
     (2, 3, 15, "image"), (4, 12, 25, "output"), (1, 12, 21, "sample"), (1, 1, 21, "sample"),
     (4, 1, 21, "sample"),
+)  # fmt: skip
+
+# M, k, s, weights.
+LOADERS = (
+    (12, 21, 4, "sample"), (12, 21, 2, "sample"), (12, 21, 1, "sample"), (3, 15, 1, "sample"),
+    (12, 25, 4, "grid"), (12, 25, 2, "grid"), (12, 25, 1, "grid"), (3, 15, 4, "grid"), (3, 15, 2, "grid"),
 )  # fmt: skip
 
 QUICK = {
@@ -54,7 +66,11 @@ def _cases() -> list[Case]:
         _case(*image, m, k, s, weights) for m, k, weights in BANKS for s in (4, 2, 1) for image in SINGLE
     ]
     cases += [_case(*SINGLE[0], m, k, s, weights) for m, k, weights in OTHERS for s in (4, 2, 1)]
-    return cases
+    return cases + [_loader_case(_case(*SINGLE[0], m, k, s, weights)) for m, k, s, weights in LOADERS]
+
+
+def _loader_case(case: Case) -> Case:
+    return Case(f"loader {case.name}", {**case.shape, "family": "loader"}, modes=("fwd",))
 
 
 @functools.cache
@@ -182,13 +198,67 @@ def plan(case: Case, t: Inputs) -> str:
     return str(ddrf_fast.explain("degrade", *positional, **keywords))
 
 
+def loader_inputs(case: Case, setting: Setting, seed: int) -> Inputs:
+    t = inputs(case, setting, seed)
+    return t | {"image": (t["image"] * 255).round().to(torch.uint8)}
+
+
+def loader_reference(case: Case, t: Inputs) -> Tensor:
+    """In grey levels, before they are rounded."""
+    return 255 * reference(case, t)
+
+
+LOADER = Operation(
+    name="degrade_loader",
+    cases=(),
+    providers=(),
+    inputs=loader_inputs,
+    reference=loader_reference,
+    work=work,
+    per_sample=("image", "weights"),
+    images=("image",),
+    plan=plan,
+    depth=50.0,  # half a grey level
+)
+
+
+def _is_loader(case: Case) -> bool:
+    return case.shape.get("family") == "loader"
+
+
+def _but_for_loaders(provider: Provider) -> Provider:
+    def skip(case: Case, setting: Setting) -> str | None:
+        return "a case for loaders" if _is_loader(case) else provider.skip(case, setting)
+
+    return replace(provider, skip=skip)
+
+
+def _for_loaders(name: str, build: Callable[[Case, Setting], Run], module: str, peer: bool) -> Provider:
+    def skip(case: Case, setting: Setting) -> str | None:
+        if not _is_loader(case):
+            return "for the cases of loaders"
+        if torch.get_num_threads() != 1:
+            return "a loader's worker has one thread: --threads 1"
+        return on_numpy(module)(case, setting)
+
+    return Provider(name, build, skip, layout="channels_last", peer=peer, of=LOADER)
+
+
 OPERATION = Operation(
     name="degrade",
     cases=_cases(),
     providers=(
-        Provider("ddrf_fast", build, peer=False),
-        Provider("ddrf_fast_numpy", build_numpy, on_numpy("ddrf_fast.numpy"), peer=False),
-        *PEERS,
+        *map(
+            _but_for_loaders,
+            (
+                Provider("ddrf_fast", build, peer=False),
+                Provider("ddrf_fast_numpy", build_numpy, on_numpy("ddrf_fast.numpy"), peer=False),
+                *PEERS,
+            ),
+        ),
+        _for_loaders("loader_ddrf_fast", build_numpy, "ddrf_fast.numpy", peer=False),
+        _for_loaders("loader_opencv", lambda case, setting: lambda t: opencv(case, t), "cv2", peer=True),
+        _for_loaders("loader_scipy", lambda case, setting: lambda t: scipy(case, t), "scipy", peer=True),
     ),
     inputs=inputs,
     reference=reference,

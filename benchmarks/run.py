@@ -124,6 +124,9 @@ class Benchmark:
                 self.not_run.append([f"{case.name} {mode}", "the time budget was used up"])
                 continue
             records = self.run_case(case, setting)
+            if not records:
+                self.not_run.append([f"{case.name} {mode}", "nobody takes part"])
+                continue
             self.records += records
             if self.options.json:  # what was measured stays when a run is stopped
                 results_schema.write(self.document(), self.options.json)
@@ -144,6 +147,8 @@ class Benchmark:
     def run_case(self, case: Case, setting: Setting) -> list[dict[str, Any]]:
         """The records of one case in one setting."""
         providers = self.competing(case, setting)
+        if not providers:
+            return []
         runs = {provider.name: provider.build(case, setting) for provider in providers}
         gate = Gate(self.operation, case, setting)
         verdicts = {provider.name: gate.judge(provider, runs[provider.name]) for provider in providers}

@@ -173,19 +173,27 @@ def mix_first_fft(case: Case, t: Inputs) -> Tensor:
     return back(spectrum * kernel_spectra[:, None])[:, :, :: case.s, :: case.s]
 
 
+def _as_stored(t: Inputs, out: Tensor) -> Tensor:
+    """Of uint8 images, clipped and rounded."""
+    if t["image"].dtype != torch.uint8 or out.dtype == torch.uint8:
+        return out
+    return out.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def opencv(case: Case, t: Inputs) -> Tensor:
-    """filter2D on HWC float32 images; it correlates, hence the flip."""
+    """filter2D on HWC images of float32 or uint8; it correlates, hence the flip."""
     import cv2
     import numpy as np
 
     images = t["image"].permute(0, 2, 3, 1).contiguous().numpy()
     kernels = np.ascontiguousarray(t["kernels"].numpy()[:, ::-1, ::-1])
+    depth = -1 if case.weights == "sample" else cv2.CV_32F  # -1: the image's own
 
     def blur(image, kernel):
-        blurred = cv2.filter2D(image, cv2.CV_32F, kernel, borderType=cv2.BORDER_REFLECT_101)
+        blurred = cv2.filter2D(image, depth, kernel, borderType=cv2.BORDER_REFLECT_101)
         return blurred.reshape(case.H, case.W, case.C)
 
-    return with_noise(t, _loop_over_samples(case, t, images, kernels, blur))
+    return _as_stored(t, with_noise(t, _loop_over_samples(case, t, images, kernels, blur)))
 
 
 def scipy(case: Case, t: Inputs) -> Tensor:
@@ -196,11 +204,10 @@ def scipy(case: Case, t: Inputs) -> Tensor:
     images = t["image"].permute(0, 2, 3, 1).contiguous().numpy()
 
     def blur(image, kernel):
-        return np.stack(
-            [ndimage.convolve(image[..., c], kernel, mode="mirror") for c in range(case.C)], axis=2
-        )
+        planes = [ndimage.convolve(image[..., c], kernel, np.float32, "mirror") for c in range(case.C)]
+        return np.stack(planes, axis=2)
 
-    return with_noise(t, _loop_over_samples(case, t, images, t["kernels"].numpy(), blur))
+    return _as_stored(t, with_noise(t, _loop_over_samples(case, t, images, t["kernels"].numpy(), blur)))
 
 
 def _loop_over_samples(case: Case, t: Inputs, images, kernels, blur) -> Tensor:
