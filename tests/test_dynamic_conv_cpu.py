@@ -312,6 +312,76 @@ def test_pixels_as_rows(name: str, dtype: torch.dtype):
     check(case, seed=5, dtype=dtype, layout=torch.channels_last)
 
 
+# What torch's own convolution runs: one kernel for the whole batch, that of the bank or of the only sample.
+ONE_KERNEL = {
+    "bank of one, stride 2": Case(
+        batch=3, channels=(32, 40), size=(29, 30), padding=(1, 1), stride=(2, 2), bank=1, activation="relu"
+    ),
+    "bank of one, odd geometry": Case(
+        batch=2, channels=(34, 33), size=(21, 18), kernel=(2, 5), stride=(1, 2), padding=(0, 3), bank=1,
+        dilation=(3, 2), extras=(), activation="leaky_relu",
+    ),
+    "bank of one, 7x7": Case(batch=4, channels=(33, 32), size=(7, 7), padding=(1, 1), bank=1),
+    "one sample": Case(batch=1, channels=(64, 65), size=(26, 25), padding=(1, 1), stride=(2, 2), bank=4),
+    "one sample, everything": Case(
+        batch=1, channels=(66, 64), size=(18, 17), kernel=(3, 2), attention="channel", extras=EVERYTHING,
+        activation="leaky_relu",
+    ),
+    "one sample, its own kernel": Case(
+        batch=1, channels=(64, 64), size=(12, 24), kernel=(4, 4), attention="none", activation="relu"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", ONE_KERNEL)
+def test_one_kernel_for_all_samples(name: str, layout: torch.memory_format, dtype: torch.dtype):
+    case = ONE_KERNEL[name]
+    tensors = case.tensors(11, dtype)
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
+    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(*tensors, *case.geometry(), case.activation)
+    pairs = plan.startswith("AVX-512 BF16") and case.batch > 1
+    assert ("torch's convolution" in plan) == (dtype == torch.float32 or pairs)
+    check(case, 11, dtype, layout)
+    y, mean = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
+    assert torch.equal(y, forward(case, tensors))
+    exact = y.double().mean((2, 3))
+    floor = FLOOR[dtype] * float(y.abs().max() / exact.abs().max())
+    assert_accurate(mean, exact, floor=floor, name="mean")
+
+
+@pytest.mark.parametrize("name", ONE_KERNEL)
+def test_one_kernel_gives_the_same_bits_with_any_number_of_threads(name: str):
+    case, threads, results = ONE_KERNEL[name], torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(
+            torch.ops.ddrf_fast.dynamic_conv_mean(*case.tensors(7), *case.geometry(), case.activation)
+        )
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_kernel_is_not_differentiated_by_torch():
+    case = ONE_KERNEL["one sample"]
+    tensors = case.tensors(12)
+    expected = forward(case, tensors)
+    tensors[0].requires_grad_()
+    y = forward(case, tensors)
+    assert torch.equal(y, expected)
+    assert "NotImplemented" in y.grad_fn.name()  # that of the raw operator
+
+
+def test_one_kernel_is_not_for_other_layouts():
+    case = ONE_KERNEL["one sample"]
+    tensors = case.tensors(12)
+    other = [in_other_layout(tensors[0], "sliced"), *tensors[1:]]
+    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(*other, *case.geometry(), case.activation)
+    assert "torch's convolution" not in plan
+    assert_accurate(forward(case, other), definition(case, [t if t is None else t.double() for t in other]))
+
+
 @pytest.mark.parametrize(
     "case",
     [

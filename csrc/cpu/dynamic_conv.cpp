@@ -160,6 +160,25 @@ void call_forward(const DynamicConvShape& shape, const DynamicConvOperands<Scala
 }
 
 template <class Scalar>
+OneKernel call_one_kernel(const DynamicConvShape& shape,
+                          const DynamicConvOperands<Scalar>& operands) {
+  DDRF_CALL(one_kernel<Scalar>, shape, operands)
+}
+
+template <class Scalar>
+void call_mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
+                         Scalar* kernel) {
+  DDRF_CALL(mix_one_kernel<Scalar>, shape, operands, kernel)
+}
+
+template <class Scalar>
+void call_finish_one_kernel(const DynamicConvShape& shape,
+                            const DynamicConvOperands<Scalar>& operands, Activation activation,
+                            const Image<Scalar>& y, Scalar* mean) {
+  DDRF_CALL(finish_one_kernel<Scalar>, shape, operands, activation, y, mean)
+}
+
+template <class Scalar>
 std::string call_plan(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands) {
   DDRF_CALL(dynamic_conv_plan<Scalar>, shape, operands)
 }
@@ -177,21 +196,74 @@ Activation activation_of(const std::string& name) {
   return Activation::kNone;
 }
 
+// What torch computes for us is not differentiated, whatever the caller's mode.
+class NoGrad {
+ public:
+  NoGrad() : enabled_(aoti_torch_grad_mode_is_enabled()) {
+    aoti_torch_grad_mode_set_enabled(false);
+  }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(enabled_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool enabled_;
+};
+
+// Whether torch's convolution is to be called. It keeps the layouts that we keep.
+template <class Scalar>
+OneKernel choose_one_kernel(const Arguments& a, const DynamicConvShape& shape,
+                            const DynamicConvOperands<Scalar>& operands) {
+  const bool keeps_layout = a.x.is_contiguous() || is_channels_last(a.x);
+  return keeps_layout ? call_one_kernel(shape, operands) : OneKernel::kNone;
+}
+
+// torch's own convolution of all samples with one kernel [1, O, I, kh, kw].
+Tensor convolution(const Arguments& a, const Tensor& kernel) {
+  using torch::stable::detail::from;
+  const NoGrad no_grad;
+  std::array<StableIValue, 9> stack{from(a.x),
+                                    from(torch::stable::select(kernel, 0, 0)),
+                                    from(std::optional<Tensor>()),
+                                    from(a.stride),
+                                    from(a.padding),
+                                    from(a.dilation),
+                                    from(false),                       // transposed
+                                    from(std::vector<int64_t>{0, 0}),  // output_padding
+                                    from(a.groups)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // y and, if asked for, its mean over the pixels.
 std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activation, bool with_mean) {
   const DynamicConvShape shape = checked_shape(a);
   const Activation act = activation_of(activation);
   make_contiguous(a);
-  Tensor y =
-      empty_tensor(a.x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
-                   is_channels_last(a.x));
-  Tensor mean;
+  Tensor y, mean;
   if (with_mean) mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
-  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv", ([&] {
-                           call_forward<scalar_t>(
-                               shape, operands_of<scalar_t>(a), act, mutable_image<scalar_t>(y),
-                               with_mean ? mean.mutable_data_ptr<scalar_t>() : nullptr);
-                         }));
+  DDRF_DISPATCH_FLOATING(
+      a.x.scalar_type(), "dynamic_conv", ([&] {
+        const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
+        scalar_t* mean_data = with_mean ? mean.mutable_data_ptr<scalar_t>() : nullptr;
+        const OneKernel one = choose_one_kernel(a, shape, operands);
+        if (one == OneKernel::kNone) {
+          y = empty_tensor(a.x,
+                           {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
+                           is_channels_last(a.x));
+          call_forward(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
+          return;
+        }
+        Tensor kernel = a.weight;
+        if (one == OneKernel::kMixed) {
+          const auto sizes = a.weight.sizes();
+          kernel = empty_tensor(a.x, {1, sizes[1], sizes[2], sizes[3], sizes[4]});
+          call_mix_one_kernel(shape, operands, kernel.mutable_data_ptr<scalar_t>());
+        }
+        y = convolution(a, kernel);
+        call_finish_one_kernel(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
+      }));
   return {y, mean};
 }
 
@@ -228,8 +300,19 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
   activation_of(activation);
   make_contiguous(a);
   std::string result;
-  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan",
-                         ([&] { result = call_plan<scalar_t>(shape, operands_of<scalar_t>(a)); }));
+  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan", ([&] {
+                           const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
+                           switch (choose_one_kernel(a, shape, operands)) {
+                             case OneKernel::kOfBank:
+                               result = "torch's convolution with the bank's only kernel";
+                               break;
+                             case OneKernel::kMixed:
+                               result = "torch's convolution with the only sample's mixed kernel";
+                               break;
+                             case OneKernel::kNone:
+                               result = call_plan(shape, operands);
+                           }
+                         }));
   switch (cpu_capability()) {
     case Capability::kAvx512Bf16:
       if (a.x.scalar_type() == torch::headeronly::ScalarType::BFloat16) {

@@ -12,6 +12,7 @@
 #include "cpu/dynamic_conv_correlate.h"
 #include "cpu/dynamic_conv_depthwise.h"
 #include "cpu/dynamic_conv_mix.h"
+#include "cpu/dynamic_conv_one_kernel.h"
 #include "cpu/dynamic_conv_pixel_rows.h"
 #include "cpu/dynamic_conv_weight_grad.h"
 #include "cpu/dynamic_conv_winograd.h"
@@ -275,6 +276,11 @@ void dynamic_conv_backward(const DynamicConvShape& given,
 #define DDRF_INSTANTIATE(SCALAR)                                                                   \
   template void dynamic_conv(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,          \
                              Activation, const Image<SCALAR>&, SCALAR*);                           \
+  template OneKernel one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&);      \
+  template void mix_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,        \
+                               SCALAR*);                                                           \
+  template void finish_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,     \
+                                  Activation, const Image<SCALAR>&, SCALAR*);                      \
   template std::string dynamic_conv_plan(const DynamicConvShape&,                                  \
                                          const DynamicConvOperands<SCALAR>&);                      \
   template void dynamic_conv_backward(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&, \

@@ -19,6 +19,15 @@ inline constexpr int64_t kMixGrain = 1 << 15;  // multiplications worth a thread
 // the channels of one row, the input gradient over the rows.
 enum class Direction { kForward, kInputGradient };
 
+// Whether W_b is the same for all samples but for a factor, which may as well be that of the
+// result.
+template <class Scalar>
+bool shares_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands) {
+  return shape.has_attention && shape.bank == 1 && !shape.attention_per_channel &&
+         shape.code_channels == 0 && operands.in_scale == nullptr &&
+         operands.out_scale == nullptr && operands.tap_scale == nullptr;
+}
+
 template <class Scalar>
 class Mixer {
  public:
@@ -42,12 +51,8 @@ class Mixer {
     }
   }
 
-  // Whether W_b is the same for all samples but for a factor, which may as well be that of the
-  // result. Such a kernel is mixed for `kAnySample`, whose attention is one.
-  bool is_shared() const {
-    return shape_.has_attention && shape_.bank == 1 && !shape_.attention_per_channel &&
-           shape_.code_channels == 0 && !has_scales();
-  }
+  // A kernel that is shared is mixed for `kAnySample`, whose attention is one.
+  bool is_shared() const { return shares_kernel(shape_, operands_); }
   static constexpr int64_t kAnySample = -1;
 
   // By which the result must be multiplied if a shared kernel was mixed for any sample.
