@@ -207,18 +207,19 @@ def test_degrade_peers_take_every_form_of_weights(weights: str):
 
 
 @pytest.mark.parametrize("weights", ["sample", "grid"])
-def test_loaders_compute_the_operation_on_one_thread(weights: str):
+def test_loaders_compute_the_operation_on_one_thread(weights: str, monkeypatch):
     operation, case = _small("degrade")
     case = Case("tiny", {**case.shape, "weights": weights, "noise": False, "family": "loader"})
     gate = verify.Gate(operation, case, Setting())
     judged = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for provider in operation.providers:
         if provider.skip(case, Setting()) is None:
             verdict = gate.judge(provider, provider.build(case, Setting()))
             assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
             judged.append(provider.name)
     assert judged == ["loader_ddrf_fast", "loader_opencv", "loader_scipy"]
-    torch.set_num_threads(2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert all(provider.skip(case, Setting()) for provider in operation.providers)
 
 
