@@ -1,4 +1,4 @@
-"""The command `ddrf-fast`: fuse, train, demo, info.
+"""The command `ddrf-fast`: fuse, train, data, demo, info.
 
 Only the standard library is imported before the command line has been read: torch takes seconds, help must
 not.
@@ -110,6 +110,27 @@ def build_parser() -> argparse.ArgumentParser:
         train.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar="N", help=text + shown)
     train.set_defaults(run=run_train)
 
+    data = commands.add_parser(
+        "data", help="look after data sets of pairs", description="Looks after data sets of pairs."
+    )
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        parents=[common],
+        help="list files that cannot be read, have no partner, or differ in size",
+        description="Reads every pair of a data set and lists files that cannot be read or have no partner, "
+        "and pairs whose images differ in size. The exit code is 1 if there are some.",
+    )
+    check.add_argument("root", type=Path, metavar="DIR", help="folder of the data set")
+    check.add_argument(
+        "--layout",
+        default="auto",
+        help="tno, gun, roadscene, msrs, llvip, m3fd, flir, rgbt234, vt821, folders, or two patterns, "
+        "'visible/{name}|infrared/{name}' (default: recognised by what is there)",
+    )
+    check.add_argument("--split", help="a part of it: a file of names, or a split such as train")
+    check.set_defaults(run=run_data_check)
+
     demo = commands.add_parser(
         "demo",
         parents=[model, common],
@@ -203,6 +224,23 @@ def run_train(options: argparse.Namespace) -> int:
     for name, value in record["validation"].items():
         print(f"  {name:28} {value:8.4f}")
     return 0
+
+
+def run_data_check(options: argparse.Namespace) -> int:
+    import cv2
+
+    from ddrf_fast.data import check_pairs
+
+    # Its warnings about a damaged file say what the one line of ours says.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    report = check_pairs(options.root, options.layout, options.split, progress_bar=True)
+    for line in report.problems:
+        print(line)
+    print(
+        f"{options.root}: layout {report.layout}, {report.pairs} pairs; {len(report.unreadable)} unreadable, "
+        f"{len(report.unpaired)} unpaired, {len(report.sizes)} differently sized"
+    )
+    return 1 if report.problems else 0
 
 
 def run_demo(options: argparse.Namespace) -> int:

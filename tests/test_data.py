@@ -269,12 +269,12 @@ def test_a_folder_is_read_as_grey_bytes(tmp_path):
 
 def test_folders_that_cannot_be_used_are_named(tmp_path):
     make_folder(tmp_path, [])
-    with pytest.raises(ValueError, match="no image in vis/ has the name of one in ir/"):
+    with pytest.raises(ValueError, match="no pair of images by any known layout"):
         PairedFolder(tmp_path)
     write_image(tmp_path / "vis/a.png", ramp((4, 5), np.uint8))
     write_image(tmp_path / "ir/a.png", ramp((4, 6), np.uint8))
     with pytest.raises(ValueError, match=r"vis/a\.png is \[4, 5\], but .*ir/a\.png is \[4, 6\]"):
-        PairedFolder(tmp_path)
+        PairedFolder(tmp_path)[0]
 
 
 def test_known_suffixes_are_those_that_can_be_read_and_written(tmp_path):

@@ -13,14 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddrf_fast.data.image_io import IMAGE_SUFFIXES, from_float, read_image, to_float
-
-
-class PairPaths(NamedTuple):
-    """The files of a pair; `name` is their common stem."""
-
-    name: str
-    visible: Path
-    infrared: Path
+from ddrf_fast.data.layouts import PairPaths, find_pairs
 
 
 class ImagePair(NamedTuple):
@@ -53,39 +46,50 @@ def pair_folders(
 
 
 class PairedFolder(Dataset[ImagePair]):
-    """The pairs of a folder with `vis/` and `ir/`, read once and kept in memory as uint8.
+    """The pairs of a data set, each read when it is asked for.
 
     Colour is reduced to its luminance, 16 bit to 8 by the whole range. A warning tells of images without a
     partner.
 
     Args:
-        root: the folder.
+        root: the folder of the data set.
+        layout: as for :func:`~ddrf_fast.data.find_pairs`.
+        split: likewise.
+
+    Attributes:
+        paths: the files, in the order of the pairs.
 
     Raises:
-        ValueError: a folder is missing, nothing is paired, an image cannot be read, or the sizes of a pair
-            differ.
+        ValueError: as :func:`~ddrf_fast.data.find_pairs`.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        root = Path(root)
-        pairs, unpaired = pair_folders(root / "vis", root / "ir")
-        if not pairs:
-            raise ValueError(f"{root}: no image in vis/ has the name of one in ir/")
-        if unpaired:
-            names = ", ".join(f"{path.parent.name}/{path.name}" for path in unpaired[:5])
-            more = f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else ""
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        layout: str = "auto",
+        split: str | os.PathLike[str] | None = None,
+    ) -> None:
+        found = find_pairs(root, layout, split)
+        if found.unpaired:
+            names = ", ".join(os.path.relpath(path, root) for path in found.unpaired[:5])
+            more = f" and {len(found.unpaired) - 5} more" if len(found.unpaired) > 5 else ""
             warnings.warn(f"{root}: images without a partner are left out: {names}{more}", stacklevel=2)
-        self.pairs = [ImagePair(pair.name, *_read_pair(pair)) for pair in pairs]
+        self.paths = found.pairs
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> ImagePair:
-        """The pair at a place in the order of names."""
-        return self.pairs[index]
+        """Reads the pair at a place in the order of names.
+
+        Raises:
+            ValueError: an image cannot be read, or the sizes differ.
+        """
+        pair = self.paths[index]
+        return ImagePair(pair.name, *_read_pair(pair))
 
     def __iter__(self) -> Iterator[ImagePair]:
-        return iter(self.pairs)
+        return (self[index] for index in range(len(self)))
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
