@@ -9,7 +9,7 @@ from torch import nn
 
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, laplacian_pyramid
-from ddrf_fast.nn import DynamicConv2d, Router
+from ddrf_fast.nn import DynamicConv2d
 
 SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
 
@@ -261,16 +261,47 @@ def test_without_gradients_means_are_handed_on(model):
             torch.testing.assert_close(actual, image, atol=1e-5, rtol=1e-5)
 
 
-def test_one_kernel_is_the_static_twin():
+PARTS = ("visible", "infrared", "fusion")
+STATIC = {f"dynamic_{part}": False for part in PARTS}
+
+
+@pytest.mark.parametrize("static", [*((part,) for part in PARTS), PARTS])
+def test_the_static_twin_has_the_same_layers(static):
+    """A bank of one kernel is a plain convolution: with its kernels the twin gives the same images."""
     torch.manual_seed(0)
-    network = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=1))
-    visible, infrared = pair(2, 1, 8, 8)
-    code = torch.rand(2, 16)
-    before = network(visible, infrared, code, code).fused
-    for module in network.modules():
-        if isinstance(module, Router):
-            nn.init.normal_(module.excite.weight)
-    assert torch.equal(network(visible, infrared, code, code).fused, before)
+    sizes = {"width": 8, "blocks": 1, "num_kernels": 1}
+    network = DDRFNet(DDRFNetConfig(**sizes))
+    twin = DDRFNet(DDRFNetConfig(**sizes, **{f"dynamic_{part}": False for part in static})).eval()
+    ours = twin.state_dict()
+    ours.update(
+        {n: t[0] if n in ours and t.dim() > ours[n].dim() else t for n, t in network.state_dict().items()}
+    )
+    twin.load_state_dict({name: tensor for name, tensor in ours.items() if name in twin.state_dict()})
+    prefixes = {"visible": "visible_branch", "infrared": "infrared_branch", "fusion": "fusion"}
+    for part, prefix in prefixes.items():
+        kinds = {type(module) for name, module in twin.named_modules() if name.startswith(prefix + ".")}
+        assert (DynamicConv2d not in kinds) == (part in static)
+    images = pair(2, 1, 9, 12)
+    for codes in ((None, None), (torch.rand(2, 16), torch.rand(2, 16, 3, 2))):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                for actual, expected in zip(twin(*images, *codes), network(*images, *codes), strict=True):
+                    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_static_twin_is_smaller_and_trains():
+    twin = DDRFNet(DDRFNetConfig(**STATIC))
+    assert sum(p.numel() for p in twin.parameters()) < sum(p.numel() for p in DDRFNet().parameters()) / 5
+    sum(image.mean() for image in twin(*pair(2, 1, 16, 16))).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in twin.parameters())
+
+
+def test_the_static_twin_is_saved_and_loaded(tmp_path):
+    twin = DDRFNet(DDRFNetConfig(width=8, blocks=1, **STATIC)).eval()
+    loaded = load_model(save_model(twin, tmp_path / "twin.safetensors"))
+    assert loaded.config == twin.config
+    images = pair(1, 1, 8, 8)
+    assert torch.equal(loaded(*images).fused, twin(*images).fused)
 
 
 def test_classical_fusions():

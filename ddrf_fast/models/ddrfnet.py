@@ -20,8 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddrf_fast.models.estimator import CodeEstimator
+from ddrf_fast.models.static_conv import StaticConv2d
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.nn.dynamic_conv import Activation, stretch
+
+Conv = DynamicConv2d | StaticConv2d
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,16 @@ class DDRFNetConfig:
     Attributes:
         width: channels of the features, at half resolution.
         blocks: residual blocks (two dynamic convolutions each) of a branch.
-        num_kernels: kernels in each bank, N of eq. 6; 1 gives the static twin of the network.
+        num_kernels: kernels in each bank, N of eq. 6.
         reduction: of the routers' hidden layers.
         code_channels: length of a degradation code: PCA of the kernel, then the noise level.
         kernel_size: side of the blur kernels that are encoded.
         kernel_code_scale: factor on the PCA part of a code, which brings it to the order of 1.
         noise_code_scale: factor on the noise level (image units), likewise.
+        dynamic_visible: the visible branch has dynamic convolutions; else it is its static twin, the same
+            layers with plain ones: the same operations for a pixel, and about 1/N of the parameters.
+        dynamic_infrared: likewise the infrared branch.
+        dynamic_fusion: likewise the fusion.
     """
 
     width: int = 32
@@ -47,6 +54,9 @@ class DDRFNetConfig:
     kernel_size: int = 25
     kernel_code_scale: float = 4.0
     noise_code_scale: float = 16.0
+    dynamic_visible: bool = True
+    dynamic_infrared: bool = True
+    dynamic_fusion: bool = True
 
 
 class DDRFOutput(NamedTuple):
@@ -66,7 +76,8 @@ class DDRFOutput(NamedTuple):
 class DDRFNet(nn.Module):
     """The network of the paper: two restoration branches that share no weights, and a dynamic fusion.
 
-    All convolutions but those of the blind estimators are dynamic, with the 1/N of eq. 6. Without a code, the
+    All convolutions but those of the blind estimators are dynamic, with the 1/N of eq. 6, unless the
+    configuration makes a part static. Without a code, the
     estimator of that modality predicts one from the degraded image (blind use); a user who knows the
     degradation passes it.
 
@@ -84,8 +95,8 @@ class DDRFNet(nn.Module):
     def __init__(self, config: DDRFNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DDRFNetConfig()
-        self.visible_branch = RestorationBranch(config)
-        self.infrared_branch = RestorationBranch(config)
+        self.visible_branch = RestorationBranch(config, config.dynamic_visible)
+        self.infrared_branch = RestorationBranch(config, config.dynamic_infrared)
         self.fusion = FusionHead(config)
         self.visible_estimator = CodeEstimator(config.code_channels)
         self.infrared_estimator = CodeEstimator(config.code_channels)
@@ -219,13 +230,12 @@ class RestorationBranch(nn.Module):
     but the linear layers'.
     """
 
-    def __init__(self, config: DDRFNetConfig) -> None:
+    def __init__(self, config: DDRFNetConfig, dynamic: bool) -> None:
         super().__init__()
-        self.head = _dynamic(
-            config, 4, config.width, activation="leaky_relu", code_channels=config.code_channels
-        )
-        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.blocks))
-        self.tail = _dynamic(config, config.width, 4)
+        width, code_channels = config.width, config.code_channels
+        self.head = _conv(config, dynamic, 4, width, activation="leaky_relu", code_channels=code_channels)
+        self.blocks = nn.ModuleList(ResidualBlock(config, dynamic) for _ in range(config.blocks))
+        self.tail = _conv(config, dynamic, width, 4)
         _shrink(self.tail)
 
     def forward(self, image: Tensor, code: Tensor) -> tuple[Pooled, Tensor]:
@@ -237,14 +247,15 @@ class RestorationBranch(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``x + W2 * act(W1 * C(x, code))``, both convolutions dynamic."""
+    """``x + W2 * act(W1 * C(x, code))``, both convolutions dynamic or both static."""
 
-    def __init__(self, config: DDRFNetConfig) -> None:
+    def __init__(self, config: DDRFNetConfig, dynamic: bool) -> None:
         super().__init__()
-        self.expand = _dynamic(
-            config, config.width, config.width, activation="leaky_relu", code_channels=config.code_channels
+        width, code_channels = config.width, config.code_channels
+        self.expand = _conv(
+            config, dynamic, width, width, activation="leaky_relu", code_channels=code_channels
         )
-        self.project = _dynamic(config, config.width, config.width)
+        self.project = _conv(config, dynamic, width, width)
         _shrink(self.project)
 
     def forward(self, x: Pooled, code: Tensor) -> Pooled:
@@ -267,13 +278,14 @@ class FusionHead(nn.Module):
 
     def __init__(self, config: DDRFNetConfig) -> None:
         super().__init__()
-        width = config.width
-        self.merge = _dynamic(
-            config, 2 * (width + 4), width, activation="leaky_relu", code_channels=2 * config.code_channels
+        width, dynamic = config.width, config.dynamic_fusion
+        code_channels = 2 * config.code_channels
+        self.merge = _conv(
+            config, dynamic, 2 * (width + 4), width, activation="leaky_relu", code_channels=code_channels
         )
-        self.mix1 = _dynamic(config, width, width, activation="leaky_relu")
-        self.mix2 = _dynamic(config, width, width, activation="leaky_relu")
-        self.output = _dynamic(config, width + 8, 8)
+        self.mix1 = _conv(config, dynamic, width, width, activation="leaky_relu")
+        self.mix2 = _conv(config, dynamic, width, width, activation="leaky_relu")
+        self.output = _conv(config, dynamic, width + 8, 8)
         _shrink(self.output)
 
     def forward(
@@ -311,15 +323,18 @@ def _crop(image: Tensor, height: int, width: int) -> Tensor:
     return image.index_select(2, rows).index_select(3, columns)
 
 
-def _dynamic(
+def _conv(
     config: DDRFNetConfig,
+    dynamic: bool,
     in_channels: int,
     out_channels: int,
     *,
     activation: Activation | None = None,
     code_channels: int = 0,
-) -> DynamicConv2d:
-    """A 3x3 dynamic convolution that keeps the size, with the 1/N of eq. 6."""
+) -> Conv:
+    """A 3x3 convolution that keeps the size, dynamic with the 1/N of eq. 6 or static."""
+    if not dynamic:
+        return StaticConv2d(in_channels, out_channels, 3, code_channels=code_channels, activation=activation)
     return DynamicConv2d(
         in_channels,
         out_channels,
@@ -333,9 +348,9 @@ def _dynamic(
     )
 
 
-def _apply(layer: DynamicConv2d, x: Pooled, code: Tensor | None = None) -> Pooled:
-    """A layer with the mean of its output, unless gradients are recorded: then every router pools itself."""
-    if torch.is_grad_enabled():
+def _apply(layer: Conv, x: Pooled, code: Tensor | None = None) -> Pooled:
+    """A dynamic layer with the mean of its output, unless gradients are recorded: then routers pool."""
+    if isinstance(layer, StaticConv2d) or torch.is_grad_enabled():
         return Pooled(layer(x.values, code))
     return Pooled(*layer(x.values, code, pooled=x.mean, return_mean=True))
 
@@ -349,7 +364,7 @@ def _concatenate(*parts: Pooled) -> Pooled:
     )
 
 
-def _shrink(layer: DynamicConv2d) -> None:
+def _shrink(layer: Conv) -> None:
     """Starts a residual path near zero, so that the untrained network is near the identity."""
     with torch.no_grad():
         layer.weight.mul_(0.1)
