@@ -12,26 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ddrf_fast._version import __version__
 
 PROGRAM = "ddrf-fast"
-
-# Field of TrainingConfig, type, default, help. The defaults are shown only: what is not given is left to the
-# configuration, which cannot be asked here without importing torch. A test compares the two.
-TRAINING_OPTIONS: tuple[tuple[str, type, Any, str], ...] = (
-    ("steps", int, 20_000, "optimiser steps"),
-    ("batch_size", int, 16, "crops in a step"),
-    ("crop", int, 96, "side of the square crops in pixels"),
-    ("learning_rate", float, 1e-3, "largest learning rate"),
-    ("seed", int, 0, "of everything random"),
-    ("max_minutes", float, None, "end the training after so many minutes"),
-    ("threads", int, None, "CPU threads"),
-    ("width", int, 32, "channels of the network's features"),
-    ("num_kernels", int, 8, "kernels in each bank"),
-    ("validation_pairs", int, 8, "pairs kept out of the training to measure what was reached"),
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,23 +76,23 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         parents=[common],
-        help="train DDRF-Net on folders of pairs",
-        description="Trains DDRF-Net on registered pairs, degraded at random, and writes a weights file. "
-        "Needs the extra 'train': pip install 'ddrf-fast[train]'.",
+        help="train DDRF-Net on data sets of pairs",
+        description="Trains DDRF-Net on registered pairs, degraded at random. Settings come from the "
+        "defaults, then from each FILE, then from each KEY=VALUE. Needs the extra 'train': "
+        "pip install 'ddrf-fast[train]'.",
+        epilog="Example: ddrf-fast train --config paper data=pairs/train output=runs/one. With several GPUs: "
+        "torchrun --nproc-per-node 2 -m ddrf_fast.cli train ... Ctrl-C writes a checkpoint and ends it.",
     )
     train.add_argument(
-        "--data", nargs="+", required=True, metavar="DIR", help="folders of pairs, each with ir/ and vis/"
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="settings in YAML, or a preset: paper, static, restoration, fig8_a to fig8_h; may be repeated",
     )
-    train.add_argument(
-        "-o", "--output", default="ddrfnet.safetensors", metavar="FILE", help="weights file to write"
-    )
-    train.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train (default: auto)"
-    )
-    for name, kind, default, text in TRAINING_OPTIONS:
-        flags = [f"--{name.replace('_', '-')}", *(["--lr"] if name == "learning_rate" else [])]
-        shown = "" if default is None else f" (default: {default})"
-        train.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar="N", help=text + shown)
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output")
+    train.add_argument("--print-config", action="store_true", help="print all settings and stop")
+    train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as model.width=16")
     train.set_defaults(run=run_train)
 
     data = commands.add_parser(
@@ -163,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"\n{PROGRAM}: interrupted {interruption}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:
@@ -210,15 +195,19 @@ def run_fuse(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     try:
-        from ddrf_fast.training import TrainingConfig, train
+        from ddrf_fast.training import load_config, train
     except ModuleNotFoundError as error:
         raise ValueError(f"training needs {error.name}: pip install 'ddrf-fast[train]'") from error
+    import logging
+
     from ddrf_fast.models import read_metadata
 
-    given = {name: getattr(options, name) for name, *_ in TRAINING_OPTIONS if hasattr(options, name)}
-    path = train(
-        TrainingConfig(data=tuple(options.data), output=options.output, device=options.device, **given)
-    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # not its advertisements
+    config = load_config(options.config, options.settings)
+    if options.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    path = train(config, options.resume)
     _, record = read_metadata(path)
     print(f"wrote {path} after {record['steps']} steps in {record['minutes']} minutes on {record['device']}")
     for name, value in record["validation"].items():

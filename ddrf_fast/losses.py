@@ -262,7 +262,8 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
 
     The Gaussian filters are products with banded matrices, :math:`G_h X G_w^T`. On the crops of a training
     these and their gradients are many times faster than convolutions with a single channel. Nothing is
-    refused: the network may be far outside [0, 1] at the start.
+    refused: the network may be far outside [0, 1] at the start. float16 and bfloat16 are computed in float32,
+    and autocast changes nothing.
 
     Args:
         image: Tensor[B, 1, H, W], H and W at least 11.
@@ -277,9 +278,11 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
         >>> torch.allclose(similarity(first, second), ssim(first, second), atol=1e-5)
         True
     """
+    image, reference = (x.float() if x.element_size() < 4 else x for x in (image, reference))
     rows, columns = (_gaussian_rows(size, image) for size in image.shape[2:])
     maps = torch.cat((image, reference, image.square(), reference.square(), image * reference), dim=1)
-    mean1, mean2, square1, square2, product = (rows @ maps @ columns.mT).unbind(dim=1)
+    with torch.autocast(image.device.type, enabled=False):  # variances are small differences
+        mean1, mean2, square1, square2, product = (rows @ maps @ columns.mT).unbind(dim=1)
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean1 * mean2 + c1) / (mean1.square() + mean2.square() + c1)
     variances = square1 - mean1.square() + square2 - mean2.square()

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import ddrf_fast
 from ddrf_fast import cli
@@ -41,7 +42,7 @@ def folders(tmp_path):
 
 
 def _write(path, image):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
 
 
@@ -73,7 +74,15 @@ def _main(capfd, *arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["fuse", "--help"], ["train", "--help"], ["demo", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["fuse", "--help"],
+        ["train", "--help"],
+        ["data", "check", "--help"],
+        ["demo", "--help"],
+    ],
 )
 def test_help_needs_neither_torch_nor_numpy(arguments):
     program = f"""
@@ -81,7 +90,7 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "numpy", "cv2", "lightning", "triton", "tqdm", "safetensors"):
+        if name.partition(".")[0] in ("torch", "numpy", "cv2", "lightning", "triton", "tqdm", "yaml"):
             raise AssertionError(f"{{name}} was imported for help")
 
 sys.meta_path.insert(0, Blocker())
@@ -200,7 +209,7 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         ((), "COMMAND"),
         (("fuse", visible), "-o"),
         (("fuse", visible, infrared, "-o", output, "--colour", "blue"), "--colour"),
-        (("train", "--data", "x", "--steps", "many"), "many"),
+        (("train", "epochs=many"), "epochs=many: Value 'many'"),
         (("fuse", visible, tmp_path / "missing", "-o", output, *given), "missing does not exist"),
         (("fuse", visible, infrared / "street.tif", "-o", output, *given), "two files or two folders"),
         (("fuse", visible, tmp_path / "empty", "-o", output, *given), "no image in"),
@@ -222,7 +231,7 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         (("fuse", street, infrared / "street.tif", "-o", street, *given), "is an input"),
         (("fuse", visible, infrared, "-o", visible, *given), "is an input"),
         (("demo", "-o", output, "--weights", tmp_path / "no.safetensors"), "no.safetensors"),
-        (("train", "--data", tmp_path / "empty", "-o", tmp_path / "w.safetensors", "--steps", "0"), "steps"),
+        (("train", f"data={tmp_path / 'empty'}", f"output={tmp_path / 'run'}"), "no pair of images"),
     ]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for arguments, message in cases:
@@ -325,40 +334,50 @@ def test_info_describes_the_installation(capfd):
     assert ddrf_fast.__version__ in stdout
 
 
-def test_training_options_show_the_configurations_defaults():
-    pytest.importorskip("lightning")
-    from ddrf_fast.training import TrainingConfig
-
-    for name, kind, default, _ in cli.TRAINING_OPTIONS:
-        assert getattr(TrainingConfig(), name) == default
-        assert default is None or isinstance(default, kind)
+def test_train_prints_its_settings(tmp_path, capfd):
+    pytest.importorskip("omegaconf")
+    (tmp_path / "own.yaml").write_text("crop: 64")
+    given = ("--config", "paper", "--config", tmp_path / "own.yaml", "model.width=8")
+    code, stdout, stderr = _main(capfd, "train", "--print-config", *given)
+    assert (code, stderr) == (0, "")
+    settings = yaml.safe_load(stdout)
+    assert (settings["epochs"], settings["crop"], settings["model"]["width"]) == (89, 64, 8)
 
 
 @pytest.mark.slow
-def test_what_train_writes_fuse_reads(data_dir, tmp_path, capfd):
+def test_train_is_interrupted_and_resumed_and_fuse_reads_what_it_writes(
+    data_dir, tmp_path, capfd, monkeypatch
+):
     pytest.importorskip("lightning")
+    from ddrf_fast.training.module import TrainingModule
+
     for kind in ("vis", "ir"):
         for path in sorted((data_dir / "roadscene" / "train" / kind).iterdir())[:3]:
-            _write(tmp_path / kind / f"{path.stem}.png", _read(path)[:80, :90])
-    path = tmp_path / "weights.safetensors"
-    sizes = (
-        "--steps",
-        2,
-        "--batch-size",
-        1,
-        "--crop",
-        32,
-        "--width",
-        8,
-        "--num-kernels",
-        2,
-        "--validation-pairs",
-        1,
+            _write(tmp_path / "pairs" / kind / f"{path.stem}.png", _read(path)[:80, :90])
+    run = [f"data={tmp_path / 'pairs'}", f"output={tmp_path / 'run'}", "crop=32", "batch_size=1", "epochs=1"]
+    run += ["crops_per_pair=2", "validation_pairs=1", "model.width=8", "model.num_kernels=2"]
+    run += ["device=cpu", "progress_bar=false"]
+    with monkeypatch.context() as patch:
+        original = TrainingModule.training_step
+        patch.setattr(
+            TrainingModule,
+            "training_step",
+            lambda *arguments: (signal.raise_signal(signal.SIGINT), original(*arguments))[1],
+        )
+        code, stdout, stderr = _main(capfd, "train", *run)
+    assert (code, stdout) == (130, "")
+    assert stderr.endswith(
+        f"interrupted after 1 steps; resumed, it goes on from {tmp_path / 'run' / 'last.ckpt'}\n"
     )
-    code, stdout, _ = _main(capfd, "train", "--data", tmp_path, "-o", path, "--device", "cpu", *sizes)
+    code, _, stderr = _main(capfd, "train", *run)
+    assert code == 2
+    assert "holds a training already" in stderr
+    code, stdout, _ = _main(capfd, "train", "--resume", *run)
+    weights = tmp_path / "run" / "ddrfnet.safetensors"
     assert code == 0
-    assert f"wrote {path} after 2 steps" in stdout
-    arguments = ("fuse", tmp_path / "vis", tmp_path / "ir", "-o", tmp_path / "out", "--weights", path)
-    code, stdout, _ = _main(capfd, *arguments)
+    assert f"wrote {weights} after 4 steps" in stdout
+    assert "restored_visible_psnr" in stdout
+    folders = (tmp_path / "pairs" / "vis", tmp_path / "pairs" / "ir")
+    code, stdout, _ = _main(capfd, "fuse", *folders, "-o", tmp_path / "out", "--weights", weights)
     assert code == 0
     assert "fused 3 of 3 pairs" in stdout

@@ -125,3 +125,55 @@ def test_losses_are_finite_and_differentiable_for_wild_and_for_flat_images(image
         total = result.total + losses.restoration_loss(fused, visible)
         (gradient,) = torch.autograd.grad(total, fused)
         assert torch.isfinite(total) and torch.isfinite(gradient).all()
+
+
+def test_similarity_is_in_float32_whatever_comes(images):
+    """A variance is the small difference of two means: bfloat16 would lose it."""
+    visible, infrared = images
+    expected = losses.similarity(visible, infrared)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(losses.similarity(visible, infrared), expected)
+    halves = (visible.bfloat16(), infrared.bfloat16())
+    rounded = losses.similarity(*(half.float() for half in halves))
+    assert torch.equal(losses.similarity(*halves), rounded)
+
+
+def test_the_losses_of_two_by_two_images_by_hand():
+    """Everything but SSIM, on numbers that can be worked out on paper."""
+    fused = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]]])
+    positive = torch.tensor([[[[0.5, 0.8], [0.5, 0.5]]]])
+    # Charbonnier: three zeros and sqrt(0.3² + 0.4²) - 0.4 = 0.1, over four pixels.
+    assert losses.charbonnier(fused, positive, epsilon=0.4).item() == pytest.approx(0.1 / 4)
+    # Of the error -0.3 at one corner: horizontal differences -0.3, 0 and vertical ones 0, 0.3.
+    assert losses.gradient_difference(fused, positive).item() == pytest.approx(0.15 + 0.15)
+
+
+def test_losses_of_flat_images_by_hand():
+    """SSIM of flat images is its luminance term (2 ab + C1) / (a² + b² + C1), C1 = 1e-4."""
+
+    def flat(value):
+        return torch.full((1, 1, 16, 16), value, dtype=torch.float64)
+
+    def ssim_of(a, b):
+        return (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
+
+    fused, sources, degraded, positive = 0.5, (0.4, 0.8), (0.1, 0.9), 0.6
+    similar = 1 - (ssim_of(0.4, 0.5) + ssim_of(0.8, 0.5)) / 2
+    repelled = [ssim_of(0.1, 0.5) - ssim_of(0.1, 0.4), ssim_of(0.9, 0.5) - ssim_of(0.9, 0.8)]
+    repelled.append(ssim_of(0.3, 0.5) - ssim_of(0.3, 0.6))  # H3: the degraded positive sample
+    negative = sum(max(0, value) for value in repelled) / 3
+    distance = (0.1**2 + 1e-6) ** 0.5 - 1e-3
+    near = distance + 0.5 * (1 - ssim_of(0.5, 0.6))
+    result = losses.fusion_loss(
+        flat(fused),
+        [flat(value) for value in sources],
+        [flat(value) for value in degraded],
+        flat(positive),
+        degraded_positive=flat(0.3),
+    )
+    expected = (similar + negative + near, similar, negative, near)  # eq. 10, 7, 8, 9
+    assert [value.item() for value in result] == pytest.approx(expected, abs=1e-9)
+    literal = losses.negative_loss(flat(fused), [flat(value) for value in degraded], mode="literal")
+    assert literal.item() == pytest.approx(1 - (ssim_of(0.1, 0.5) + ssim_of(0.9, 0.5)) / 2, abs=1e-9)
+    restoration = losses.restoration_loss(flat(0.7), flat(0.6))
+    assert restoration.item() == pytest.approx(distance + 0.1 * (1 - ssim_of(0.7, 0.6)), abs=1e-9)

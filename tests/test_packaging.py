@@ -206,6 +206,7 @@ def test_source_distribution_is_complete(source_distribution: Path):
 def test_wheel_has_kernels_and_data(source_distribution: Path, tmp_path: Path):
     site = build_wheel(source_distribution, tmp_path, DDRF_FAST_SKIP_CPP="1")
     expected = files(ROOT, "ddrf_fast/**/*.py", "ddrf_fast/assets/*", "ddrf_fast/py.typed")
+    expected |= files(ROOT, "ddrf_fast/training/presets/*.yaml")
     expected |= {f"ddrf_fast/{name}" for name in files(ROOT, "kernels/*.py")}
     assert files(site, "ddrf_fast/**/*") == expected
     assert not [

@@ -1,105 +1,464 @@
-"""Training on real pairs: it learns, repeats itself, and writes a file that loads."""
+"""Training on real pairs: it learns, repeats itself, goes on where it stopped, and leaves a model."""
 
-import shutil
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-
-from ddrf_fast.models import load_model, read_metadata
-from ddrf_fast.training import TrainingConfig, train
-from ddrf_fast.training.crops import RandomCrops, ValidationCrops, load_pairs
-from ddrf_fast.training.module import TrainingModule
+import yaml
 
 pytest.importorskip("lightning")
-TINY = {"crop": 32, "batch_size": 2, "width": 8, "num_kernels": 2, "device": "cpu", "progress_bar": False}
+pytest.importorskip("omegaconf")
+
+from ddrf_fast.data import read_image, write_image
+from ddrf_fast.losses import similarity
+from ddrf_fast.models import load_model, read_metadata
+from ddrf_fast.training import PairSource, TrainingConfig, load_config, train
+from ddrf_fast.training.config import PRESETS
+from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
+from ddrf_fast.training.module import TrainingModule
+
+TINY = ["crop=32", "batch_size=2", "model.width=8", "model.blocks=1", "model.num_kernels=2", "device=cpu"]
+TINY += ["progress_bar=false", "threads=1"]
 
 
 @pytest.fixture(scope="module")
 def folder(data_dir, tmp_path_factory):
-    """Three real pairs."""
+    """Three real pairs, cut to 96x112."""
     target = tmp_path_factory.mktemp("pairs")
     for kind in ("ir", "vis"):
         (target / kind).mkdir()
         for path in sorted((data_dir / "roadscene" / "train" / kind).iterdir())[:3]:
-            shutil.copy(path, target / kind)
+            write_image(target / kind / f"{path.stem}.png", read_image(path)[60:156, 100:212])
     return str(target)
 
 
-def test_crops_repeat_and_stay_registered(folder):
-    pairs, kept = load_pairs([folder], 32, 1)
-    assert len(pairs) == 2 and len(kept) == 1 and kept[0].name not in [pair.name for pair in pairs]
-    crops = RandomCrops(pairs, 32, 20, seed=1)
-    assert all(image.shape == (1, 32, 32) for image in crops[3])
-    for first, second in zip(crops[3], RandomCrops(pairs, 32, 20, seed=1)[3], strict=True):
-        assert torch.equal(first, second)
-    assert not torch.equal(crops[3][0], crops[4][0])
-    # The same image as all three: whatever is cut and turned, it stays so.
-    same = [pair._replace(images=pair.images[:1].expand(3, -1, -1, -1)) for pair in pairs]
-    for item in RandomCrops(same, 32, 20, seed=1):
-        assert torch.equal(item[0], item[1]) and torch.equal(item[0], item[2])
-    assert max(ValidationCrops(kept)[0][0].shape) <= 256
+def settings(folder, output, *overrides, files=()):
+    given = [f"data={folder}", f"output={output}", "epochs=2", "crops_per_pair=4", "validation_pairs=1"]
+    return load_config(files, [*TINY, *given, *overrides])
 
 
-def test_unfit_data_is_told(folder, tmp_path):
-    with pytest.raises(ValueError, match="at least one folder"):
-        load_pairs([], 32, 1)
-    with pytest.raises(ValueError, match="smaller than the crop of 1024"):
-        load_pairs([folder], 1024, 1)
-    with pytest.raises(ValueError, match="leave none"):
-        load_pairs([folder], 32, 3)
-    with pytest.raises(ValueError, match="crop must be even"):
-        TrainingConfig(crop=33)
+def checkpoint(output):
+    return torch.load(output / "last.ckpt", weights_only=True)
 
 
-def test_known_parts_of_the_degradations():
+def assert_same_training(first, second):
+    """Two outputs hold the same state, to the bit: weights, average, optimiser, early stop and curve."""
+    ours, theirs = checkpoint(first), checkpoint(second)
+    for name in ("curve", "global_step", "epoch"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(ours["optimizer_states"], theirs["optimizer_states"], rtol=0, atol=0)
+    stops = [
+        [state for name, state in each["callbacks"].items() if name.startswith("EarlyStopping")]
+        for each in (ours, theirs)
+    ]
+    assert stops[0] == stops[1]
+    (_, ours), (_, theirs) = (read_metadata(path / "ddrfnet.safetensors") for path in (first, second))
+    for name in ("validation", "loss_curve", "steps", "training_pairs", "validation_pairs"):
+        assert ours[name] == theirs[name]
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_files_then_from_overrides(tmp_path):
+    assert load_config() == TrainingConfig()
+    (tmp_path / "own.yaml").write_text(
+        "crop: 64\nmodel:\n  width: 16\ndata:\n  - one\n  - {path: two, split: train}\n"
+    )
+    config = load_config(
+        ["paper", tmp_path / "own.yaml"], ["model.blocks=2", "learning_rate=1e-4", "noise_std=[0,1]"]
+    )
+    assert (config.epochs, config.crop, config.similarity_weight) == (89, 64, 1.0)
+    assert (config.model.width, config.model.blocks, config.learning_rate) == (16, 2, 1e-4)
+    assert config.noise_std == (0.0, 1.0)
+    assert config.data == (PairSource("one"), PairSource("two", split="train"))
+    (tmp_path / "written.yaml").write_text(config.to_yaml())
+    assert load_config([tmp_path / "written.yaml"]) == config
+
+
+def test_the_papers_settings():
+    config = load_config(["paper"])
+    assert (config.epochs, config.learning_rate, config.batch_size) == (89, 0.001, 16)
+    weights = (
+        config.restoration_weight,
+        config.similarity_weight,
+        config.negative_weight,
+        config.positive_weight,
+    )
+    assert weights == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("crop=33", "crop must be even and at least 32, got 33"),
+        ("wdth=8", "wdth=8: Key 'wdth' not in the settings"),
+        ("model.wdth=8", "model.wdth=8: Key 'wdth' not in .* Did you mean: 'width'"),
+        ("learning_rate=x", "learning_rate=x: Value 'x' of type 'str' could not be converted to Float"),
+        ("epochs=2.5", "epochs=2.5: Value '2.5' of type 'float' could not be converted to Integer"),
+        ("epochs=0", "epochs must be at least 1, got 0"),
+        ("noise_std=[0]", r"noise_std=\[0\]: .*length 1"),
+        ("precision=8-true", "precision=8-true: Invalid value '8-true', expected one of"),
+        ("ema_decay=2", r"ema_decay must be in \[0, 1\], got 2"),
+        ("scales=[1,5]", r"scales must be divisors of the crop of 96, got \[1, 5\]"),
+        ("degradation=fog", "degradation must be one of paper, .*got 'fog'"),
+        ("data=[{path: a, spilt: b}]", "data: expected a folder or {path, layout, split}, got {'path': 'a'"),
+        ("epochs", "expected a setting as key=value, got 'epochs'"),
+        ("crop=[", r"crop=\[: not YAML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config([], [override])
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere: cannot be read .*presets are .*paper"):
+        load_config(["nowhere"])
+    for text, message in (
+        ("epochs: many", "own.yaml: epochs: Value 'many'"),
+        ("[1, 2]", "own.yaml: expected settings"),
+    ):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_config([tmp_path / "own.yaml"])
+
+
+@pytest.mark.parametrize("experiment", "abcdefgh")
+def test_the_experiments_of_figure_8(experiment):
+    config = load_config(["paper", f"fig8_{experiment}"])
+    model = config.model
+    assert {model.dynamic_visible, model.dynamic_infrared, model.dynamic_fusion} == {experiment in "bfgh"}
+    with_negatives = experiment in "eh"
+    assert (config.negative_weight, config.positive_weight) == ((1, 1) if with_negatives else (0, 0))
+    assert config.similarity_weight == 1
     module = TrainingModule(
-        TrainingConfig(sharp_fraction=1.0, noiseless_fraction=1.0, width=8, num_kernels=2)
+        dataclasses.replace(config, model=dataclasses.replace(model, width=8, blocks=1)), 1
     )
-    image = torch.rand(2, 1, 32, 32)
+    weights = [module.restoration_weight(epoch) for epoch in (0, 9, 10, 88)]
+    assert weights == (
+        [0, 0, 0, 0] if experiment in "ab" else [1, 1, 0, 0] if experiment in "cf" else [1, 1, 1, 1]
+    )
+
+
+def test_every_preset_loads():
+    for path in PRESETS.glob("*.yaml"):
+        assert load_config([path.stem]) == load_config([path])
+        assert yaml.safe_load(path.read_text())
+
+
+# --- data --------------------------------------------------------------------------------------------------
+
+
+def test_crops_repeat_and_stay_registered(folder):
+    sources = (PairSource(folder),)
+    pairs, kept = load_pairs(sources, 32, 1)
+    assert len(pairs) == 2 and len(kept) == 1 and kept.names[0] not in pairs.names
+    crops = RandomCrops(pairs, 32, seed=1)
+    assert all(image.shape == (1, 32, 32) for image in crops[3][1:])
+    again = RandomCrops(load_pairs(sources, 32, 1, cache=False)[0], 32, seed=1)
+    for first, second in zip(crops[3], again[3], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(crops[3].visible, crops[4].visible)
+    assert not torch.equal(crops[3].visible, RandomCrops(pairs, 32, seed=2)[3].visible)
+    # The same image as all three: whatever is cut and turned, it stays so.
+    for index, pair in pairs.cache.items():
+        pairs.cache[index] = pair._replace(images=pair.images[:1].expand(3, -1, -1, -1))
+    for number in range(20):
+        item = crops[number]
+        assert torch.equal(item.visible, item.infrared) and torch.equal(item.visible, item.positive)
+    assert max(ValidationCrops(kept)[0].visible.shape) <= 256
+    assert ValidationCrops(kept, 7)[0].visible.shape[1] % 7 == 0
+
+
+def test_every_pair_has_its_turn(folder):
+    pairs, _ = load_pairs((PairSource(folder),), 32, 0)
+    for index in range(3):
+        images = pairs[index].images
+        pairs.cache[index] = pairs[index]._replace(images=torch.full_like(images, index))
+    crops = RandomCrops(pairs, 32, seed=0)
+    seen = [round(crops[number].visible.mean().item() * 255) for number in range(30)]
+    assert all(sorted(seen[turn : turn + 3]) == [0, 1, 2] for turn in range(0, 30, 3))
+    assert len({tuple(seen[turn : turn + 3]) for turn in range(0, 30, 3)}) > 1
+
+
+def test_steps_are_the_same_for_any_number_of_processes_and_after_any_interruption():
+    whole = [list(StepBatches(lambda step=step: step, 3, 4)) for step in (0, 3)]
+    assert [sample for epoch in whole for step in epoch for sample in step] == list(range(24))
+    assert list(StepBatches(lambda: 4, 3, 4)) == whole[1][1:]
+    halves = [list(StepBatches(lambda: 3, 3, 4, rank, 2)) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == whole[1]
+
+
+def test_unfit_data_is_told(folder):
+    sources = (PairSource(folder),)
+    with pytest.raises(ValueError, match="at least one folder"):
+        load_pairs((), 32, 1)
+    with pytest.raises(ValueError, match="smaller than the crop of 1024"):
+        load_pairs(sources, 1024, 1)
+    with pytest.raises(ValueError, match="leave none"):
+        load_pairs(sources, 32, 3)
+
+
+# --- a step ------------------------------------------------------------------------------------------------
+
+
+def module_and_batch(folder, *overrides, size=2):
+    torch.manual_seed(0)
+    module = TrainingModule(settings(folder, "unused", *overrides), 4)
+    crops = RandomCrops(load_pairs((PairSource(folder),), 32, 0)[0], 32, seed=0)
+    return module, Crops(
+        *(torch.stack(items) for items in zip(*(crops[i] for i in range(size)), strict=True))
+    )
+
+
+def test_known_parts_of_the_degradations(folder):
+    module, crops = module_and_batch(folder, "sharp_fraction=1", "noiseless_fraction=1")
     for spatial in (False, True):
-        degraded, codes, recipe = module.degradation(image, seed=0, spatial=spatial)
-        torch.testing.assert_close(degraded, image)
+        degraded, codes = module.degrade(module.degradation, crops, 0, spatial)
+        for image, clean in zip(degraded, crops[1:], strict=True):
+            torch.testing.assert_close(image, clean)
     # The network knows the basis in which its codes are given.
+    recipe = module.degradation.sample(2, seed=0, spatial=False)
+    codes = module.degradation.replay(crops.visible, recipe).codes
     torch.testing.assert_close(
-        module.model.encode(recipe.kernels[:, 0], torch.zeros(2)), codes[:, :, 0, 0], atol=1e-6, rtol=1e-5
+        module.model.encode(recipe.kernels[:, 0], torch.zeros(2)), codes, atol=1e-6, rtol=1e-5
     )
+
+
+def test_down_sampled_images_come_back_to_their_size(folder):
+    module, crops = module_and_batch(folder, "scales=[1,2,4]", "sharp_fraction=1", "noiseless_fraction=1")
+    degraded, _ = module.degrade(module.degradation, crops, 0, False, 4)
+    assert degraded[0].shape == crops.visible.shape
+    low = torch.nn.functional.interpolate(crops.visible[:, :, ::4, ::4], (32, 32), mode="bicubic")
+    torch.testing.assert_close(degraded[0], low.clamp(0, 1))
+    assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
+
+
+def test_a_sample_is_degraded_alike_in_any_batch(folder):
+    module, crops = module_and_batch(folder, size=4)
+    whole, _ = module.degrade(module.degradation, crops, 7, True)
+    part, _ = module.degrade(module.degradation, Crops(*(x[2:] for x in crops)), 7, True)
+    for image, expected in zip(part, whole, strict=True):
+        torch.testing.assert_close(image, expected[2:], atol=1e-6, rtol=0)
+    assert not torch.allclose(whole[0] - crops.visible, whole[1] - crops.infrared, atol=1e-2)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(folder):
+    weights = {"restoration": 0.3, "similarity": 0.5, "negative": 0.7, "positive": 0.2, "estimator": 0.9}
+    module, crops = module_and_batch(folder, *(f"{name}_weight={value}" for name, value in weights.items()))
+    losses = module.step_losses(crops, 0)
+    total = sum(weight * losses[name] for name, weight in weights.items())
+    torch.testing.assert_close(losses["loss"], total)
 
 
 @pytest.mark.parametrize("spatial_fraction", [0.0, 1.0])
-def test_overfits_one_batch(folder, spatial_fraction):
-    torch.manual_seed(0)
-    config = TrainingConfig(spatial_fraction=spatial_fraction, **TINY)
-    module = TrainingModule(config)
-    crops = RandomCrops(load_pairs([folder], 32, 0)[0], 32, 2, seed=0)
-    batch = [torch.stack(images) for images in zip(*crops, strict=True)]
-    optimizer = module.configure_optimizers()
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"]
-    history = []
-    for _ in range(40):
-        losses = module.losses(*batch, torch.Generator().manual_seed(0))
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-        history.append(losses["loss"].item())
-    for name, parameter in module.named_parameters():
+def test_every_weight_learns(folder, spatial_fraction):
+    module, crops = module_and_batch(folder, f"spatial_fraction={spatial_fraction}")
+    module.step_losses(crops, 0)["loss"].backward()
+    for name, parameter in module.model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    assert history[-1] < 0.85 * history[0]
+    assert all(parameter.grad is None for parameter in module.average.parameters())
 
 
-def test_training_writes_repeatable_weights_and_their_record(folder, tmp_path):
-    paths = [
-        train(
-            TrainingConfig(data=(folder,), output=str(tmp_path / name), steps=3, validation_pairs=1, **TINY)
-        )
-        for name in ("first.safetensors", "second.safetensors")
+def test_the_average_follows_the_weights(folder):
+    module, _ = module_and_batch(folder, "ema_decay=0.9")
+    before, weights = module.average.fusion.mix1.weight.clone(), module.model.fusion.mix1.weight
+    with torch.no_grad():
+        weights.add_(1)
+    module.model.fusion.mix1.router.set_temperature(7)
+    module.update_average(0)  # decays by 0.1 at first
+    torch.testing.assert_close(module.average.fusion.mix1.weight, 0.1 * before + 0.9 * weights)
+    assert module.average.fusion.mix1.router.temperature == 7
+    before = module.average.fusion.mix1.weight.clone()
+    module.update_average(10_000)
+    torch.testing.assert_close(module.average.fusion.mix1.weight, 0.9 * before + 0.1 * weights)
+    module, _ = module_and_batch(folder, "ema_decay=0")
+    with torch.no_grad():
+        module.model.fusion.mix1.weight.add_(1)
+    module.update_average(10_000)
+    assert torch.equal(module.average.fusion.mix1.weight, module.model.fusion.mix1.weight)
+
+
+def test_losses_are_in_float32_under_autocast(folder):
+    module, crops = module_and_batch(folder)
+    full = module.step_losses(crops, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = module.step_losses(crops, 0)
+        torch.testing.assert_close(similarity(*crops[1:3]), similarity(*crops[1:3]), rtol=0, atol=0)
+    for name, value in mixed.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, full[name], rtol=0.05, atol=0.01)
+    mixed["loss"].backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.model.parameters())
+
+
+def test_compiled_is_the_same_network(folder):
+    with torch.compiler.set_stance("force_eager"):  # what is compiled is tested with the model
+        module, crops = module_and_batch(folder, "compile=true")
+        assert module.model._compiled_call_impl is not None
+        assert module.average._compiled_call_impl is None
+        compiled = module.step_losses(crops, 0)["loss"]
+    module, crops = module_and_batch(folder)
+    assert torch.equal(module.step_losses(crops, 0)["loss"], compiled)
+
+
+# --- trainings ---------------------------------------------------------------------------------------------
+
+
+def test_two_pairs_are_learned_by_heart(folder, tmp_path):
+    overrides = [
+        "epochs=1",
+        "crops_per_pair=60",
+        "sharp_fraction=1",
+        "noiseless_fraction=1",
+        "learning_rate=0.003",
     ]
-    first, second = (load_model(path) for path in paths)
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
-    config, record = read_metadata(paths[0])
-    assert config.width == 8 and record["steps"] == 3 and len(record["loss_curve"]) == 3
-    assert record["config"]["seed"] == 0 and len(record["training_pairs"]) == 2
+    path = train(settings(folder, tmp_path, *overrides))
+    _, record = read_metadata(path)
+    assert record["steps"] == len(record["loss_curve"]) == 60 and len(record["training_pairs"]) == 2
+    assert sum(record["loss_curve"][-10:]) < 0.5 * sum(record["loss_curve"][:10])
+
+
+def test_a_training_repeats_itself_and_leaves_a_record(folder, tmp_path):
+    outputs = (tmp_path / "first", tmp_path / "second")
+    for output in outputs:
+        train(settings(folder, output))
+    assert_same_training(*outputs)
+    for name, tensor in load_model(outputs[0] / "ddrfnet.safetensors").state_dict().items():
+        assert torch.equal(tensor, checkpoint(outputs[0])["state_dict"][f"average.{name}"]), name
+    config, record = read_metadata(outputs[0] / "ddrfnet.safetensors")
+    names, kept = (
+        sorted(os.path.splitext(name)[0] for name in os.listdir(f"{folder}/ir")),
+        record["validation_pairs"],
+    )
+    assert config.width == 8 and record["steps"] == 8 and len(record["loss_curve"]) == 8
+    assert record["config"]["seed"] == 0 and record["config"]["model"]["width"] == 8
+    assert record["training_pairs"] == [
+        f"{folder}/{name}" for name in names if f"{folder}/{name}" not in kept
+    ]
     assert record["validation"]["restored_visible_psnr"] > 5
-    images = [torch.rand(1, 1, 20, 20)] * 2
-    assert torch.equal(first(*images).fused, second(*images).fused)
+    assert load_config([outputs[0] / "config.yaml"]) == settings(folder, outputs[0])
+    with pytest.raises(ValueError, match="first holds a training already: resume it"):
+        train(settings(folder, outputs[0]))
+    with pytest.raises(ValueError, match=r"other settings: learning_rate was 0\.001, got 0\.01"):
+        train(settings(folder, outputs[0], "learning_rate=0.01"), resume=True)
+
+
+def test_tensorboard_shows_losses_speed_and_images(folder, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(settings(folder, tmp_path, "log_every=2"))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = {"loss", "restoration", "similarity", "negative", "positive", "estimator"}
+    scalars |= {"images_per_second", "learning_rate", "validation/loss", "validation/restored_visible_psnr"}
+    assert scalars <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 3, 5, 7]
+    assert events.Tags()["images"] == ["validation/0"]
+    picture = events.Images("validation/0")[0]
+    assert (picture.width, picture.height) == (4 * 112, 2 * 96)
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 2),
+        (signal.SIGINT, 3),  # the last of the first epoch
+        (signal.SIGINT, 4),
+    ],
+)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+    folder, tmp_path, monkeypatch, step, number
+):
+    overrides = ["early_stop_patience=5"]
+    train(settings(folder, tmp_path / "whole", *overrides))
+    original, handlers = (
+        RandomCrops.__getitem__,
+        [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+    )
+
+    def interrupting(self, sample_id):
+        if sample_id == 2 * step:
+            signal.raise_signal(number)
+        return original(self, sample_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RandomCrops, "__getitem__", interrupting)
+        with pytest.raises(KeyboardInterrupt, match=f"after {step + 1} steps"):
+            train(settings(folder, tmp_path / "parts", *overrides))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert checkpoint(tmp_path / "parts")["global_step"] == step + 1
+    assert not (tmp_path / "parts" / "ddrfnet.safetensors").exists()
+    torch.rand(7)  # nothing depends on torch's own random numbers
+    train(settings(folder, tmp_path / "parts", *overrides, "num_workers=1", "cache=false"), resume=True)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_killed_training_goes_on_from_the_last_epoch(folder, tmp_path, monkeypatch):
+    overrides = ["early_stop_patience=5"]
+    train(settings(folder, tmp_path / "whole", *overrides))
+    original = TrainingModule.training_step
+
+    def failing(self, batch, batch_index):
+        if self.global_step == 6:
+            raise RuntimeError("as if the machine had failed")
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", failing)
+        with pytest.raises(RuntimeError, match="the machine had failed"):
+            train(settings(folder, tmp_path / "parts", *overrides))
+    assert checkpoint(tmp_path / "parts")["global_step"] == 4
+    train(settings(folder, tmp_path / "parts", *overrides), resume=True)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_early_stop_exports_the_best_weights(folder, tmp_path):
+    # A static network that does not learn: no validation is better than the first.
+    overrides = ["epochs=9", "early_stop_patience=2", "learning_rate=1e-30", "crops_per_pair=1"]
+    path = train(settings(folder, tmp_path, *overrides, files=["static"]))
+    _, record = read_metadata(path)
+    assert record["steps"] == 3
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 1
+    for name, tensor in load_model(path).state_dict().items():
+        assert torch.equal(tensor, best["state_dict"][f"average.{name}"]), name
+
+
+def test_a_time_limit_runs_the_learning_rate_down(folder, tmp_path):
+    path = train(settings(folder, tmp_path, "epochs=10000", "max_minutes=0.03", "validation_pairs=0"))
+    _, record = read_metadata(path)
+    assert 1 <= record["steps"] < 10_000 and record["validation"] == {}
+    assert all(
+        group["lr"] < 0.1 * group["peak"]
+        for group in checkpoint(tmp_path)["optimizer_states"][0]["param_groups"]
+    )
+
+
+def test_mixed_precision_trains(folder, tmp_path):
+    path = train(settings(folder, tmp_path, "precision=bf16-mixed", "epochs=1", "gradient_clip=0"))
+    assert all(tensor.dtype == torch.float32 for tensor in load_model(path).state_dict().values())
+
+
+def test_two_processes_are_one_with_the_double_batch(folder, tmp_path):
+    overrides = ["batch_size=4", "crops_per_pair=8", "epochs=1"]
+    train(settings(folder, tmp_path / "one", *overrides))
+    two = settings(folder, tmp_path / "two", *overrides)
+    (tmp_path / "two.yaml").write_text(two.to_yaml())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, "-m", "ddrf_fast.cli", "train", "--config", str(tmp_path / "two.yaml")],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    records = [read_metadata(tmp_path / name / "ddrfnet.safetensors")[1] for name in ("one", "two")]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert records[0]["steps"] == records[1]["steps"] == 4
+    ours, theirs = (checkpoint(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(theirs["curve"], ours["curve"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(theirs["state_dict"], ours["state_dict"], rtol=1e-3, atol=1e-4)

@@ -1,6 +1,6 @@
-"""Trains DDRF-Net: ``train(TrainingConfig(data=("pairs/train",), output="weights.safetensors"))``."""
+"""Trains DDRF-Net: ``train(load_config(["paper"], ["data=pairs/train", "output=runs/one"]))``."""
 
-from ddrf_fast.training.config import TrainingConfig
+from ddrf_fast.training.config import PairSource, TrainingConfig, load_config
 from ddrf_fast.training.run import train
 
-__all__ = ["TrainingConfig", "train"]
+__all__ = ["PairSource", "TrainingConfig", "load_config", "train"]

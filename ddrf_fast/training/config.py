@@ -1,26 +1,76 @@
-"""The settings of a training, flat: what the command line sets and what the weights file records."""
+"""The settings of a training: what YAML files and the command line set, and what the weights file records."""
 
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ddrf_fast.degradation.presets import PRESETS as DEGRADATIONS
+from ddrf_fast.models import DDRFNetConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """A data set, or a part of one; as for :func:`ddrf_fast.data.find_pairs`."""
+
+    path: str
+    layout: str = "auto"
+    split: str | None = None
+
+    @classmethod
+    def of(cls, entry: Any) -> "PairSource":
+        """A folder's path, or a mapping of these settings.
+
+        Raises:
+            ValueError: it is neither, or has other keys.
+        """
+        if isinstance(entry, PairSource):
+            return entry
+        if isinstance(entry, (str, os.PathLike)):
+            return cls(os.fspath(entry))
+        try:
+            return cls(**entry)
+        except TypeError:
+            raise ValueError(f"data: expected a folder or {{path, layout, split}}, got {entry!r}") from None
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of :func:`ddrf_fast.training.train`.
+    """Settings of :func:`ddrf_fast.training.train`; :func:`load_config` reads them from YAML.
 
     Attributes:
-        data: folders of pairs, each with ``ir/`` and ``vis/``.
-        output: the weights file to write.
+        data: data sets: folders, or ``{path: …, layout: …, split: …}`` (:func:`ddrf_fast.data.find_pairs`).
+        output: folder of the results: weights, checkpoints, TensorBoard's events and these settings.
+        model: sizes of the network, and which of its parts are dynamic.
         crop: side of the square crops in pixels, even, at least 32.
-        batch_size: crops in a step.
-        steps: optimiser steps.
+        batch_size: crops in a step, those of all processes together: their number does not change the result.
+        epochs: how often the data are gone through.
+        crops_per_pair: crops that an epoch takes of each pair.
         max_minutes: end the training (with its learning rate run down to the end) after so much time even if
             fewer steps were done; None: never. The result then depends on the machine's speed.
         learning_rate: largest rate of Adam; it warms up, then falls along a cosine.
+        gradient_clip: largest norm of the gradient; 0: not clipped.
+        ema_decay: of the moving average of the weights, which is what is validated and exported; it starts
+            lower. 0: no average.
+        precision: "32-true", "bf16-mixed" or "16-mixed" (float16 with a scaled loss): that of the network.
+            Degradations and losses are computed in float32.
+        compile: put the network through torch.compile.
+        deterministic: on a GPU, the same bits in every run, where torch can. A CPU gives them anyway.
         seed: of everything random. The same seed gives the same weights on the same machine.
         threads: CPU threads; None: as torch chooses.
         device: "auto", "cpu" or "cuda".
-        width: channels of the network's features.
-        num_kernels: kernels in each of its banks.
+        num_workers: processes that cut the crops; 0: none beside this one.
+        cache: keep all pairs in memory (three bytes a pixel) instead of reading them for each crop.
+        degradation: preset of :class:`~ddrf_fast.degradation.DynamicDegradation`.
+        scales: of the down-sampling, one drawn for each step; the image is brought back to its size.
         noise_std: (lowest, highest) noise level for images in [0, 1].
         sharp_fraction: part of the images that are not blurred, so that sharp ones are left sharp.
         noiseless_fraction: part of the images that get no noise.
@@ -28,30 +78,45 @@ class TrainingConfig:
         known_fraction: part of the codes that are given; the others are left to the blind estimator.
         annealing_fraction: part of the training in which the routers' temperature falls from 30 to 1.
         restoration_weight: weight of the restoration loss of either image.
+        restoration_epochs: the restoration loss counts in the first so many epochs; None: in all.
         similarity_weight: weight of eq. 7.
         negative_weight: weight of eq. 8.
         positive_weight: weight of eq. 9.
         estimator_weight: weight of the blind estimators' own loss.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.
+        validate_every: epochs from one validation to the next.
+        early_stop_patience: end the training after so many validations without a lower loss, and export the
+            best weights instead of the last; None: never.
+        checkpoint_minutes: a checkpoint is written at the end of each epoch, and after so much time.
+        log_every: steps from one line of TensorBoard's scalars to the next.
         progress_bar: show one.
 
     Raises:
         ValueError: a setting is out of range.
     """
 
-    data: tuple[str, ...] = ()
-    output: str = "ddrfnet.safetensors"
+    data: tuple[Any, ...] = ()
+    output: str = "runs/ddrfnet"
+    model: DDRFNetConfig = DDRFNetConfig()  # noqa: RUF009 (frozen)
     crop: int = 96
     batch_size: int = 16
-    steps: int = 20_000
+    epochs: int = 89
+    crops_per_pair: int = 16
     max_minutes: float | None = None
     learning_rate: float = 1e-3
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    deterministic: bool = False
     seed: int = 0
     threads: int | None = None
-    device: str = "auto"
-    width: int = 32
-    num_kernels: int = 8
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_workers: int = 0
+    cache: bool = True
+    degradation: str = "paper"
+    scales: tuple[int, ...] = (1,)
     noise_std: tuple[float, float] = (0.0, 25 / 255)
     sharp_fraction: float = 0.4
     noiseless_fraction: float = 0.4
@@ -59,28 +124,128 @@ class TrainingConfig:
     known_fraction: float = 0.5
     annealing_fraction: float = 0.1
     restoration_weight: float = 1.0
+    restoration_epochs: int | None = None
     similarity_weight: float = 0.1
     negative_weight: float = 0.1
     positive_weight: float = 1.0
     estimator_weight: float = 0.02
-    negative_mode: str = "text"
+    negative_mode: Literal["text", "literal"] = "text"
     validation_pairs: int = 8
+    validate_every: int = 1
+    early_stop_patience: int | None = None
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", tuple(PairSource.of(entry) for entry in self.data))
         if self.crop < 32 or self.crop % 2:
             raise ValueError(f"crop must be even and at least 32, got {self.crop}")
-        for name in ("batch_size", "steps", "width", "num_kernels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sharp_fraction", "noiseless_fraction", "spatial_fraction", "known_fraction"):
+        if not self.scales or min(self.scales) < 1 or any(self.crop % scale for scale in self.scales):
+            raise ValueError(f"scales must be divisors of the crop of {self.crop}, got {list(self.scales)}")
+        if self.degradation not in DEGRADATIONS:
+            raise ValueError(
+                f"degradation must be one of {', '.join(DEGRADATIONS)}, got {self.degradation!r}"
+            )
+        for name, smallest in _SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {value}")
+        for name in ("learning_rate", "max_minutes", "checkpoint_minutes", "annealing_fraction"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in _FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes must be positive, got {self.max_minutes}")
-        if self.validation_pairs < 0:
-            raise ValueError(f"validation_pairs must not be negative, got {self.validation_pairs}")
-        if self.negative_mode not in ("text", "literal"):
-            raise ValueError(f'negative_mode must be "text" or "literal", got {self.negative_mode!r}')
+        for name, values in (("precision", _PRECISIONS), ("negative_mode", ("text", "literal"))):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+
+    def to_yaml(self) -> str:
+        """The settings as :func:`load_config` reads them."""
+        return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
+
+
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_FRACTIONS = (
+    "sharp_fraction",
+    "noiseless_fraction",
+    "spatial_fraction",
+    "known_fraction",
+    "annealing_fraction",
+    "ema_decay",
+)
+_SMALLEST = {
+    **dict.fromkeys(("batch_size", "epochs", "crops_per_pair", "validate_every", "log_every", "threads"), 1),
+    **dict.fromkeys(("seed", "num_workers", "validation_pairs", "restoration_epochs", "gradient_clip"), 0),
+    **dict.fromkeys((f"{name}_weight" for name in ("restoration", "similarity", "negative", "positive")), 0),
+    "estimator_weight": 0,
+    "early_stop_patience": 1,
+}
+
+
+def load_config(
+    files: Sequence[str | os.PathLike[str]] = (), overrides: Sequence[str] = ()
+) -> TrainingConfig:
+    """Reads settings: the defaults, then each file, then each override, the later before the earlier.
+
+    Args:
+        files: YAML files, or names of presets that come with the package: "paper" (its settings), "static"
+            (the static twin of the network), "restoration" (restore_0 of Fig. 7: no fusion loss), "fig8_a" to
+            "fig8_h" (the experiments of Fig. 8).
+        overrides: ``key=value`` with a value in YAML, ``model.width=16`` for a nested one.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: a file cannot be read, or a setting is unknown, of another type or out of range; the
+            message names it.
+
+    Example:
+        >>> config = load_config(["paper"], ["data=[pairs/day,pairs/night]", "model.width=16"])
+        >>> config.epochs, config.model.width, config.data[1].path
+        (89, 16, 'pairs/night')
+    """
+    config = OmegaConf.structured(TrainingConfig)
+    for file in files:
+        path = Path(file)
+        if not path.exists() and (PRESETS / f"{file}.yaml").is_file():
+            path = PRESETS / f"{file}.yaml"
+        try:
+            settings = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            names = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+            raise ValueError(f"{path}: cannot be read ({error}); presets are {names}") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML: {error}") from error
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"{path}: expected settings as 'key: value', got {settings!r}")
+        for key, value in settings.items():
+            config = _merged(config, {str(key): value}, f"{path}: {key}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"expected a setting as key=value, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{override}: not YAML: {error}") from error
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        config = _merged(config, nested, override)
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, TrainingConfig)
+    return settings
+
+
+def _merged(config: Any, settings: dict[str, Any], where: str) -> Any:
+    if isinstance(settings.get("data"), (str, Mapping)):  # one data set
+        settings = {"data": [settings["data"]]}
+    try:
+        return OmegaConf.merge(config, settings)
+    except (OmegaConfBaseException, TypeError) as error:
+        text = " ".join(str(error).split("\n")[0].split()).replace("'TrainingConfig'", "the settings")
+        raise ValueError(f"{where}: {text}") from None

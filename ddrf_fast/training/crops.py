@@ -1,124 +1,222 @@
-"""The images of a training: pairs, each with its positive sample, read once and cropped at random."""
+"""The images of a training: pairs, each with its positive sample, cropped at random.
 
-from collections.abc import Sequence
+What a step sees depends on the seed and the step's number alone: sample n, its pair and its crop included, is
+the same in every run, in any process, and whether or not the training was interrupted before it.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ddrf_fast.data import PairedFolder
 from ddrf_fast.losses import positive_sample
+from ddrf_fast.training.config import PairSource
 
-Images = tuple[Tensor, Tensor, Tensor]
+_ORDER, _CROP = 0, 1  # streams of random numbers
+
+
+class Crops(NamedTuple):
+    """Registered images in [0, 1], and what the random numbers of their degradation depend on.
+
+    Attributes:
+        sample_ids: the number of the sample; in a batch int64 Tensor[B].
+        visible: float Tensor[1, H, W], luma of the visible image; in a batch Tensor[B, 1, H, W].
+        infrared: likewise the infrared image.
+        positive: likewise their positive sample (eq. 9).
+    """
+
+    sample_ids: Tensor
+    visible: Tensor
+    infrared: Tensor
+    positive: Tensor
 
 
 class Pair(NamedTuple):
     """A pair in memory.
 
     Attributes:
-        name: folder and name, for the record.
+        name: data set and name, for the record.
         images: uint8 Tensor[3, 1, H, W]: luma of the visible image, the infrared image, and their positive
-            sample (eq. 9).
+            sample.
     """
 
     name: str
     images: Tensor
 
 
-class RandomCrops(Dataset[Images]):
-    """Random square crops of pairs, flipped and transposed at random; item n is the same in every run.
+class Pairs:
+    """The pairs of some data sets, read when they are asked for.
 
     Args:
-        pairs: the pairs.
+        files: data sets, each with a name and the place of a pair in it.
+        crop: side of the crops that will be taken.
+        cache: keep what was read.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, PairedFolder, int]], crop: int, cache: bool = True) -> None:
+        self.names = [f"{name}/{folder.paths[index].name}" for name, folder, index in files]
+        self.files = files
+        self.crop = crop
+        self.cache: dict[int, Pair] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Reads a pair and makes its positive sample.
+
+        Raises:
+            ValueError: it cannot be read, its sizes differ, or it is smaller than the crop.
+        """
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        _, folder, place = self.files[index]
+        _, visible, infrared = folder[place]
+        if min(visible.shape) < self.crop:
+            raise ValueError(
+                f"{self.names[index]} is {list(visible.shape)}, smaller than the crop of {self.crop}"
+            )
+        pair = Pair(self.names[index], _with_positive(visible, infrared))
+        if self.cache is not None:
+            self.cache[index] = pair
+        return pair
+
+
+class RandomCrops(Dataset[Crops]):
+    """Random square crops, flipped and transposed at random; item n is the same in every run.
+
+    The items run on for ever. Of every ``len(pairs)`` in a row each pair gives one.
+
+    Args:
+        pairs: of :func:`load_pairs`.
         crop: side of a crop in pixels.
-        length: number of items.
         seed: of the random numbers.
     """
 
-    def __init__(self, pairs: Sequence[Pair], crop: int, length: int, seed: int) -> None:
+    def __init__(self, pairs: Pairs, crop: int, seed: int) -> None:
         self.pairs = pairs
         self.crop = crop
-        self.length = length
         self.seed = seed
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Images:
+    def __getitem__(self, sample_id: int) -> Crops:
         """Crop of the visible, infrared and positive image, each float Tensor[1, crop, crop] in [0, 1]."""
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-
-        def draw(high: int) -> int:
-            return int(torch.randint(high, (), generator=generator))
-
-        images = self.pairs[draw(len(self.pairs))].images
-        top, left = (draw(size - self.crop + 1) for size in images.shape[2:])
+        turn, place = divmod(sample_id, len(self.pairs))
+        images = self.pairs[int(_order(self.seed, turn, len(self.pairs))[place])].images
+        random = np.random.default_rng((self.seed, _CROP, sample_id))
+        top, left = (int(random.integers(size - self.crop + 1)) for size in images.shape[2:])
         images = images[:, :, top : top + self.crop, left : left + self.crop]
-        if draw(2):
+        flip_columns, flip_rows, transpose = random.integers(2, size=3)
+        if flip_columns:
             images = images.flip(3)
-        if draw(2):
+        if flip_rows:
             images = images.flip(2)
-        if draw(2):
+        if transpose:
             images = images.transpose(2, 3)
-        return _as_floats(images)
+        return _as_floats(sample_id, images)
 
 
-class ValidationCrops(Dataset[Images]):
-    """The middle of each pair, at most 256x256 pixels."""
+class ValidationCrops(Dataset[Crops]):
+    """The middle of each pair, at most 256x256 pixels and a multiple of `multiple`."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Pairs, multiple: int = 1) -> None:
         self.pairs = pairs
+        self.multiple = multiple
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Images:
-        """Middle of the visible, infrared and positive image, each float Tensor[1, h, w] in [0, 1]."""
+    def __getitem__(self, index: int) -> Crops:
         images = self.pairs[index].images
         for dim in (2, 3):
-            size = min(images.shape[dim], 256)
+            size = min(images.shape[dim], 256) // self.multiple * self.multiple
             images = images.narrow(dim, (images.shape[dim] - size) // 2, size)
-        return _as_floats(images)
+        return _as_floats(index, images)
+
+
+class StepBatches(Sampler[list[int]]):
+    """The samples of each step of an epoch; step t has ``range(t * batch_size, (t + 1) * batch_size)``.
+
+    An iteration starts with the step at hand, so it goes on where an interrupted epoch stopped.
+
+    Args:
+        step: gives the number of steps done.
+        steps: in an epoch.
+        batch_size: of all processes together.
+        rank: number of this process, which takes every ``world_size``-th sample.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, step: Callable[[], int], steps: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.step = step
+        self.steps = steps
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.step()
+        for step in range(first, (first // self.steps + 1) * self.steps):
+            samples = range(step * self.batch_size, (step + 1) * self.batch_size)
+            yield list(samples[self.rank :: self.world_size])
 
 
 def load_pairs(
-    folders: Sequence[str], crop: int, validation_pairs: int, progress_bar: bool = False
-) -> tuple[list[Pair], list[Pair]]:
-    """Reads all pairs of some folders and makes their positive samples.
+    sources: Sequence[PairSource],
+    crop: int,
+    validation_pairs: int,
+    cache: bool = True,
+    progress_bar: bool = False,
+) -> tuple[Pairs, Pairs]:
+    """Finds the pairs of some data sets.
 
     Args:
-        folders: each with ``ir/`` and ``vis/``.
+        sources: the data sets.
         crop: side of the crops that will be taken.
         validation_pairs: how many pairs to keep for validation, at equal distances in the list of all.
+        cache: read all of them now, and keep them in memory.
         progress_bar: show one.
 
     Returns:
         The pairs for training and those for validation.
 
     Raises:
-        ValueError: no folder is given, a pair is smaller than the crop, or no pair is left for training.
+        ValueError: no data set is given, none of its pairs is left for training, or, if they are read now,
+            one cannot be used.
     """
-    if not folders:
-        raise ValueError("data must name at least one folder with ir/ and vis/, got none")
-    found = [(f"{folder}/{pair.name}", pair) for folder in folders for pair in PairedFolder(folder)]
-    for name, pair in found:
-        if min(pair.visible.shape) < crop:
-            raise ValueError(f"{name} is {list(pair.visible.shape)}, smaller than the crop of {crop}")
-    if len(found) <= validation_pairs:
+    if not sources:
+        raise ValueError("data must name at least one folder of pairs, got none")
+    found = [(source.path, PairedFolder(source.path, source.layout, source.split)) for source in sources]
+    files = [(name, folder, place) for name, folder in found for place in range(len(folder))]
+    if len(files) <= validation_pairs:
         raise ValueError(
-            f"{len(found)} pairs leave none for training beside {validation_pairs} validation_pairs"
+            f"{len(files)} pairs leave none for training beside {validation_pairs} validation_pairs"
         )
-    pairs = [
-        Pair(name, _with_positive(pair.visible, pair.infrared))
-        for name, pair in tqdm(found, desc="positive samples", unit="pair", disable=not progress_bar)
-    ]
-    kept = {(2 * i + 1) * len(pairs) // (2 * validation_pairs) for i in range(validation_pairs)}
-    training = [pair for i, pair in enumerate(pairs) if i not in kept]
-    return training, [pairs[i] for i in sorted(kept)]
+    kept = {(2 * i + 1) * len(files) // (2 * validation_pairs) for i in range(validation_pairs)}
+    training = Pairs([file for i, file in enumerate(files) if i not in kept], crop, cache)
+    validation = Pairs([files[i] for i in sorted(kept)], crop, cache)
+    if cache:
+        with tqdm(total=len(files), desc="reading", unit="pair", disable=not progress_bar) as bar:
+            for pairs in (training, validation):
+                for index in range(len(pairs)):
+                    _ = pairs[index]
+                    bar.update()
+    return training, validation
+
+
+@functools.lru_cache(maxsize=2)  # a batch can lie in two turns
+def _order(seed: int, turn: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, _ORDER, turn)).permutation(length)
 
 
 def _with_positive(visible: Tensor, infrared: Tensor) -> Tensor:
@@ -128,6 +226,5 @@ def _with_positive(visible: Tensor, infrared: Tensor) -> Tensor:
     return torch.cat((*sources, positive.mul(255).round().byte()))
 
 
-def _as_floats(images: Tensor) -> Images:
-    visible, infrared, positive = images.float() / 255
-    return visible, infrared, positive
+def _as_floats(sample_id: int, images: Tensor) -> Crops:
+    return Crops(torch.tensor(sample_id), *(images.float() / 255))

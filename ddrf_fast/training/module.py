@@ -1,96 +1,142 @@
 """A training step of DDRF-Net: clean pairs are degraded at random, restored and fused, and judged."""
 
+import contextlib
+import copy
+import dataclasses
 import math
 import time
+from typing import Any
 
 import lightning
+import numpy as np
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation
+from ddrf_fast.degradation import DynamicDegradation, draws
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss
 from ddrf_fast.metrics import psnr, ssim
-from ddrf_fast.models import DDRFNet, DDRFNetConfig
+from ddrf_fast.models import DDRFNet, DDRFOutput
 from ddrf_fast.nn import DynamicConv2d, anneal_temperature
 from ddrf_fast.training.config import TrainingConfig
-from ddrf_fast.training.crops import Images
+from ddrf_fast.training.crops import Crops
+
+_VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
+_KNOWN, _SEEDS = 3, 4  # a training has four seeds: of three degradations, and of who is told the code
+_SHOWN = 4  # validation pairs that TensorBoard shows
 
 
 class TrainingModule(lightning.LightningModule):
     """DDRF-Net with its losses, its random degradations and its optimiser.
 
-    Every random number of a step comes from a generator seeded by the configuration's seed and the number of
-    the step.
+    Random numbers depend on the configuration's seed and the number of the step or of the sample, so a
+    training that is interrupted goes on as if nothing had happened, and the samples of a step may be spread
+    over any number of processes.
 
     Args:
         config: the settings.
+        steps_per_epoch: steps in an epoch.
+
+    Attributes:
+        model: the network that is trained.
+        average: the network with the moving average of the weights, which is validated and exported.
+        curve: the loss of each step, float Tensor[].
+
+    Raises:
+        ValueError: the degradation's codes do not fit the network's.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.config = config
-        self.model = DDRFNet(DDRFNetConfig(width=config.width, num_kernels=config.num_kernels))
+        self.steps_per_epoch = steps_per_epoch
+        self.model = DDRFNet(config.model)
         # A part of the images is left sharp and a part free of noise, so that the network leaves such alone.
         self.degradation = DynamicDegradation(
-            "paper",
+            config.degradation,
             noise_std=config.noise_std,
             sharp_fraction=config.sharp_fraction,
             white_fraction=1 - config.noiseless_fraction,
         )
-        self.validation_degradation = DynamicDegradation("paper", noise_std=config.noise_std, spatial=True)
+        self.validation_degradation = DynamicDegradation(config.degradation, noise_std=config.noise_std)
+        if self.model.code_basis.shape != self.degradation.components.shape:
+            raise ValueError(
+                f"degradation {config.degradation} has codes [number, kernel_size²] = "
+                f"{list(self.degradation.components.shape)}, but the model's are "
+                f"{list(self.model.code_basis.shape)}: set model.kernel_size and model.code_channels"
+            )
         self.model.code_basis.copy_(self.degradation.components)
-        self.curve: list[float] = []
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        if config.compile:
+            self.model.compile(dynamic=False)
+        self.curve: list[Tensor] = []
+        self._seconds = 0.0  # of earlier runs, where this one goes on
         self._started = time.monotonic()
+        self._window = (0, time.monotonic())
 
-    def losses(
-        self, visible: Tensor, infrared: Tensor, positive: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Degrades, restores and fuses a batch of clean pairs.
+    def degrade(
+        self, degradation: DynamicDegradation, crops: Crops, seed: int, spatial: bool, scale: int = 1
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Degrades the three images of each sample, each by its own degradation.
 
         Args:
-            visible: Tensor[B, 1, H, W] in [0, 1].
-            infrared: Tensor[B, 1, H, W] in [0, 1].
-            positive: Tensor[B, 1, H, W] in [0, 1], the positive sample of eq. 9.
-            generator: draws the degradations and which of their codes the network is told.
+            degradation: what to draw from.
+            crops: a batch.
+            seed: the degradations of a sample depend on this and its number.
+            spatial: let the blur vary over the image.
+            scale: of the down-sampling; the image is brought back to its size.
 
         Returns:
-            Scalars: "loss", the weighted sum, and its terms.
+            The visible, infrared and positive images, degraded and clipped as any image from a file is, and
+            the codes of the first two.
         """
-        config, batch_size = self.config, len(visible)
-        spatial = bool(torch.rand((), generator=generator) < config.spatial_fraction)
-        seeds = torch.randint(2**63 - 1, (3,), generator=generator).tolist()
-        batches = [
-            self.degradation(image, seed=seed, spatial=spatial)
-            for image, seed in zip((visible, infrared, positive), seeds, strict=True)
-        ]
-        degraded = [batch.image.clamp(0, 1) for batch in batches]  # as any image from a file is
-        codes = [batch.codes for batch in batches[:2]]
-        estimates = self.model.estimate_codes(degraded[0], degraded[1])
-        told = torch.rand(2, batch_size, generator=generator).to(visible.device) < config.known_fraction
-        restored = self.model(degraded[0], degraded[1], *map(_choose, told, codes, estimates))
+        degraded, codes = [], []
+        for number, image in enumerate(crops[1:]):
+            recipe = degradation.sample(
+                len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
+            )
+            batch = degradation.replay(image, dataclasses.replace(recipe, scale=scale))
+            low = batch.image
+            if scale > 1:
+                low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
+            degraded.append(low.clamp(0, 1))
+            codes.append(batch.codes)
+        return degraded, codes[:2]
+
+    def losses(
+        self,
+        output: DDRFOutput,
+        crops: Crops,
+        degraded: list[Tensor],
+        estimates: tuple[Tensor, Tensor],
+        codes: list[Tensor],
+        restoration_weight: float,
+    ) -> dict[str, Tensor]:
+        """What a step is judged by, in float32: "loss", the weighted sum, and its terms, each a scalar."""
+        config = self.config
+        fused, visible, infrared = (image.float() for image in output)
         fusion = fusion_loss(
-            restored.fused,
-            (visible, infrared),
+            fused,
+            (crops.visible, crops.infrared),
             degraded[:2],
-            positive,
+            crops.positive,
             degraded_positive=degraded[2],
             similarity_weight=config.similarity_weight,
             negative_weight=config.negative_weight,
             positive_weight=config.positive_weight,
             negative_mode=config.negative_mode,
         )
-        restoration = restoration_loss(restored.visible, visible) + restoration_loss(
-            restored.infrared, infrared
-        )
+        restoration = restoration_loss(visible, crops.visible) + restoration_loss(infrared, crops.infrared)
+        scale = self.model.code_scale
         estimator = torch.stack(
             [
-                charbonnier(estimate * self.model.code_scale, _mean_code(code) * self.model.code_scale)
+                charbonnier(estimate.float() * scale, _mean_code(code) * scale)
                 for estimate, code in zip(estimates, codes, strict=True)
             ]
         ).sum()
-        loss = fusion.total + config.restoration_weight * restoration + config.estimator_weight * estimator
         return {
-            "loss": loss,
+            "loss": fusion.total + restoration_weight * restoration + config.estimator_weight * estimator,
             "restoration": restoration,
             "similarity": fusion.similarity,
             "negative": fusion.negative,
@@ -98,54 +144,111 @@ class TrainingModule(lightning.LightningModule):
             "estimator": estimator,
         }
 
-    def training_step(self, batch: Images, batch_index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
-        losses = self.losses(*batch, generator)
-        self.log_dict(losses, prog_bar=True)
-        self.curve.append(losses["loss"].item())
+    def step_losses(self, crops: Crops, step: int) -> dict[str, Tensor]:
+        """Degrades, restores and fuses a batch of clean pairs.
+
+        Args:
+            crops: the batch.
+            step: number of the step.
+
+        Returns:
+            As :meth:`losses`.
+        """
+        config = self.config
+        random = np.random.default_rng((config.seed, step))
+        spatial = bool(random.random() < config.spatial_fraction)
+        scale = int(random.choice(config.scales))
+        with _full_precision(crops.visible):
+            degraded, codes = self.degrade(self.degradation, crops, config.seed, spatial, scale)
+            known_seed = torch.tensor(_SEEDS * config.seed + _KNOWN, device=crops.visible.device)
+            chances = draws.uniform(draws.standard_normal(known_seed, crops.sample_ids, 2))
+            told = (chances < config.known_fraction).unbind(1)
+        estimates = self.model.estimate_codes(degraded[0], degraded[1])
+        output = self.model(degraded[0], degraded[1], *map(_choose, told, codes, estimates))
+        with _full_precision(crops.visible):
+            epoch = step // self.steps_per_epoch
+            return self.losses(output, crops, degraded, estimates, codes, self.restoration_weight(epoch))
+
+    def restoration_weight(self, epoch: int) -> float:
+        """The weight of the restoration loss in an epoch."""
+        last = self.config.restoration_epochs
+        return self.config.restoration_weight if last is None or epoch < last else 0.0
+
+    def training_step(self, batch: Crops, batch_index: int) -> Tensor:
+        losses = self.step_losses(batch, self.global_step)
+        means = self.trainer.strategy.reduce(torch.stack(list(losses.values())).detach(), reduce_op="mean")
+        self.log_dict(dict(zip(losses, means, strict=True)), prog_bar=True)
+        self.curve.append(means[0])
         return losses["loss"]
 
-    def validation_step(self, batch: Images, batch_index: int) -> None:
-        """Restoration (blind) of fixed degradations, and fusion of the clean pair."""
-        visible, infrared, _ = batch
-        degraded = [
-            self.validation_degradation(image, seed=2 * batch_index + i).image.clamp(0, 1)
-            for i, image in enumerate((visible, infrared))
-        ]
-        restored = self.model(*degraded)
-        fused = self.model(visible, infrared).fused
-        self.log_dict(
-            {
-                "degraded_visible_psnr": psnr(degraded[0], visible).mean(),
-                "restored_visible_psnr": psnr(restored.visible, visible).mean(),
-                "degraded_infrared_psnr": psnr(degraded[1], infrared).mean(),
-                "restored_infrared_psnr": psnr(restored.infrared, infrared).mean(),
-                "fused_ssim": (ssim(fused, visible).mean() + ssim(fused, infrared).mean()) / 2,
-            },
-            batch_size=len(visible),
-        )
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        self.update_average(self.global_step)
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Moves the average towards the weights, quickly at first."""
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        torch._foreach_copy_(list(self.average.buffers()), list(self.model.buffers()))
+
+    def validation_step(self, batch: Crops, batch_index: int) -> None:
+        """Blind restoration and fusion of fixed degradations, and fusion of the clean pair."""
+        with _full_precision(batch.visible):
+            degraded, codes = self.degrade(
+                self.validation_degradation, batch, _VALIDATION_SEED, True, max(self.config.scales)
+            )
+        estimates = self.average.estimate_codes(degraded[0], degraded[1])
+        output = self.average(degraded[0], degraded[1])
+        clean = self.average(batch.visible, batch.infrared)
+        with _full_precision(batch.visible):
+            weight = self.restoration_weight(self.config.epochs)
+            losses = self.losses(output, batch, degraded, estimates, codes, weight)
+            fused, visible, infrared = (image.float() for image in output)
+            clean_fused = clean.fused.float()
+            sources = (batch.visible, batch.infrared)
+            measures = {
+                "loss": losses["loss"],
+                "degraded_visible_psnr": psnr(degraded[0], batch.visible).mean(),
+                "restored_visible_psnr": psnr(visible, batch.visible).mean(),
+                "degraded_infrared_psnr": psnr(degraded[1], batch.infrared).mean(),
+                "restored_infrared_psnr": psnr(infrared, batch.infrared).mean(),
+                "fused_ssim": torch.stack([ssim(clean_fused, x).mean() for x in sources]).mean(),
+                "degraded_fused_ssim": torch.stack([ssim(fused, x).mean() for x in sources]).mean(),
+            }
+        self.log_dict({f"validation/{name}": value for name, value in measures.items()}, batch_size=1)
+        if isinstance(self.logger, TensorBoardLogger) and batch_index < _SHOWN:
+            rows = (
+                (batch.visible, degraded[0], visible, clean_fused),
+                (batch.infrared, degraded[1], infrared, fused),
+            )
+            grid = torch.cat([torch.cat(row, dim=3) for row in rows], dim=2)[0].clamp(0, 1)
+            # Columns: clean, degraded, restored; then the fusion of the clean and of the degraded pair.
+            self.logger.experiment.add_image(f"validation/{batch_index}", grid, self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam. The banks learn N times faster, since eq. 6 divides what they change by N."""
         banks = [
             parameter
-            for layer in self.modules()
+            for layer in self.model.modules()
             if isinstance(layer, DynamicConv2d)
             for parameter in (layer.weight, layer.bias)
         ]
         in_banks = set(banks)
-        others = [parameter for parameter in self.parameters() if parameter not in in_banks]
-        return torch.optim.Adam(
-            [
-                {"params": banks, "peak": self.config.learning_rate * self.config.num_kernels},
-                {"params": others, "peak": self.config.learning_rate},
-            ]
-        )
+        others = [parameter for parameter in self.model.parameters() if parameter not in in_banks]
+        groups = [
+            {"params": banks, "peak": self.config.learning_rate * self.config.model.num_kernels},
+            {"params": others, "peak": self.config.learning_rate},
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]], lr=self.config.learning_rate)
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
 
-    def on_train_batch_start(self, batch: Images, batch_index: int) -> None:
+    def on_train_epoch_start(self) -> None:
+        self._window = (self.global_step, time.monotonic())
+
+    def on_train_batch_start(self, batch: Crops, batch_index: int) -> None:
         """Sets the learning rate and the temperature for the progress made."""
         progress = self.progress()
         factor = min(1.0, (progress + 1e-3) / 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -154,15 +257,41 @@ class TrainingModule(lightning.LightningModule):
         anneal_temperature(self.model, progress / self.config.annealing_fraction)
 
     def on_train_batch_end(self, *_: object) -> None:
-        if self.progress() >= 1:
+        if self.config.max_minutes is not None and self.progress() >= 1:
             self.trainer.should_stop = True
+        if self.global_step % self.config.log_every == 0:
+            steps, now = self.global_step, time.monotonic()
+            rate = (steps - self._window[0]) * self.config.batch_size / (now - self._window[1])
+            self._window = (steps, now)
+            learning_rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
+            self.log("images_per_second", rate, prog_bar=True)
+            self.log("learning_rate", learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["curve"] = torch.stack(self.curve).cpu() if self.curve else torch.zeros(0)
+        checkpoint["seconds"] = self.seconds()
+        checkpoint["settings"] = dataclasses.asdict(self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.curve = list(checkpoint["curve"])
+        self._seconds = checkpoint["seconds"]
+
+    def seconds(self) -> float:
+        """How long the training took so far, earlier runs of it included."""
+        return self._seconds + time.monotonic() - self._started
 
     def progress(self) -> float:
         """How much of the training is over, in [0, 1]: by steps, or by time where a limit is nearer."""
-        done = self.global_step / self.config.steps
+        done = self.global_step / (self.config.epochs * self.steps_per_epoch)
         if self.config.max_minutes is not None:
-            done = max(done, (time.monotonic() - self._started) / 60 / self.config.max_minutes)
+            # By the clock of one process, that all do the same.
+            minutes = self.trainer.strategy.broadcast(self.seconds() / 60)
+            done = max(done, minutes / self.config.max_minutes)
         return min(done, 1.0)
+
+
+def _full_precision(image: Tensor) -> contextlib.AbstractContextManager[None]:
+    return torch.autocast(image.device.type, enabled=False)
 
 
 def _mean_code(code: Tensor) -> Tensor:

@@ -1,80 +1,191 @@
 """Runs a training from its configuration to the weights file."""
 
 import dataclasses
-import time
+import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from ddrf_fast.models import save_model
+from ddrf_fast.training.callbacks import Checkpoints, Interrupted, ProgressBar
 from ddrf_fast.training.config import TrainingConfig
-from ddrf_fast.training.crops import RandomCrops, ValidationCrops, load_pairs
+from ddrf_fast.training.crops import RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule
 
+WEIGHTS = "ddrfnet.safetensors"
+# What may be different where a training goes on: where it runs, not what it computes.
+_MAY_CHANGE = {"device", "threads", "num_workers", "cache", "checkpoint_minutes", "log_every", "progress_bar"}
 
-def train(config: TrainingConfig) -> Path:
+
+def train(config: TrainingConfig, resume: bool = False) -> Path:
     """Trains DDRF-Net and writes its weights, with the record of the training in the file's metadata.
+
+    In the folder ``config.output``: the weights ``ddrfnet.safetensors``; ``config.yaml``; ``last.ckpt``, from
+    which the training goes on as if it had not been interrupted, to the bit where the machine is the same;
+    ``best.ckpt``, that of the lowest validation loss; ``tensorboard/``. Started by ``torchrun``, it runs in
+    several processes.
 
     Args:
         config: the settings.
+        resume: go on from ``last.ckpt`` where it is there.
 
     Returns:
         The path of the weights file.
 
     Raises:
-        ValueError: there is no data, or a pair is smaller than the crop.
+        ValueError: there is no data, a pair is smaller than the crop, the folder holds a training already, or
+            the one to be resumed had other settings.
+        KeyboardInterrupt: a signal ended the training, after a checkpoint was written.
     """
+    output = Path(config.output)
+    last = output / "last.ckpt"
+    resuming = resume and last.is_file()
+    if resuming:
+        _check_same(config, torch.load(last, map_location="cpu", weights_only=True)["settings"], last)
+    elif last.exists():
+        raise ValueError(f"{output} holds a training already: resume it, or choose another output")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    training_pairs, validation_pairs = load_pairs(
-        config.data, config.crop, config.validation_pairs, config.progress_bar
+
+    trainer = _trainer(config, output, Checkpoints(last, config.checkpoint_minutes))
+    world_size = trainer.world_size
+    if config.batch_size % world_size:
+        raise ValueError(
+            f"batch_size must be a multiple of the number of processes, {world_size}, got {config.batch_size}"
+        )
+    training, validation = load_pairs(
+        config.data, config.crop, config.validation_pairs, config.cache, _shows_progress(config, trainer)
     )
-    lightning.seed_everything(config.seed, verbose=False)
-    module = TrainingModule(config)
-    trainer = lightning.Trainer(
+    steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
+    torch.manual_seed(config.seed)
+    module = TrainingModule(config, steps)
+    batches = StepBatches(
+        lambda: trainer.global_step, steps, config.batch_size, trainer.global_rank, world_size
+    )
+    crops = DataLoader(
+        RandomCrops(training, config.crop, config.seed),
+        batch_sampler=batches,
+        num_workers=config.num_workers,
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
+    )
+    held_out = DataLoader(ValidationCrops(validation, max(config.scales)))
+    output.mkdir(parents=True, exist_ok=True)
+    if trainer.is_global_zero:
+        (output / "config.yaml").write_text(config.to_yaml())
+    with warnings.catch_warnings():
+        for expected in (
+            "does not have many workers",  # crops are cut in microseconds
+            "your dataloader is not resumable",  # it is: StepBatches starts with the step at hand
+            "have no `val_dataloader`",
+            "treespec, LeafSpec",
+            "exists and is not empty",
+            "smaller than the logging interval",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{expected}.*")
+        try:
+            trainer.fit(
+                module,
+                crops,
+                held_out if validation else None,
+                ckpt_path=last if resuming else None,
+                weights_only=True,
+            )
+        except Interrupted:
+            steps_done = trainer.global_step
+            raise KeyboardInterrupt(f"after {steps_done} steps; resumed, it goes on from {last}") from None
+        seconds = module.seconds()
+        best = output / "best.ckpt"
+        if config.early_stop_patience is not None and best.is_file():
+            module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        steps_done = trainer.global_step
+        measures = trainer.validate(module, held_out, verbose=False)[0] if validation else {}
+    record: dict[str, Any] = {
+        "config": _settings(config),
+        "training_pairs": training.names,
+        "validation_pairs": validation.names,
+        "steps": steps_done,
+        "minutes": round(seconds / 60, 2),
+        "device": torch.cuda.get_device_name() if module.device.type == "cuda" else "cpu",
+        "processes": world_size,
+        "torch": torch.__version__,
+        "validation": {name.partition("/")[2]: round(value, 4) for name, value in measures.items()},
+        "loss_curve": _downsample(torch.stack(module.curve).tolist()),
+    }
+    path = output / WEIGHTS
+    if trainer.is_global_zero:
+        save_model(module.average, path, record)
+    trainer.strategy.barrier("weights")
+    return path
+
+
+def _trainer(config: TrainingConfig, output: Path, checkpoints: Checkpoints) -> lightning.Trainer:
+    callbacks: list[Callback] = [checkpoints]
+    if config.validation_pairs:
+        loss = "validation/loss"
+        # Both decide when a validation ends, so that the checkpoint at the end of an epoch knows of it.
+        callbacks.append(
+            ModelCheckpoint(
+                output, "best", monitor=loss, save_on_train_epoch_end=False, enable_version_counter=False
+            )
+        )
+        if config.early_stop_patience is not None:
+            callbacks.append(
+                EarlyStopping(loss, patience=config.early_stop_patience, check_on_train_epoch_end=False)
+            )
+    if config.progress_bar:
+        callbacks.append(ProgressBar(refresh_rate=config.log_every))
+    launched = torch.distributed.is_torchelastic_launched()
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else 1
+    return lightning.Trainer(
         accelerator=config.device,
-        devices=1,
-        max_steps=config.steps,
-        max_epochs=1,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
+        devices=local,
+        num_nodes=int(os.environ["WORLD_SIZE"]) // local if launched else 1,
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if launched else "auto",
+        precision=config.precision,
+        deterministic="warn" if config.deterministic else None,
+        max_epochs=config.epochs,
+        gradient_clip_val=config.gradient_clip or None,
+        check_val_every_n_epoch=config.validate_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(output, name=None, version="tensorboard", default_hp_metric=False),
+        log_every_n_steps=config.log_every,
+        callbacks=callbacks,
+        enable_checkpointing=bool(config.validation_pairs),
         enable_model_summary=False,
         enable_progress_bar=config.progress_bar,
     )
-    crops = RandomCrops(training_pairs, config.crop, config.steps * config.batch_size, config.seed)
-    started = time.monotonic()
-    validation: Mapping[str, float] = {}
-    with warnings.catch_warnings():
-        # Pairs are cached and cropped in microseconds, so workers would only cost; validation comes at the
-        # end.
-        for expected in ("does not have many workers", "have no `val_dataloader`", "treespec, LeafSpec"):
-            warnings.filterwarnings("ignore", message=f".*{expected}.*")
-        trainer.fit(module, DataLoader(crops, config.batch_size))
-        minutes = (time.monotonic() - started) / 60
-        if validation_pairs:
-            [validation] = trainer.validate(
-                module, DataLoader(ValidationCrops(validation_pairs)), verbose=False
-            )
+
+
+def _shows_progress(config: TrainingConfig, trainer: lightning.Trainer) -> bool:
+    return config.progress_bar and trainer.is_global_zero
+
+
+def _settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings but for the place of the results, which a file knows best itself."""
     settings = dataclasses.asdict(config)
-    del settings["output"]  # where the file is now, it knows best itself
-    record: dict[str, Any] = {
-        "config": settings,
-        "training_pairs": [pair.name for pair in training_pairs],
-        "validation_pairs": [pair.name for pair in validation_pairs],
-        "steps": trainer.global_step,
-        "minutes": round(minutes, 2),
-        "device": torch.cuda.get_device_name() if module.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "validation": {name: round(value, 4) for name, value in validation.items()},
-        "loss_curve": _downsample(module.curve),
-    }
-    return save_model(module.model, config.output, record)
+    del settings["output"]
+    return settings
+
+
+def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> None:
+    """Raises a ValueError that names the settings in which both trainings differ."""
+    now = _settings(config)
+    changed = [
+        f"{name} was {before.get(name)!r}, got {value!r}"
+        for name, value in now.items()
+        if name not in _MAY_CHANGE and before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(f"{path} was written with other settings: {'; '.join(changed)}")
 
 
 def _downsample(curve: list[float], points: int = 200) -> list[float]:
