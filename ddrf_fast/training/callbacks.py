@@ -57,10 +57,12 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: object
     ) -> None:
+        # After the last step of an epoch come a validation and the epoch's own checkpoint. Processes write
+        # together, but agree on it now and then only: a GPU waits for that.
+        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % 8):
+            return
         due = self._signalled or time.monotonic() - self._saved > 60 * self.minutes
-        # What one process knows, all must: writing is done together. After the last step of an epoch comes a
-        # validation, and then the epoch's own checkpoint.
-        if not trainer.is_last_batch and trainer.strategy.reduce_boolean_decision(due, all=False):
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -160,7 +160,7 @@ class TrainingModule(lightning.LightningModule):
         scale = int(random.choice(config.scales))
         with _full_precision(crops.visible):
             degraded, codes = self.degrade(self.degradation, crops, config.seed, spatial, scale)
-            known_seed = torch.tensor(_SEEDS * config.seed + _KNOWN, device=crops.visible.device)
+            known_seed = torch.full_like(crops.sample_ids[0], _SEEDS * config.seed + _KNOWN)
             chances = draws.uniform(draws.standard_normal(known_seed, crops.sample_ids, 2))
             told = (chances < config.known_fraction).unbind(1)
         estimates = self.model.estimate_codes(degraded[0], degraded[1])

@@ -61,7 +61,11 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
             f"batch_size must be a multiple of the number of processes, {world_size}, got {config.batch_size}"
         )
     training, validation = load_pairs(
-        config.data, config.crop, config.validation_pairs, config.cache, _shows_progress(config, trainer)
+        config.data,
+        config.crop,
+        config.validation_pairs,
+        config.cache,
+        progress_bar=config.progress_bar and trainer.is_global_zero,
     )
     steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
     torch.manual_seed(config.seed)
@@ -99,8 +103,9 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
                 weights_only=True,
             )
         except Interrupted:
-            steps_done = trainer.global_step
-            raise KeyboardInterrupt(f"after {steps_done} steps; resumed, it goes on from {last}") from None
+            raise KeyboardInterrupt(
+                f"after {trainer.global_step} steps; resumed, it goes on from {last}"
+            ) from None
         seconds = module.seconds()
         best = output / "best.ckpt"
         if config.early_stop_patience is not None and best.is_file():
@@ -163,10 +168,6 @@ def _trainer(config: TrainingConfig, output: Path, checkpoints: Checkpoints) -> 
         enable_model_summary=False,
         enable_progress_bar=config.progress_bar,
     )
-
-
-def _shows_progress(config: TrainingConfig, trainer: lightning.Trainer) -> bool:
-    return config.progress_bar and trainer.is_global_zero
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
