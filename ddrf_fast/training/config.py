@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -15,6 +15,10 @@ from ddrf_fast.degradation.presets import PRESETS as DEGRADATIONS
 from ddrf_fast.models import DDRFNetConfig
 
 PRESETS = Path(__file__).parent / "presets"
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda"]
+NegativeMode = Literal["text", "literal"]
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,12 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     compile: bool = False
     deterministic: bool = False
     seed: int = 0
     threads: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     num_workers: int = 0
     cache: bool = True
     degradation: str = "paper"
@@ -129,7 +133,7 @@ class TrainingConfig:
     negative_weight: float = 0.1
     positive_weight: float = 1.0
     estimator_weight: float = 0.02
-    negative_mode: Literal["text", "literal"] = "text"
+    negative_mode: NegativeMode = "text"
     validation_pairs: int = 8
     validate_every: int = 1
     early_stop_patience: int | None = None
@@ -158,16 +162,16 @@ class TrainingConfig:
         for name in _FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name, values in (("precision", _PRECISIONS), ("negative_mode", ("text", "literal"))):
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+        for name, choice in (("precision", Precision), ("device", Device), ("negative_mode", NegativeMode)):
+            if getattr(self, name) not in get_args(choice):
+                names = ", ".join(get_args(choice))
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
 
     def to_yaml(self) -> str:
         """The settings as :func:`load_config` reads them."""
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
 
 
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _FRACTIONS = (
     "sharp_fraction",
     "noiseless_fraction",

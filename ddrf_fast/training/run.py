@@ -40,10 +40,12 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         The path of the weights file.
 
     Raises:
-        ValueError: there is no data, a pair is smaller than the crop, the folder holds a training already, or
-            the one to be resumed had other settings.
+        ValueError: there is no data or no such device, a pair is smaller than the crop, the folder holds a
+            training already, or the one to be resumed had other settings.
         KeyboardInterrupt: a signal ended the training, after a checkpoint was written.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but there is no CUDA device")
     output = Path(config.output)
     last = output / "last.ckpt"
     resuming = resume and last.is_file()
