@@ -90,7 +90,8 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "numpy", "cv2", "lightning", "triton", "tqdm", "yaml"):
+        package = name.partition(".")[0]
+        if package in ("torch", "numpy", "cv2", "lightning", "triton", "tqdm", "safetensors", "yaml"):
             raise AssertionError(f"{{name}} was imported for help")
 
 sys.meta_path.insert(0, Blocker())
