@@ -185,10 +185,10 @@ def fusion_quality(fused: Tensor, visible: Tensor, infrared: Tensor, window: int
     window = min(window, *fused.shape[2:])
     sources = torch.cat((visible, infrared), dim=1)
     images = torch.cat((fused, sources), dim=1)
-    mean = F.avg_pool2d(images, window, stride=1)
+    mean = _window_mean(images, window)
     # Clamped: the difference of two rounded means can fall below zero where the image is flat.
-    variance = (F.avg_pool2d(images.square(), window, stride=1) - mean.square()).clamp(min=0)
-    covariance = F.avg_pool2d(fused * sources, window, stride=1) - mean[:, :1] * mean[:, 1:]
+    variance = (_window_mean(images.square(), window) - mean.square()).clamp(min=0)
+    covariance = _window_mean(fused * sources, window) - mean[:, :1] * mean[:, 1:]
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean[:, :1] * mean[:, 1:] + c1) / (mean[:, :1].square() + mean[:, 1:].square() + c1)
     structure = (2 * covariance + c2) / (variance[:, :1] + variance[:, 1:] + c2)
@@ -196,6 +196,12 @@ def fusion_quality(fused: Tensor, visible: Tensor, infrared: Tensor, window: int
     local = (saliency * luminance * structure).sum(dim=1) / saliency.sum(dim=1)
     weight = saliency.amax(dim=1)
     return (weight * local).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
+
+
+def _window_mean(images: Tensor, window: int) -> Tensor:
+    """Means over all square windows that lie in the image: over rows, then over columns."""
+    rows = F.avg_pool2d(images, (window, 1), stride=1)
+    return F.avg_pool2d(rows, (1, window), stride=1)
 
 
 class FusionLoss(NamedTuple):

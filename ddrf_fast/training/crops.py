@@ -5,7 +5,9 @@ the same in every run, in any process, and whether or not the training was inter
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -206,12 +208,24 @@ def load_pairs(
     training = Pairs([file for i, file in enumerate(files) if i not in kept], crop, cache)
     validation = Pairs([files[i] for i in sorted(kept)], crop, cache)
     if cache:
-        with tqdm(total=len(files), desc="reading", unit="pair", disable=not progress_bar) as bar:
-            for pairs in (training, validation):
-                for index in range(len(pairs)):
-                    _ = pairs[index]
-                    bar.update()
+        _read_all((training, validation), progress_bar)
     return training, validation
+
+
+def _read_all(parts: Sequence[Pairs], progress_bar: bool) -> None:
+    """Fills the caches, by as many threads as there are processors, each of which computes alone."""
+    total = sum(len(pairs) for pairs in parts)
+    with (
+        ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=total, desc="reading", unit="pair", disable=not progress_bar) as bar,
+    ):
+        try:
+            for pairs in parts:
+                for _ in pool.map(pairs.__getitem__, range(len(pairs))):
+                    bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @functools.lru_cache(maxsize=2)  # a batch can lie in two turns
