@@ -52,7 +52,7 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     write_image(output / "fused.png", fused)
     write_image(output / "side_by_side.png", side_by_side(visible=visible, infrared=infrared, fused=fused))
-    scores = metrics.evaluate(*(_luma(image) for image in (fused, visible, infrared)))
+    scores = metrics.evaluate(_luma(fused), _luma(visible), _luma(infrared), MEASURES)
     height, width = infrared.shape
     return "\n".join(
         (

@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ddrf_fast import metrics
-from ddrf_fast.metrics import evaluate
+from ddrf_fast.metrics import evaluate, evaluate_restored
 
 # Measured with NumPy, SciPy and scikit-image (not with this package) on published fusions of three TNO pairs.
 GOLDEN = {
@@ -19,6 +20,7 @@ GOLDEN = {
         "AG": 4.224205632842437,
         "SSIM": 0.7685475067287182,
         "VIF": 0.6279074955388553,
+        "VIFF": 0.6800009285188828,
         "PSNR": 16.51041000153385,
         "Qabf": 0.3423841325185056,
         "MI": 2.324741888607713,
@@ -30,6 +32,7 @@ GOLDEN = {
         "AG": 4.545537677063285,
         "SSIM": 0.7271387798175626,
         "VIF": 0.5788011157315135,
+        "VIFF": 0.440410902411937,
         "PSNR": 15.724932774024607,
         "Qabf": 0.43195060038132566,
         "MI": 1.8624164026919008,
@@ -41,6 +44,7 @@ GOLDEN = {
         "AG": 1.979731825235247,
         "SSIM": 0.8466897707421595,
         "VIF": 0.551208988170144,
+        "VIFF": 0.2973884743052379,
         "PSNR": 17.315367440434866,
         "Qabf": 0.2684027193434816,
         "MI": 2.236739308064795,
@@ -167,6 +171,221 @@ def test_vif(images):
     torch.testing.assert_close(metrics.vif(*images), single[0] + single[1], atol=1e-6, rtol=0)
 
 
+def han_viff(fused, *sources):
+    """VIFF by the definition, with dense windows."""
+
+    def scales(reference, image):
+        reference, image = reference.astype(float), image.astype(float)
+        for size in (17, 9, 5, 3):
+            y, x = np.mgrid[:size, :size] - size // 2
+            window = np.exp(-(x**2 + y**2) / (2 * (size / 5) ** 2))
+            window /= window.sum()
+
+            def smooth(values, window=window):
+                return convolve2d(values, window, mode="valid")
+
+            if size < 17:
+                reference, image = smooth(reference)[::2, ::2], smooth(image)[::2, ::2]
+            variance = np.maximum(smooth(reference**2) - smooth(reference) ** 2, 0)
+            other = np.maximum(smooth(image**2) - smooth(image) ** 2, 0)
+            covariance = smooth(reference * image) - smooth(reference) * smooth(image)
+            gain = covariance / (variance + 1e-10)
+            distortion = np.where(gain < 0, other, other - gain * covariance).clip(1e-10)
+            gain = gain.clip(0)
+            noise = 0.005 * 255**2
+            yield (
+                gain,
+                np.log10(1 + gain**2 * variance / (distortion + noise)),
+                np.log10(1 + variance / noise),
+            )
+
+    ratios = []
+    for first, second in zip(*(scales(source, fused) for source in sources), strict=True):
+        kept, total = (np.where(first[0] < second[0], first[k], second[k]) for k in (1, 2))
+        ratios.append((kept + 1e-7).sum() / (total + 1e-7).sum())
+    return np.dot(ratios, [1, 0, 0.15, 1]) / 2.15
+
+
+def test_viff(images):
+    torch.testing.assert_close(metrics.viff(*images), per_image(han_viff, *images))
+    # The worse of both sources counts: one that is lost altogether costs more than a half.
+    noise = torch.randint(0, 256, images[0].shape, dtype=torch.uint8)
+    assert (metrics.viff(images[1], images[1], noise) < 0.5).all()
+
+
+# By NIQE's implementation in MMagic 1.2.0, in float64; to 1e-3, since its table of shapes has steps of 1e-3.
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("baselines/tno/ifcnn/12.png", 4.0599123),
+        ("baselines/tno/densefuse/05.png", 5.9364181),
+        ("tno/test/vis/12.png", 5.1317847),
+        ("msrs/test/vis/00095D.png", 3.7270348),
+    ],
+)
+def test_niqe_of_photographs(data_dir, path, expected):
+    image = torch.from_numpy(cv2.imread(str(data_dir / path), cv2.IMREAD_GRAYSCALE))
+    assert metrics.niqe(image).item() == pytest.approx(expected, rel=1e-3)
+    assert metrics.niqe(image.float() / 255).item() == pytest.approx(metrics.niqe(image).item(), rel=1e-6)
+    stacked = metrics.niqe(torch.stack((image, image.flip(1)))[:, None])
+    assert stacked.shape == (2,)
+    assert stacked[0] == metrics.niqe(image)
+
+
+def test_niqe_of_what_it_cannot_measure():
+    with pytest.raises(ValueError, match=r"image must hold two blocks of 96x96 pixels, got .*95, 400"):
+        metrics.niqe(torch.rand(95, 400))
+    assert metrics.niqe(torch.full((1, 1, 96, 192), 0.5)).isnan().all()
+    assert metrics.niqe(torch.rand(0, 1, 96, 192)).shape == (0,)
+
+
+def test_the_conventions_of_vifb(images):
+    """VIFB 2023-04-23, written down from its MATLAB code."""
+
+    def gradient(image):
+        y, x = np.gradient(image.astype(float))
+        return np.sqrt((x**2 + y**2) / 2).sum() / (image.shape[0] - 1) / (image.shape[1] - 1)
+
+    def decibels(fused, *sources):
+        errors = [np.sqrt(((fused.astype(float) - source) ** 2).sum()) / fused.size for source in sources]
+        return 20 * math.log10(255 / math.sqrt(sum(errors) / 2))
+
+    def information(fused, *sources):
+        def stretched(image):
+            image = (image - float(image.min())) / (float(image.max()) - image.min())
+            return (image * 255).round().ravel()
+
+        return sum(mutual_information_in_nats(stretched(fused), stretched(source)) for source in sources)
+
+    actual = evaluate(*images, metrics=("AG", "SSIM", "PSNR", "SF", "MI"), convention="vifb")
+    torch.testing.assert_close(actual["AG"], per_image(gradient, images[0]))
+    torch.testing.assert_close(actual["SSIM"], 2 * metrics.ssim(*images))
+    torch.testing.assert_close(actual["PSNR"], per_image(decibels, *images))
+    torch.testing.assert_close(actual["SF"], metrics.spatial_frequency(images[0]))
+    torch.testing.assert_close(actual["MI"], per_image(information, *images))
+
+
+def test_the_conventions_of_tang(images):
+    def similarity(fused, *sources):
+        return sum(matlab_ssim(fused, source) for source in sources) / 2
+
+    def frequency(image):
+        image = image / 255
+        return math.sqrt((np.diff(image) ** 2).mean() + (np.diff(image, axis=0) ** 2).mean())
+
+    actual = evaluate(*images, metrics=("AG", "SSIM", "PSNR", "SF", "MI"), convention="tang")
+    torch.testing.assert_close(actual["AG"], metrics.average_gradient(images[0], convention="vifb"))
+    torch.testing.assert_close(actual["SSIM"], per_image(similarity, *images))
+    torch.testing.assert_close(actual["PSNR"], metrics.psnr(*images) + 20 * math.log10(255))
+    torch.testing.assert_close(actual["SF"], per_image(frequency, images[0]))
+    torch.testing.assert_close(actual["MI"], metrics.mutual_information(*images))
+
+
+def test_the_conventions_of_cddfuse(images):
+    def similarity(fused, *sources):
+        # What scikit-image before 0.20 took for the range of floats was -1..1.
+        pairs = ((fused.astype(float), source.astype(float)) for source in sources)
+        return sum(structural_similarity(*pair, data_range=2) for pair in pairs)
+
+    def decibels(fused, *sources):
+        errors = [((fused.astype(float) - source) ** 2).mean() for source in sources]
+        return 10 * math.log10(float(fused.max()) ** 2 / (sum(errors) / 2))
+
+    def information(fused, *sources):
+        return sum(mutual_information_in_nats(fused.ravel(), source.ravel()) for source in sources)
+
+    def frequency(image):
+        image = image.astype(float)
+        return math.sqrt((np.diff(image) ** 2).mean() + (np.diff(image, axis=0) ** 2).mean())
+
+    actual = evaluate(*images, metrics=("AG", "SSIM", "PSNR", "SF", "MI"), convention="cddfuse")
+    torch.testing.assert_close(actual["AG"], metrics.average_gradient(images[0]))
+    torch.testing.assert_close(actual["SSIM"], per_image(similarity, *images))
+    torch.testing.assert_close(actual["PSNR"], per_image(decibels, *images))
+    torch.testing.assert_close(actual["SF"], per_image(frequency, images[0]))
+    torch.testing.assert_close(actual["MI"], per_image(information, *images))
+
+
+def mutual_information_in_nats(first, second):
+    joint = np.histogram2d(first, second, bins=256, range=[[-0.5, 255.5]] * 2)[0] / first.size
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    return (joint[joint > 0] * np.log(joint[joint > 0] / independent[joint > 0])).sum()
+
+
+def matlab_ssim(first, second):
+    """MATLAB's `ssim` of doubles in 0..255: its constants are those of [0, 1], the border is replicated."""
+
+    def smooth(values):
+        return gaussian_filter(values, 1.5, mode="nearest", truncate=3.5)
+
+    first, second = first.astype(float), second.astype(float)
+    mean1, mean2 = smooth(first), smooth(second)
+    variances = smooth(first**2) - mean1**2 + smooth(second**2) - mean2**2
+    covariance = smooth(first * second) - mean1 * mean2
+    luminance = (2 * mean1 * mean2 + 1e-4) / (mean1**2 + mean2**2 + 1e-4)
+    return (luminance * (2 * covariance + 9e-4) / (variances + 9e-4)).mean()
+
+
+@pytest.mark.parametrize(("convention", "scale"), [("vifb", 255), ("cddfuse", 255), ("tang", 1)])
+def test_qabf_of_the_code_that_everybody_copies(images, convention, scale):
+    def edges(image):
+        image = image * (scale / 255)
+        x, y = (convolve2d(image, kernel, mode="same") for kernel in (SOBEL, -SOBEL.T))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.hypot(x, y), np.where(x == 0, np.pi / 2, np.arctan(y / x))
+
+    def expected(fused, *sources):
+        strength, angle = edges(fused)
+        kept = total = 0.0
+        for g, a in map(edges, sources):
+            with np.errstate(invalid="ignore"):
+                ratio = np.where(g == strength, strength, np.minimum(g, strength) / np.maximum(g, strength))
+            alignment = 1 - abs(a - angle) / (np.pi / 2)
+            quality = (
+                0.9994 / (1 + np.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + np.exp(-22 * (alignment - 0.8)))
+            )
+            kept, total = kept + (quality * g).sum(), total + g.sum()
+        return kept / total
+
+    actual = metrics.qabf(*images, convention=convention)
+    # Which edges are equally strong is a matter of rounding in [0, 1].
+    torch.testing.assert_close(
+        actual, per_image(expected, *images), atol=2e-4 if scale == 1 else 1e-9, rtol=0
+    )
+
+
+SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+
+
+def test_colour_is_measured_channel_by_channel_where_vifb_does(images):
+    gray = images.float() / 255
+    colour = gray.expand(-1, -1, 3, -1, -1) * torch.tensor([1.0, 0.5, 0.25]).view(3, 1, 1)
+    for name, value in evaluate(*colour, convention="vifb").items():
+        channels = [evaluate(*colour[:, :, c : c + 1], convention="vifb")[name] for c in range(3)]
+        torch.testing.assert_close(value, torch.stack(channels).mean(0))
+    only_visible = evaluate(gray[0], colour[1], gray[2], convention="vifb")
+    channels = [evaluate(gray[0], colour[1, :, c : c + 1], gray[2], convention="vifb") for c in range(3)]
+    torch.testing.assert_close(only_visible["SSIM"], sum(scores["SSIM"] for scores in channels) / 3)
+    with pytest.raises(ValueError, match=r"fused .*luminance.*got \[2, 3, 54, 61\]"):
+        evaluate(*colour)
+
+
+def test_restored_images(images):
+    scores = evaluate_restored(*images[:2])
+    assert list(scores) == ["PSNR", "SSIM", "VIF"]
+    torch.testing.assert_close(scores["PSNR"], metrics.psnr(images[0], images[1]))
+    with pytest.raises(ValueError, match="metrics must not hold Qabf here: it needs two sources"):
+        evaluate_restored(*images[:2], metrics=("PSNR", "Qabf"))
+    with pytest.raises(ValueError, match="clean must have the shape of restored"):
+        evaluate_restored(images[0], images[1, ..., :50])
+
+
+def test_the_papers_mean(images):
+    parts = evaluate(*images, metrics=("EN", "AG", "SSIM", "VIF", "PSNR"))
+    mean = evaluate(*images, metrics=["Mean"])["Mean"]
+    torch.testing.assert_close(mean, torch.stack(list(parts.values())).mean(0))
+
+
 def test_qabf(images):
     def edges(image):
         padded = np.pad(image.astype(float), 1, mode="edge")
@@ -227,16 +446,29 @@ def test_half_precision_images_are_computed_in_float32(images):
 def test_images_without_structure():
     flat = torch.full((1, 1, 41, 41), 0.5)
     scores = {name: value.item() for name, value in evaluate(flat, flat, flat).items()}
-    perfect = {"SSIM": 1, "VIF": 2, "PSNR": math.inf, "Qabf": 1}
+    perfect = {"SSIM": 1, "VIF": 2, "VIFF": 1, "PSNR": math.inf, "Qabf": 1}
     assert scores == {"EN": 0, "AG": 0, "MI": 0, "SF": 0, "SD": 0} | perfect
 
 
-def test_losses_can_be_made_of_ssim(images):
-    fused, visible, _ = (images[:, :, :, :14, :14].double() / 255).contiguous()
-    fused.requires_grad_()
+DIFFERENTIABLE = ("AG", "SSIM", "VIF", "VIFF", "PSNR", "Qabf", "SF", "SD")
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients(images, name):
+    fused, *sources = (images[:, :1, :, :44, :41].double() / 255).contiguous()
+    # Off the integers, where edges and gradients are equal and derivatives jump.
+    fused = (fused + 1e-3 * torch.rand_like(fused)).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: metrics.ssim(x, visible), fused, eps=1e-5, atol=1e-6, fast_mode=True
+        lambda x: evaluate(x, *sources, metrics=[name])[name], fused, eps=1e-7, atol=1e-4, fast_mode=True
     )
+
+
+@pytest.mark.parametrize("name", sorted(set(DIFFERENTIABLE) - {"PSNR"}))
+def test_gradients_are_finite_without_structure(name):
+    fused = torch.full((1, 1, 48, 48), 0.5, requires_grad=True)
+    flat = torch.full((1, 1, 48, 48), 0.25)
+    evaluate(fused, flat, flat, metrics=[name])[name].sum().backward()
+    assert fused.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -264,3 +496,14 @@ def test_wrong_images_are_named(change, error, message):
     images = torch.rand(3, 1, 1, 48, 48)
     with pytest.raises(error, match=message):
         evaluate(*change(*images))
+
+
+def test_wrong_measures_and_conventions_are_named(images):
+    with pytest.raises(ValueError, match=r"metrics must be among EN, .*got 'LPIPS'"):
+        evaluate(*images, metrics=("EN", "LPIPS"))
+    for call in (metrics.psnr, metrics.ssim, metrics.qabf, metrics.mutual_information, evaluate):
+        with pytest.raises(ValueError, match=r"convention must be one of standard, .*got 'matlab'"):
+            call(*images, convention="matlab")
+    for call in (metrics.average_gradient, metrics.spatial_frequency):
+        with pytest.raises(ValueError, match=r"convention must be one of standard, .*got 'matlab'"):
+            call(images[0], convention="matlab")
