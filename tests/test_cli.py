@@ -79,6 +79,7 @@ def _main(capfd, *arguments):
         ["--help"],
         ["--version"],
         ["fuse", "--help"],
+        ["eval", "--help"],
         ["train", "--help"],
         ["data", "check", "--help"],
         ["demo", "--help"],

@@ -23,7 +23,7 @@ def qabf(fused: Tensor, visible: Tensor, infrared: Tensor, *, convention: Conven
     ============= ===========================================================================
     convention
     ============= ===========================================================================
-    standard      border replicated; G = 1 where both edges are equally strong
+    standard      border mirrored, as OpenCV's Sobel does; G = 1 where both edges are equally strong
     vifb, cddfuse zeros beyond the border; G = g there, as their common ancestor in MATLAB does
     tang          the same of images in [0, 1]
     ============= ===========================================================================
@@ -47,7 +47,7 @@ def qabf(fused: Tensor, visible: Tensor, infrared: Tensor, *, convention: Conven
     """
     check_convention(convention)
     fused, *sources = prepare(fused, visible, infrared, names=("fused", "visible", "infrared"))
-    border = "replicate" if convention == "standard" else "constant"
+    border = "reflect" if convention == "standard" else "constant"
     strength_fused, orientation_fused = _edges(fused, border)
     kept = fused.new_zeros(len(fused))
     total = fused.new_zeros(len(fused))
