@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddrf_fast.data import read_image
+from ddrf_fast.metrics import psnr
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
-from ddrf_fast.models.classical import CLASSICAL_FUSIONS, laplacian_pyramid
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS, guided_filter, laplacian_pyramid
 from ddrf_fast.nn import DynamicConv2d
 
 SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
@@ -313,6 +315,14 @@ def test_classical_fusions():
     flat, detail = torch.full((1, 1, 32, 32), 0.5), torch.full((1, 1, 32, 32), 0.5)
     detail[..., 16, 16] = 1.0
     assert laplacian_pyramid(flat, detail)[0, 0, 16, 16] > 0.95
+
+
+def test_guided_filter_gives_what_its_authors_code_gives(data_dir):
+    paths = ("tno/test/vis", "tno/test/ir", "baselines/tno/gff")
+    visible, infrared, published = (
+        torch.from_numpy(read_image(data_dir / path / "05.png"))[None, None] / 255 for path in paths
+    )
+    assert psnr(guided_filter(visible, infrared).clamp(0, 1), published).item() > 55
 
 
 def test_a_weights_file_can_be_read_by_others(tmp_path):
