@@ -1,0 +1,169 @@
+"""`ddrf-fast reproduce`: the tables on a small set, and what they are made of."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ddrf_fast import cli, metrics
+from ddrf_fast.evaluation import MethodScores
+from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS
+from ddrf_fast.reproduce import TABLES, paper, scoring
+from ddrf_fast.reproduce.denoise import non_local_means
+from ddrf_fast.reproduce.pairs import clean_pairs, degraded_pairs
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2))
+    return save_model(model, tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The set `tno` of two pairs, visible in colour and of odd size, and the results of a method on it."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (47, 61)), ("b", (44, 50))):
+        visible = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), np.uint8), (0, 0), 2) * 2
+        infrared = cv2.GaussianBlur(rng.integers(0, 256, size, np.uint8), (0, 0), 2)
+        grey = cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY)
+        _write(tmp_path / f"tno/test/vis/{name}.png", visible)
+        _write(tmp_path / f"tno/test/ir/{name}.png", infrared)
+        _write(tmp_path / f"baselines/tno/half/{name}.png", grey // 2 + infrared // 2)
+    return tmp_path
+
+
+def _write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def _reproduce(capfd, *arguments):
+    try:
+        code = cli.main(["reproduce", "--device", "cpu", *map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capfd.readouterr()
+
+
+def _values(path):
+    with open(path, newline="") as file:
+        return {(row["method"], row["image"]): row for row in csv.DictReader(file)}
+
+
+def test_table_2(data, weights, capfd):
+    code, stdout, _ = _reproduce(capfd, "table2", "--data", data, "--weights", weights)
+    assert code == 0
+    for method in ("DDRF-Net", *CLASSICAL_FUSIONS, *paper.TABLE_2):
+        assert f"| {method} " in stdout
+
+
+def test_table_3(data, weights, tmp_path, capfd):
+    output = tmp_path / "out"
+    code, stdout, stderr = _reproduce(capfd, "table3", "--data", data, "--weights", weights, "-o", output)
+    assert (code, stderr) == (0, "")
+    clean, degraded = _values(output / "table3_tno.csv"), _values(output / "table3_tno_degraded.csv")
+    assert {method for method, _ in clean} == {"half", *CLASSICAL_FUSIONS, "DDRF-Net"}
+    denoised = {f"{method} of denoised" for method in CLASSICAL_FUSIONS}
+    assert {method for method, _ in degraded} == {*CLASSICAL_FUSIONS, *denoised, "DDRF-Net"}
+    for name in ("table3_tno.png", "table3_tno_degraded.png"):
+        assert cv2.imread(str(output / name)).shape[1] == 5 * 328
+    # What is given is measured as `eval` does; the mean rank of the table is that of its own columns.
+    folders = (data / "baselines/tno/half", data / "tno/test/vis", data / "tno/test/ir")
+    assert cli.main(["eval", *map(str, folders), "--metrics", "VIFF", "--csv", str(tmp_path / "e.csv")]) == 0
+    for key, row in _values(tmp_path / "e.csv").items():
+        assert clean[key]["VIFF"] == row["VIFF"]
+    assert "Beside the 1 methods given" in stdout
+    assert "No results of other methods are given" in stdout
+    assert "| **DDRF-Net** " in stdout
+
+
+def test_table_4(data, weights, tmp_path, capfd):
+    output = tmp_path / "out"
+    code, stdout, stderr = _reproduce(
+        capfd, "table4", "--data", data, "--weights", weights, "-o", output, "--limit", 1
+    )
+    assert (code, stderr) == (0, "")
+    values = _values(output / "table4_tno.csv")
+    kinds = {"noise", "blur", "blur and noise", "down-sampling", "low light"}
+    methods = {"degraded", "non-local means", "H1/H2 blind", "H3 blind", "H1/H2 told", "H3 told"}
+    assert {method for method, _ in values} == {f"{kind}: {method}" for kind in kinds for method in methods}
+    assert {image for _, image in values} == {"a visible", "a infrared"}
+    assert len(list(output.glob("table4_tno_*.png"))) == 5
+    assert "### tno, 1 pairs, down-sampling" in stdout
+
+
+def test_the_degradation_is_the_same_in_every_run(data):
+    first, how = degraded_pairs(data, "tno")
+    again, _ = degraded_pairs(data, "tno", limit=1)
+    assert "DynamicDegradation" in how
+    assert torch.equal(first[0].visible, again[0].visible)
+    assert torch.equal(first[0].infrared, again[0].infrared)
+    assert not torch.equal(first[0].visible, first[0].clean_visible)
+    assert torch.equal(first[0].clean_visible, clean_pairs(data, "tno")[0].visible)
+
+
+def test_degraded_images_that_are_given_are_used(data):
+    for pair in clean_pairs(data, "tno"):
+        for kind, image in (("vis", pair.visible), ("ir", pair.infrared)):
+            _write(data / f"tno_degraded/test/{kind}/{pair.name}.png", image[0, 0].numpy() // 2)
+    pairs, how = degraded_pairs(data, "tno")
+    assert "tno_degraded" in how
+    for pair in pairs:
+        assert torch.equal(pair.visible, pair.clean_visible // 2)
+
+
+def test_non_local_means_remove_noise():
+    clean = torch.full((1, 1, 64, 64), 120, dtype=torch.uint8)
+    clean[..., 32:] = 60
+    generator = torch.Generator().manual_seed(0)
+    noisy = (clean + 10 * torch.randn(clean.shape, generator=generator)).round().clamp(0, 255).byte()
+    gain = metrics.psnr(non_local_means(noisy), clean) - metrics.psnr(noisy, clean)
+    assert gain.item() > 5
+    assert torch.equal(non_local_means(clean), clean)
+
+
+def test_the_verdict():
+    def method(name, **values):
+        return MethodScores(name, {"image": values})
+
+    scores = [
+        method("ours", SSIM=0.9, VIF=0.2), method("a", SSIM=0.8, VIF=0.3),
+        method("b", SSIM=0.7, VIF=0.4), method("c", SSIM=0.6, VIF=0.1),
+    ]  # fmt: skip
+    line = scoring.verdict(scores, "ours", ["a", "b", "c"], ("SSIM", "VIF"))
+    assert line == "Beside the 3 methods given: best in SSIM; below their median in VIF."
+    table, order = scoring.ranked(scores, ("VIF",), ("VIF",), "ours")
+    assert order == ["b", "a", "ours", "c"]
+    assert table.splitlines()[4].replace(" ", "") == "|**ours**|0.2000|3.00|"
+
+
+def test_the_papers_means_are_those_of_five_figures():
+    """So that `Mean` is what Table 4 prints, to its two digits, which are cut off in places."""
+    for *five, mean in (*paper.TABLE_4_GUN.values(), *paper.TABLE_4_TNO.values()):
+        assert sum(five) / 5 == pytest.approx(mean, abs=0.0101)
+
+
+def test_bad_usage_is_one_line_and_2(data, weights, capfd, monkeypatch):
+    monkeypatch.delenv("DDRF_FAST_DATA", raising=False)
+    (data / "baselines/tno/half/b.png").unlink()
+    given = ("--weights", weights)
+    cases = [
+        (("table9", "--data", data), "table9"),
+        (("table3", *given), "DDRF_FAST_DATA"),
+        (("table3", "--data", data / "nowhere", *given), "nowhere"),
+        (("table3", "--data", data, "--sets", "mars", *given), "mars/test/vis"),
+        (("table3", "--data", data, "--limit", "0", *given), "limit"),
+        (("table3", "--data", data, *given), "has no result for b"),
+        (("table4", "--data", data, "--weights", data / "no.safetensors"), "no.safetensors"),
+    ]
+    for arguments, message in cases:
+        code, stdout, stderr = _reproduce(capfd, *arguments)
+        assert (code, stdout) == (2, ""), arguments
+        assert stderr.startswith("ddrf-fast: error: ") and stderr.count("\n") == 1, stderr
+        assert message in stderr, arguments
+    assert tuple(TABLES) == cli.TABLES
