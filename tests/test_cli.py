@@ -80,6 +80,7 @@ def _main(capfd, *arguments):
         ["--version"],
         ["fuse", "--help"],
         ["eval", "--help"],
+        ["reproduce", "--help"],
         ["train", "--help"],
         ["data", "check", "--help"],
         ["demo", "--help"],
