@@ -22,7 +22,7 @@ PROGRAM = "ddrf-fast"
 # Of ddrf_fast.metrics, which cannot be asked here either.
 METRICS = "EN, AG, SSIM, VIF, VIFF, PSNR, Qabf, MI, SF, SD, NIQE, Mean"
 CONVENTIONS = ("standard", "vifb", "tang", "cddfuse")
-TABLES = ("table2", "table3", "table4")  # of ddrf_fast.reproduce
+TABLES = ("table2", "table3", "table4", "static-dynamic", "losses")  # of ddrf_fast.reproduce
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,7 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="make the paper's tables on your data",
         description="Makes a table of the paper and prints it as Markdown: of DDRF-Net, the classical "
         "fusions, and what other methods made of the same images. table2: time and size; table3: fusion of "
-        "clean and of degraded pairs; table4: restoration.",
+        "clean and of degraded pairs; table4: restoration. static-dynamic and losses compare trainings (Fig. "
+        "7 and 8) that are in a folder, and say how to train what is not there.",
         epilog="DATA/SET/test/vis and .../ir hold the pairs of a set (tno, roadscene, msrs, gun), "
         "DATA/SET_degraded/test the same degraded (where it is missing the package degrades them, with fixed "
         "seeds), DATA/baselines/SET/METHOD the results of other methods. All metrics are in the standard "
@@ -133,6 +134,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument(
         "--sets", nargs="+", default=(), metavar="SET", help="sets to use (default: those of the table)"
+    )
+    reproduce.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="folder of the trainings to compare, EXPERIMENT/ddrfnet.safetensors",
     )
     reproduce.add_argument("--limit", type=int, metavar="N", help="use only the first N pairs of each set")
     reproduce.set_defaults(run=run_reproduce)
@@ -297,7 +304,13 @@ def run_reproduce(options: argparse.Namespace) -> int:
     if not data:
         raise ValueError("where are the images? Give --data, or set DDRF_FAST_DATA")
     settings = Settings(
-        Path(data), options.output, options.weights, options.device, tuple(options.sets), options.limit
+        Path(data),
+        options.output,
+        options.weights,
+        options.device,
+        tuple(options.sets),
+        options.limit,
+        options.runs,
     )
     print(TABLES[options.table](settings))
     return 0

@@ -111,10 +111,12 @@ def summary(results: Sequence[MethodScores]) -> str:
 
 
 def per_image(results: Sequence[MethodScores]) -> tuple[list[str], list[list[object]]]:
-    """Header and rows of a table with a row for each image of each method."""
-    columns = next((list(scores) for result in results for scores in result.images.values()), [])
+    """Header and rows of a table with a row for each image of each method; what is not measured is empty."""
+    columns = list(
+        dict.fromkeys(c for result in results for scores in result.images.values() for c in scores)
+    )
     rows: list[list[object]] = [
-        [result.name, image, *scores.values()]
+        [result.name, image, *(scores.get(column, "") for column in columns)]
         for result in results
         for image, scores in result.images.items()
     ]

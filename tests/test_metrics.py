@@ -1,11 +1,13 @@
 """The measures against independent code (NumPy, SciPy, scikit-image) and against published figures."""
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -230,6 +232,14 @@ def test_niqe_of_photographs(data_dir, path, expected):
     stacked = metrics.niqe(torch.stack((image, image.flip(1)))[:, None])
     assert stacked.shape == (2,)
     assert stacked[0] == metrics.niqe(image)
+
+
+def test_the_model_of_niqe_carries_its_notice():
+    path = Path(metrics.__file__).parent.parent / "assets" / "niqe_pristine.safetensors"
+    with safe_open(path, framework="pt") as file:
+        notice = file.metadata()["notice"]
+    assert "Copyright (c) 2011 The University of Texas at Austin" in notice
+    assert notice.rstrip().endswith("COPYRIGHT NOTICE ENDS WITH THIS LINE------------%")
 
 
 def test_niqe_of_what_it_cannot_measure():

@@ -12,6 +12,7 @@ from ddrf_fast.evaluation import MethodScores
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.reproduce import TABLES, paper, scoring
+from ddrf_fast.reproduce.ablations import LOSSES, STATIC_DYNAMIC
 from ddrf_fast.reproduce.denoise import non_local_means
 from ddrf_fast.reproduce.pairs import clean_pairs, degraded_pairs
 
@@ -167,3 +168,27 @@ def test_bad_usage_is_one_line_and_2(data, weights, capfd, monkeypatch):
         assert stderr.startswith("ddrf-fast: error: ") and stderr.count("\n") == 1, stderr
         assert message in stderr, arguments
     assert tuple(TABLES) == cli.TABLES
+
+
+@pytest.mark.parametrize(("table", "experiments"), [("static-dynamic", STATIC_DYNAMIC), ("losses", LOSSES)])
+def test_trainings_are_compared_and_missing_ones_named(data, weights, tmp_path, capfd, table, experiments):
+    runs, output = tmp_path / "runs", tmp_path / "out"
+    given = (table, "--data", data, "--runs", runs, "-o", output, "--limit", 1)
+    code, stdout, stderr = _reproduce(capfd, *given)
+    assert (code, stdout) == (2, "")
+    first, *others = experiments
+    assert f"output={runs / first}" in stderr
+    (runs / first).mkdir(parents=True)
+    (runs / first / "ddrfnet.safetensors").write_bytes(weights.read_bytes())
+    code, stdout, stderr = _reproduce(capfd, *given)
+    assert (code, stderr) == (0, "")
+    assert f"| {first}: {experiments[first][0]}" in stdout
+    for experiment in others:
+        assert f"output={runs / experiment}\n" in stdout
+    values = _values(output / f"{table}_tno.csv")
+    assert values[f"{first}: restored", "a visible"]["Qabf"] == ""
+    assert 0 < float(values[f"{first}: clean", "a"]["Qabf"]) < 1
+    assert {method for method, _ in values} == {
+        "degraded images: restored", f"{first}: restored", f"{first}: clean", f"{first}: degraded",
+    }  # fmt: skip
+    assert (output / f"{table}_tno.png").is_file()

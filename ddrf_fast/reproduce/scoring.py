@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ddrf_fast import _tables
 from ddrf_fast.evaluation import MethodScores, per_image
 from ddrf_fast.metrics import MEASURES, evaluate
-from ddrf_fast.reproduce.pairs import SourcePair
+from ddrf_fast.models import DDRFNet, DDRFOutput
+from ddrf_fast.reproduce.pairs import SourcePair, to_bytes
 
 Results = Mapping[str, Tensor]
 
@@ -20,6 +21,13 @@ Results = Mapping[str, Tensor]
 def results_of(fusion: Callable[[SourcePair], Tensor], pairs: Sequence[SourcePair]) -> dict[str, Tensor]:
     """What a method makes of some pairs, by their names."""
     return {pair.name: fusion(pair) for pair in pairs}
+
+
+def by_network(model: DDRFNet, pair: SourcePair, device: torch.device) -> DDRFOutput:
+    """The fused and the restored images that a network makes of a pair, blind; uint8."""
+    with torch.inference_mode():
+        output = model(*(image.to(device).float() / 255 for image in (pair.visible, pair.infrared)))
+    return DDRFOutput(*map(to_bytes, output))
 
 
 def score(

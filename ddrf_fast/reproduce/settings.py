@@ -20,6 +20,7 @@ class Settings:
         device: as for :func:`ddrf_fast.fuse`.
         sets: names of the sets; none: those of the table that are there.
         limit: use only so many pairs of each set.
+        runs: folder of the trainings that are compared, ``EXPERIMENT/ddrfnet.safetensors``.
     """
 
     data: Path
@@ -28,6 +29,7 @@ class Settings:
     device: str = "auto"
     sets: tuple[str, ...] = ()
     limit: int | None = None
+    runs: Path | None = None
     fuser: Fuser = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ddrf_fast import _tables
@@ -19,7 +18,7 @@ from ddrf_fast.reproduce.pairs import (
     given_results,
     to_bytes,
 )
-from ddrf_fast.reproduce.scoring import ranked, results_of, score, verdict, write_values
+from ddrf_fast.reproduce.scoring import by_network, ranked, results_of, score, verdict, write_values
 from ddrf_fast.reproduce.settings import Settings
 
 SETS = ("tno", "roadscene", "msrs")
@@ -77,8 +76,9 @@ def _table(
         ]
         for method, fusion in CLASSICAL_FUSIONS.items():
             results[f"{method} of denoised"] = results_of(_classical(fusion), cleaned)
-    results[OURS] = results_of(_network(settings), pairs)
     device = settings.torch_device
+    model = settings.fuser.model
+    results[OURS] = results_of(lambda pair: by_network(model, pair, device).fused, pairs)
     scores = [score(method, images, pairs, COLUMNS, device) for method, images in results.items()]
     table, order = ranked(scores, COLUMNS, ranked_by, OURS)
     if settings.output is not None:
@@ -92,15 +92,6 @@ def _table(
 
 def _classical(fusion: Fusion) -> Callable[[SourcePair], Tensor]:
     return lambda pair: to_bytes(fusion(pair.visible.float() / 255, pair.infrared.float() / 255))
-
-
-def _network(settings: Settings) -> Callable[[SourcePair], Tensor]:
-    def fuse(pair: SourcePair) -> Tensor:
-        sources = (image.to(settings.torch_device).float() / 255 for image in (pair.visible, pair.infrared))
-        with torch.inference_mode():
-            return to_bytes(settings.fuser.model(*sources).fused)
-
-    return fuse
 
 
 def _picture(path: Path, pairs: Sequence[SourcePair], results: dict[str, dict[str, Tensor]]) -> None:
