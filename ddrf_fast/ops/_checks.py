@@ -42,7 +42,10 @@ def tensor(
     """A tensor of one of `dtypes`, with as many dimensions as one of `dimensions`, e.g. "[B, N]"."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor{' or '.join(dimensions)}, got {type(value).__name__}")
-    if value.dim() not in [text.count(",") + 1 for text in dimensions]:
+    for text in dimensions:
+        if value.dim() == text.count(",") + 1:
+            break
+    else:
         raise ValueError(f"{name} must be {' or '.join(dimensions)}, got shape {tuple(value.shape)}")
     if value.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)

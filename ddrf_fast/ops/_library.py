@@ -33,7 +33,7 @@ def define(
     schema: str,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    autocast: Callable[[Sequence[Any]], list[Any]],
+    autocast: Callable[[Sequence[Any]], Sequence[Any]],
     num_tensors: int,
     per_sample: PerSample,
     *,
@@ -67,7 +67,7 @@ def define_native(schema: str) -> None:
     _NATIVE_LIBRARY.define(schema)
 
 
-def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., Any]:
+def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], Sequence[Any]]) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def rule(*args: Any) -> Any:
@@ -78,18 +78,18 @@ def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], list[Any
     return rule
 
 
-def autocast_to_lower(args: Sequence[Any]) -> list[Any]:
-    """Under autocast: floating tensors but float64 in autocast's dtype, as for torch's convolutions."""
-    device = next(a for a in args if isinstance(a, Tensor)).device.type
+def autocast_to_lower(args: Sequence[Any]) -> Sequence[Any]:
+    """Under autocast for the first tensor's device: floats but float64 in its dtype, as for convolutions."""
+    device = args[0].device.type
     if not torch.is_autocast_enabled(device):
-        return list(args)
+        return args
     return _cast(args, torch.get_autocast_dtype(device))
 
 
-def autocast_to_float32(args: Sequence[Any]) -> list[Any]:
-    """Under autocast: floating tensors but float64 in float32, as for torch's losses."""
-    device = next(a for a in args if isinstance(a, Tensor)).device.type
-    return _cast(args, torch.float32) if torch.is_autocast_enabled(device) else list(args)
+def autocast_to_float32(args: Sequence[Any]) -> Sequence[Any]:
+    """Under autocast for the first tensor's device: floats but float64 in float32, as for losses."""
+    device = args[0].device.type
+    return _cast(args, torch.float32) if torch.is_autocast_enabled(device) else args
 
 
 def _cast(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:

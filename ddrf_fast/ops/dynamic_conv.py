@@ -185,39 +185,29 @@ def arguments(
     _checks.tensor("x", x, ["[B, I, H, W]"])
     _checks.tensor("weight", weight, ["[N, O, I/g, kh, kw]"])
     _checks.tensor("attention", attention, ["[B, N]", "[B, N, O]"])
-    tensors = dict(
-        zip(
-            _TENSORS,
-            _library.autocast_to_lower((x, weight, attention, bias, code, in_scale, out_scale, tap_scale)),
-            strict=True,
-        )
+    x, weight, attention, bias, code, in_scale, out_scale, tap_scale = _library.autocast_to_lower(
+        (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
     )
-    x, weight, attention = tensors["x"], tensors["weight"], tensors["attention"]
-
-    batch, in_channels = x.shape[:2]
+    _checks.like("weight", weight, "x", x)
+    batch, in_channels, _, _ = x.shape
     num_kernels, out_channels, _, *kernel = weight.shape
-    expected: dict[str, tuple[Sequence[int], str]] = {
-        "attention": (
-            (batch, num_kernels, out_channels)[: attention.dim()],
-            ("[B, N]", "[B, N, O]")[attention.dim() - 2],
-        ),
-        "bias": ((num_kernels, out_channels), "[N, O]"),
-        "in_scale": ((batch, in_channels), "[B, I]"),
-        "out_scale": ((batch, out_channels), "[B, O]"),
-        "tap_scale": ((batch, *kernel), "[B, kh, kw]"),
-    }
+    per_channel = attention.dim() == 3
+    sizes: tuple[int, ...] = (batch, num_kernels, out_channels) if per_channel else (batch, num_kernels)
+    _checks.operand("attention", attention, sizes, "[B, N, O]" if per_channel else "[B, N]", "x", x)
+    _checks.operand("bias", bias, (num_kernels, out_channels), "[N, O]", "x", x)
     if code is not None:
         _checks.tensor("code", code, ["[B, D]"])
-        expected["code"] = ((batch, code.shape[1]), "[B, D]")
-    _checks.like("weight", weight, "x", x)
-    for name, (sizes, meaning) in expected.items():
-        _checks.operand(name, tensors[name], sizes, meaning, "x", x)
+        _checks.operand("code", code, (batch, code.shape[1]), "[B, D]", "x", x)
+    _checks.operand("in_scale", in_scale, (batch, in_channels), "[B, I]", "x", x)
+    _checks.operand("out_scale", out_scale, (batch, out_channels), "[B, O]", "x", x)
+    _checks.operand("tap_scale", tap_scale, (batch, *kernel), "[B, kh, kw]", "x", x)
     if num_kernels < 1:
         raise ValueError("weight must hold at least one kernel, got N = 0")
 
     geometry = convolution_geometry(weight, stride, padding, dilation)
     check_convolution(x, weight, geometry, groups, 0 if code is None else code.shape[1], activation)
-    return *tensors.values(), *geometry, groups, activation or "none"
+    tensors = (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
+    return *tensors, *geometry, groups, activation or "none"
 
 
 @overload
