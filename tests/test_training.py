@@ -313,6 +313,17 @@ def test_losses_are_in_float32_under_autocast(folder):
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.model.parameters())
 
 
+def test_validation_takes_whatever_the_network_gives(folder, monkeypatch):
+    module, crops = module_and_batch(folder)
+    with torch.no_grad():
+        module.average.visible_branch.tail.weight.mul_(1e6)
+    logged = {}
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+    with torch.inference_mode():
+        module.validation_step(crops, 0)
+    assert all(torch.isfinite(value) for value in logged.values())
+
+
 def test_compiled_is_the_same_network(folder):
     with torch.compiler.set_stance("force_eager"):  # what is compiled is tested with the model
         module, crops = module_and_batch(folder, "compile=true")

@@ -41,7 +41,6 @@ class TrainingModule(lightning.LightningModule):
     Attributes:
         model: the network that is trained.
         average: the network with the moving average of the weights, which is validated and exported.
-        curve: the loss of each step, float Tensor[].
 
     Raises:
         ValueError: the degradation's codes do not fit the network's.
@@ -70,8 +69,9 @@ class TrainingModule(lightning.LightningModule):
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         if config.compile:
             self.model.compile(dynamic=False)
-        self.curve: list[Tensor] = []
-        self._seconds = 0.0  # of earlier runs, where this one goes on
+        self._curve: list[Tensor] = []
+        # Of earlier runs, where this one goes on:
+        self._earlier_curve, self._earlier_seconds = torch.zeros(0), 0.0
         self._started = time.monotonic()
         self._window = (0, time.monotonic())
 
@@ -178,7 +178,7 @@ class TrainingModule(lightning.LightningModule):
         losses = self.step_losses(batch, self.global_step)
         means = self.trainer.strategy.reduce(torch.stack(list(losses.values())).detach(), reduce_op="mean")
         self.log_dict(dict(zip(losses, means, strict=True)), prog_bar=True)
-        self.curve.append(means[0])
+        self._curve.append(means[0])
         return losses["loss"]
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -204,8 +204,8 @@ class TrainingModule(lightning.LightningModule):
         with _full_precision(batch.visible):
             weight = self.restoration_weight(self.config.epochs)
             losses = self.losses(output, batch, degraded, estimates, codes, weight)
-            fused, visible, infrared = (image.float() for image in output)
-            clean_fused = clean.fused.float()
+            # As they would be in a file; where nothing asks for restoration, they may be far from an image.
+            fused, visible, infrared, clean_fused = (x.float().clamp(0, 1) for x in (*output, clean.fused))
             sources = (batch.visible, batch.infrared)
             measures = {
                 "loss": losses["loss"],
@@ -222,7 +222,7 @@ class TrainingModule(lightning.LightningModule):
                 (batch.visible, degraded[0], visible, clean_fused),
                 (batch.infrared, degraded[1], infrared, fused),
             )
-            grid = torch.cat([torch.cat(row, dim=3) for row in rows], dim=2)[0].clamp(0, 1)
+            grid = torch.cat([torch.cat(row, dim=3) for row in rows], dim=2)[0]
             # Columns: clean, degraded, restored; then the fusion of the clean and of the degraded pair.
             self.logger.experiment.add_image(f"validation/{batch_index}", grid, self.global_step)
 
@@ -268,17 +268,21 @@ class TrainingModule(lightning.LightningModule):
             self.log("learning_rate", learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"] = torch.stack(self.curve).cpu() if self.curve else torch.zeros(0)
+        checkpoint["curve"] = self.curve()
         checkpoint["seconds"] = self.seconds()
         checkpoint["settings"] = dataclasses.asdict(self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curve = list(checkpoint["curve"])
-        self._seconds = checkpoint["seconds"]
+        self._earlier_curve, self._earlier_seconds = checkpoint["curve"].cpu(), checkpoint["seconds"]
+
+    def curve(self) -> Tensor:
+        """The loss of each step, earlier runs included: Tensor[steps] on the CPU."""
+        now = [torch.stack(self._curve).cpu()] if self._curve else []
+        return torch.cat([self._earlier_curve, *now])
 
     def seconds(self) -> float:
         """How long the training took so far, earlier runs of it included."""
-        return self._seconds + time.monotonic() - self._started
+        return self._earlier_seconds + time.monotonic() - self._started
 
     def progress(self) -> float:
         """How much of the training is over, in [0, 1]: by steps, or by time where a limit is nearer."""

@@ -57,7 +57,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         torch.set_num_threads(config.threads)
 
     trainer = _trainer(config, output, Checkpoints(last, config.checkpoint_minutes))
-    world_size = trainer.world_size
+    world_size, on_gpu = trainer.world_size, trainer.strategy.root_device.type == "cuda"
     if config.batch_size % world_size:
         raise ValueError(
             f"batch_size must be a multiple of the number of processes, {world_size}, got {config.batch_size}"
@@ -80,7 +80,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         batch_sampler=batches,
         num_workers=config.num_workers,
         persistent_workers=False,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_gpu,
     )
     held_out = DataLoader(ValidationCrops(validation, max(config.scales)))
     output.mkdir(parents=True, exist_ok=True)
@@ -120,11 +120,11 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         "validation_pairs": validation.names,
         "steps": steps_done,
         "minutes": round(seconds / 60, 2),
-        "device": torch.cuda.get_device_name() if module.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "processes": world_size,
         "torch": torch.__version__,
         "validation": {name.partition("/")[2]: round(value, 4) for name, value in measures.items()},
-        "loss_curve": _downsample(torch.stack(module.curve).tolist()),
+        "loss_curve": _downsample(module.curve().tolist()),
     }
     path = output / WEIGHTS
     if trainer.is_global_zero:
