@@ -216,7 +216,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes KEY=VALUE from one place of the line; they may stand between options, too.
+    if any(text.startswith("-") or "settings" not in options for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest
     try:
         return options.run(options)
     except KeyboardInterrupt as interruption:

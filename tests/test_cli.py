@@ -213,6 +213,8 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         (("fuse", visible), "-o"),
         (("fuse", visible, infrared, "-o", output, "--colour", "blue"), "--colour"),
         (("train", "epochs=many"), "epochs=many: Value 'many'"),
+        (("train", "--epochs", "3"), "--epochs"),
+        (("info", "epochs=3"), "unrecognized arguments: epochs=3"),
         (("fuse", visible, tmp_path / "missing", "-o", output, *given), "missing does not exist"),
         (("fuse", visible, infrared / "street.tif", "-o", output, *given), "two files or two folders"),
         (("fuse", visible, tmp_path / "empty", "-o", output, *given), "no image in"),
@@ -340,11 +342,12 @@ def test_info_describes_the_installation(capfd):
 def test_train_prints_its_settings(tmp_path, capfd):
     pytest.importorskip("omegaconf")
     (tmp_path / "own.yaml").write_text("crop: 64")
-    given = ("--config", "paper", "--config", tmp_path / "own.yaml", "model.width=8")
-    code, stdout, stderr = _main(capfd, "train", "--print-config", *given)
+    given = ("--config", "paper", "model.width=8", "--config", tmp_path / "own.yaml", "model.blocks=1")
+    code, stdout, stderr = _main(capfd, "train", *given, "--print-config")
     assert (code, stderr) == (0, "")
     settings = yaml.safe_load(stdout)
-    assert (settings["epochs"], settings["crop"], settings["model"]["width"]) == (89, 64, 8)
+    assert (settings["epochs"], settings["crop"]) == (89, 64)
+    assert (settings["model"]["width"], settings["model"]["blocks"]) == (8, 1)
 
 
 @pytest.mark.slow
