@@ -457,13 +457,16 @@ def test_early_stop_exports_the_best_weights(folder, tmp_path):
 
 
 def test_a_time_limit_runs_the_learning_rate_down(folder, tmp_path):
-    path = train(settings(folder, tmp_path, "epochs=10000", "max_minutes=0.03", "validation_pairs=0"))
-    _, record = read_metadata(path)
-    assert 1 <= record["steps"] < 10_000 and record["validation"] == {}
-    assert all(
-        group["lr"] < 0.1 * group["peak"]
-        for group in checkpoint(tmp_path)["optimizer_states"][0]["param_groups"]
-    )
+    config = settings(folder, tmp_path, "epochs=10000", "max_minutes=0.03", "validation_pairs=0")
+    steps = set()
+    for resume in (False, True):  # a training that is over stays as it is
+        _, record = read_metadata(train(config, resume))
+        steps.add(record["steps"])
+        assert record["validation"] == {}
+        last = checkpoint(tmp_path)
+        assert 1 <= record["steps"] == last["global_step"] < 10_000
+        assert all(group["lr"] < 0.1 * group["peak"] for group in last["optimizer_states"][0]["param_groups"])
+    assert len(steps) == 1
 
 
 def test_mixed_precision_trains(folder, tmp_path):

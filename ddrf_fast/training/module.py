@@ -244,6 +244,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
+        self.trainer.should_stop |= self.progress() >= 1  # resumed when its time is over
 
     def on_train_epoch_start(self) -> None:
         self._window = (self.global_step, time.monotonic())
