@@ -1,6 +1,6 @@
 """Table 3: fusion of clean pairs, and of the same pairs degraded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -83,8 +83,7 @@ def _table(
     table, order = ranked(scores, COLUMNS, ranked_by, OURS)
     if settings.output is not None:
         write_values(settings.output / f"table3_{name}.csv", scores)
-        best = next((method for method in order if method != OURS), OURS)
-        shown = list(dict.fromkeys((best, "guided_filter", OURS)))
+        shown = [*_first(order, given), *_first(order, set(results) - {OURS, *given}), OURS]
         _picture(settings.output / f"table3_{name}.png", pairs, {method: results[method] for method in shown})
     by = f"Ranked by {', '.join(ranked_by)}. {verdict(scores, OURS, given, ranked_by)}"
     return [table, by]
@@ -92,6 +91,11 @@ def _table(
 
 def _classical(fusion: Fusion) -> Callable[[SourcePair], Tensor]:
     return lambda pair: to_bytes(fusion(pair.visible.float() / 255, pair.infrared.float() / 255))
+
+
+def _first(order: Sequence[str], wanted: Collection[str]) -> list[str]:
+    """The best of some methods, if there are any."""
+    return [method for method in order if method in wanted][:1]
 
 
 def _picture(path: Path, pairs: Sequence[SourcePair], results: dict[str, dict[str, Tensor]]) -> None:
