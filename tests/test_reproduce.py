@@ -79,7 +79,7 @@ def test_table_3(data, weights, tmp_path, capfd):
     assert cli.main(["eval", *map(str, folders), "--metrics", "VIFF", "--csv", str(tmp_path / "e.csv")]) == 0
     for key, row in _values(tmp_path / "e.csv").items():
         assert clean[key]["VIFF"] == row["VIFF"]
-    assert "Beside the 1 methods given" in stdout
+    assert "Among the 1 methods given, DDRF-Net has the mean rank" in stdout
     assert "No results of other methods are given" in stdout
     assert "| **DDRF-Net** " in stdout
 
@@ -138,7 +138,10 @@ def test_the_verdict():
         method("b", SSIM=0.7, VIF=0.4), method("c", SSIM=0.6, VIF=0.1),
     ]  # fmt: skip
     line = scoring.verdict(scores, "ours", ["a", "b", "c"], ("SSIM", "VIF"))
-    assert line == "Beside the 3 methods given: best in SSIM; below their median in VIF."
+    assert line == (
+        "Among the 3 methods given, ours has the mean rank 2.00, place 1 of 4: best in SSIM; "
+        "below their median in VIF."
+    )
     table, order = scoring.ranked(scores, ("VIF",), ("VIF",), "ours")
     assert order == ["b", "a", "ours", "c"]
     assert table.splitlines()[4].replace(" ", "") == "|**ours**|0.2000|3.00|"

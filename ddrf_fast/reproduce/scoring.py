@@ -62,14 +62,17 @@ def ranked(
 
 
 def verdict(scores: Sequence[MethodScores], ours: str, others: Sequence[str], columns: Sequence[str]) -> str:
-    """In a line, where our method stands beside the others in each column."""
+    """In a line, where our method stands among some others, by the mean rank of the columns and in each."""
     means = {method.name: method.means() for method in scores}
     if not others:
         return "No results of other methods are given for this set."
+    ranks = _tables.mean_ranks({m: {c: means[m][c] for c in columns} for m in (ours, *others)})
+    place = 1 + sum(rank < ranks[ours] for rank in ranks.values())
     below = [c for c in columns if means[ours][c] < statistics.median(means[m][c] for m in others)]
     best = [c for c in columns if means[ours][c] > max(means[m][c] for m in others)]
     return (
-        f"Beside the {len(others)} methods given: best in {', '.join(best) or 'nothing'}; "
+        f"Among the {len(others)} methods given, {ours} has the mean rank {ranks[ours]:.2f}, "
+        f"place {place} of {len(ranks)}: best in {', '.join(best) or 'nothing'}; "
         f"below their median in {', '.join(below) or 'nothing'}."
     )
 
