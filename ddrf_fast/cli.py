@@ -19,17 +19,18 @@ from ddrf_fast._version import __version__
 
 PROGRAM = "ddrf-fast"
 
-# Of ddrf_fast.metrics, which cannot be asked here either.
-METRICS = "EN, AG, SSIM, VIF, VIFF, PSNR, Qabf, MI, SF, SD, NIQE, Mean"
-CONVENTIONS = ("standard", "vifb", "tang", "cddfuse")
-TABLES = ("table2", "table3", "table4", "static-dynamic", "losses")  # of ddrf_fast.reproduce
-
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is in --help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+
+
+# Of ddrf_fast.metrics, which cannot be asked here without importing torch; a test compares them.
+METRICS = "EN, AG, SSIM, VIF, VIFF, PSNR, Qabf, MI, SF, SD, NIQE, Mean"
+CONVENTIONS = ("standard", "vifb", "tang", "cddfuse")
+TABLES = ("table2", "table3", "table4", "static-dynamic", "losses")  # of ddrf_fast.reproduce
 
 
 def build_parser() -> argparse.ArgumentParser:
