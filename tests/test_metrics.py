@@ -453,6 +453,18 @@ def test_half_precision_images_are_computed_in_float32(images):
         torch.testing.assert_close(value, expected[name])
 
 
+@pytest.mark.gpu
+def test_a_gpu_measures_the_same(images):
+    names = tuple(name for name in metrics.MEASURES if name != "NIQE")
+    for convention in metrics.CONVENTIONS:
+        expected = evaluate(*images, names, convention)
+        for name, value in evaluate(*images.cuda(), names, convention).items():
+            assert value.is_cuda
+            torch.testing.assert_close(value.cpu(), expected[name], msg=f"{name}, {convention}")
+    noise = torch.rand(2, 1, 200, 300)
+    torch.testing.assert_close(metrics.niqe(noise.cuda()).cpu(), metrics.niqe(noise))
+
+
 def test_images_without_structure():
     flat = torch.full((1, 1, 41, 41), 0.5)
     scores = {name: value.item() for name, value in evaluate(flat, flat, flat).items()}
