@@ -112,6 +112,21 @@ def test_several_bands_and_blocks_of_rows():
         check(make(1, 2, size=(67, 70), kernel=5, weights_at=weights_at))
 
 
+@pytest.mark.parametrize("weights_at", WEIGHTS_AT)
+@pytest.mark.parametrize("padding", ["reflect", "circular", "zeros"])
+def test_wide_images_are_cut_into_strips(padding, weights_at):
+    """Of columns, also where the image is converted as it is read."""
+    case = make(1, 1, size=(13, 9001), kernel=23, scale=3, offset=1, padding=padding, weights_at=weights_at)
+    case = case.replace(image=(case.image * 255).to(torch.uint8))
+    kernels, weights = case.kernels.float(), case.weights.float()
+    integers = case.replace(kernels=kernels, weights=weights)
+    floats = integers.replace(image=case.image / 255)
+    assert "Fourier" not in plan_of(floats).split(";")[0]
+    out = floats.forward(OP)
+    assert_accurate(out, definition(floats.to(dtype=torch.float64)), definition(floats))
+    assert torch.equal(integers.forward(OP), out)
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (2, 2), (9, 3), (40, 40)])
 def test_grids(grid):
     check(make(size=(9, 20), grid=grid, weights_at="grid", scale=2))

@@ -395,7 +395,8 @@ static void backward_mixed_direct(const DegradeProblem& p, const DegradeGradient
       for (int64_t y = y0; y < y1; y += rows) {
         const int64_t count = std::min(rows, y1 - y);
         for (int64_t row = 0; row < count; ++row) {
-          weight_rows.load(b, y + row, scratch.get(), weights.get() + row * layout.wide, pixels);
+          weight_rows.load(b, y + row, 0, p.out_width, scratch.get(),
+                           weights.get() + row * layout.wide, pixels);
           for (int64_t c = 0; c < p.channels; ++c) {
             load_row(g.grad, offset_of(g.grad.stride, b, c, y + row), g.grad.stride[3], p.out_width,
                      grad.get() + c * pixels + row * layout.wide);

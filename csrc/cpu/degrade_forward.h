@@ -75,32 +75,32 @@ static void forward_tile(const Bank<T>& bank, const T* weights, int64_t weight_s
 template <class T>
 static void forward_mixed_direct(const DegradeProblem& p, const Output& out,
                                  const Threads& threads) {
-  const PaddedLayout layout(p, kLanes<T>);
-  const ColumnMap map(p, layout);
+  const ForwardTasks<T> tasks(p, p.channels, p.batch, threads);
+  const PaddedLayout& layout = tasks.layout;
   const Buffer<T> kernels = load_kernels<T>(p);
   const std::vector<Bank<T>> banks = make_banks(p, layout, kernels, /*keep_all=*/false);
   const WeightRows<T> weight_rows(p);
-  const int64_t rows = rows_of_task<T>(p, layout, p.channels, p.batch, threads);
-  const int64_t per_sample = divide_up(p.out_height, rows);
-  const int64_t channel_stride = ((rows - 1) * p.scale + p.kernel_size) * layout.row;
+  const int64_t channel_stride = tasks.padded_rows(tasks.rows) * layout.row;
 
-  threads.parallel_for(p.batch * per_sample, [&](int64_t begin, int64_t end) {
+  threads.parallel_for(p.batch * tasks.count(), [&](int64_t begin, int64_t end) {
     Buffer<T> padded(p.channels * channel_stride), line(p.width),
         scratch(weight_rows.scratch_size());
     Buffer<T> weights(p.num_kernels * layout.wide), result(p.channels * layout.wide);
     OutputRows<T> output_rows(p, out);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / per_sample, y0 = task % per_sample * rows;
-      const int64_t y1 = std::min(y0 + rows, p.out_height);
+      const int64_t b = task / tasks.count(), strip = task % tasks.count() / tasks.per_strip;
+      const int64_t y0 = task % tasks.per_strip * tasks.rows;
+      const int64_t y1 = std::min(y0 + tasks.rows, p.out_height);
+      const int64_t x0 = strip * tasks.columns, count = std::min(tasks.columns, p.out_width - x0);
       const Bank<T>& bank = banks[p.kernels_per_sample ? b : 0];
       for (int64_t c = 0; c < p.channels; ++c) {
-        for (int64_t i = 0; i < (y1 - y0 - 1) * p.scale + p.kernel_size; ++i) {
-          load_padded_row(p, layout, map, b, c, y0 * p.scale + i, line.get(),
+        for (int64_t i = 0; i < tasks.padded_rows(y1 - y0); ++i) {
+          load_padded_row(p, layout, tasks.maps[strip], b, c, y0 * p.scale + i, line.get(),
                           padded.get() + c * channel_stride + i * layout.row);
         }
       }
       for (int64_t y = y0; y < y1; ++y) {
-        weight_rows.load(b, y, scratch.get(), weights.get(), layout.wide);
+        weight_rows.load(b, y, x0, count, scratch.get(), weights.get(), layout.wide);
         std::memset(result.get(), 0, p.channels * layout.wide * sizeof(T));
         const T* site = padded.get() + (y - y0) * p.scale * layout.row;
         int64_t x = 0;
@@ -113,7 +113,7 @@ static void forward_mixed_direct(const DegradeProblem& p, const Output& out,
                           p.channels, result.get() + x, layout.wide);
         }
         for (int64_t c = 0; c < p.channels; ++c)
-          output_rows.finish(b, c, y, 0, p.out_width, result.get() + c * layout.wide);
+          output_rows.finish(b, c, y, x0, count, result.get() + c * layout.wide);
       }
     }
   });
@@ -217,33 +217,32 @@ static Buffer<T> mix_kernels(const DegradeProblem& p, const Buffer<T>& kernels) 
 template <class T>
 static void forward_uniform_direct(const DegradeProblem& p, const Output& out,
                                    const Threads& threads) {
-  const PaddedLayout layout(p, kLanes<T>);
-  const ColumnMap map(p, layout);
+  const ForwardTasks<T> tasks(p, 1, p.batch * p.channels, threads);
+  const PaddedLayout& layout = tasks.layout;
   const Buffer<T> mixed = mix_kernels(p, load_kernels<T>(p));
   std::vector<UniformKernel<T>> kernels;
   for (int64_t b = 0; b < p.batch; ++b) {
     kernels.emplace_back(mixed.get() + b * p.num_taps(), p.kernel_size, p.kernel_size,
                          [&](int64_t j) { return layout.column(j); });
   }
-  const int64_t planes = p.batch * p.channels;
-  const int64_t rows = rows_of_task<T>(p, layout, 1, planes, threads);
-  const int64_t per_plane = divide_up(p.out_height, rows);
 
-  threads.parallel_for(planes * per_plane, [&](int64_t begin, int64_t end) {
-    Buffer<T> padded(((rows - 1) * p.scale + p.kernel_size) * layout.row), line(p.width);
-    Buffer<T> result(rows * layout.wide);
+  threads.parallel_for(p.batch * p.channels * tasks.count(), [&](int64_t begin, int64_t end) {
+    Buffer<T> padded(tasks.padded_rows(tasks.rows) * layout.row), line(p.width);
+    Buffer<T> result(tasks.rows * layout.wide);
     OutputRows<T> output_rows(p, out);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t plane = task / per_plane, b = plane / p.channels, c = plane % p.channels;
-      const int64_t y0 = task % per_plane * rows, count = std::min(rows, p.out_height - y0);
-      for (int64_t i = 0; i < (count - 1) * p.scale + p.kernel_size; ++i) {
-        load_padded_row(p, layout, map, b, c, y0 * p.scale + i, line.get(),
+      const int64_t plane = task / tasks.count(), strip = task % tasks.count() / tasks.per_strip;
+      const int64_t b = plane / p.channels, c = plane % p.channels;
+      const int64_t y0 = task % tasks.per_strip * tasks.rows, x0 = strip * tasks.columns;
+      const int64_t count = std::min(tasks.rows, p.out_height - y0);
+      for (int64_t i = 0; i < tasks.padded_rows(count); ++i) {
+        load_padded_row(p, layout, tasks.maps[strip], b, c, y0 * p.scale + i, line.get(),
                         padded.get() + i * layout.row);
       }
       const auto row_of = [&](int64_t y) { return result.get() + y * layout.wide; };
       blur_rows(kernels[b], padded.get(), layout.row, p.scale, layout.wide, count, row_of);
       for (int64_t y = 0; y < count; ++y)
-        output_rows.finish(b, c, y0 + y, 0, p.out_width, row_of(y));
+        output_rows.finish(b, c, y0 + y, x0, std::min(tasks.columns, p.out_width - x0), row_of(y));
     }
   });
 }

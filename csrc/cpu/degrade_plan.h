@@ -115,9 +115,11 @@ struct PaddedLayout {
   int64_t plane;  // columns of one residue, up to whole vectors
   int64_t row;    // all residues
 
-  PaddedLayout(const DegradeProblem& p, int64_t lanes)
-      : scale(p.scale), kernel_size(p.kernel_size), columns(p.padded_width()) {
-    wide = round_up(p.out_width, lanes);
+  PaddedLayout(const DegradeProblem& p, int64_t lanes) : PaddedLayout(p, lanes, p.out_width) {}
+  // Of a strip of `outputs` columns.
+  PaddedLayout(const DegradeProblem& p, int64_t lanes, int64_t outputs)
+      : scale(p.scale), kernel_size(p.kernel_size), columns((outputs - 1) * scale + kernel_size) {
+    wide = round_up(outputs, lanes);
     plane = round_up(wide + (kernel_size - 1) / scale, lanes);
     row = scale * plane;
   }
@@ -132,17 +134,23 @@ struct PaddedLayout {
 struct ColumnMap {
   std::vector<int64_t> source;  // -1: nothing there
   std::vector<int64_t> first, last;
+  int64_t begin, end;  // of the columns that are shown
 
-  ColumnMap(const DegradeProblem& p, const PaddedLayout& layout)
-      : source(layout.row, -1), first(p.scale), last(p.scale) {
+  // Of the strip from output column x0 on.
+  ColumnMap(const DegradeProblem& p, const PaddedLayout& layout, int64_t x0 = 0)
+      : source(layout.row, -1), first(p.scale), last(p.scale), begin(p.width), end(0) {
     for (int64_t q = 0; q < p.scale; ++q) {
       const int64_t count = layout.columns_of(q);
-      const int64_t start = q + p.origin();
+      const int64_t start = q + p.origin() + x0 * p.scale;
       first[q] = std::clamp<int64_t>(start >= 0 ? 0 : divide_up(-start, p.scale), 0, count);
       last[q] = std::clamp<int64_t>(start >= p.width ? 0 : divide_up(p.width - start, p.scale),
                                     first[q], count);
       for (int64_t j = 0; j < count; ++j) {
-        source[q * layout.plane + j] = source_index(start + j * p.scale, p.width, p.padding);
+        const int64_t x = source_index(start + j * p.scale, p.width, p.padding);
+        source[q * layout.plane + j] = x;
+        if (x < 0) continue;
+        begin = std::min(begin, x);
+        end = std::max(end, x + 1);
       }
     }
   }

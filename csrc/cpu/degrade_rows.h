@@ -90,20 +90,21 @@ static void load_padded_row(const DegradeProblem& p, const PaddedLayout& layout,
     std::memset(to, 0, layout.row * sizeof(T));
     return;
   }
-  const int64_t start = offset_of(p.image.stride, b, c, y);
+  const int64_t start = offset_of(p.image.stride, b, c, y) + map.begin * p.image.stride[3];
   const bool as_is = p.image.element == (sizeof(T) == 8 ? Element::kFloat64 : Element::kFloat32) &&
                      p.image.stride[3] == 1;
-  if (!as_is) load_row(p.image, start, p.image.stride[3], p.width, line);
+  if (!as_is) load_row(p.image, start, p.image.stride[3], map.end - map.begin, line);
   const T* from = as_is ? reinterpret_cast<const T*>(p.image.data) + start : line;
+  const auto shown = [&](int64_t x) { return x < 0 ? T(0) : from[x - map.begin]; };
   for (int64_t q = 0; q < p.scale; ++q) {
     const int64_t* source = map.source.data() + q * layout.plane;
     T* plane = to + q * layout.plane;
     const int64_t first = map.first[q], last = map.last[q], count = layout.columns_of(q);
-    for (int64_t j = 0; j < first; ++j) plane[j] = source[j] < 0 ? T(0) : from[source[j]];
+    for (int64_t j = 0; j < first; ++j) plane[j] = shown(source[j]);
     if (first < last)
-      convert_row(from + source[first], p.scale, plane + first, 1, last - first,
+      convert_row(from + source[first] - map.begin, p.scale, plane + first, 1, last - first,
                   [](T x) { return x; });
-    for (int64_t j = last; j < count; ++j) plane[j] = source[j] < 0 ? T(0) : from[source[j]];
+    for (int64_t j = last; j < count; ++j) plane[j] = shown(source[j]);
   }
 }
 
@@ -163,10 +164,11 @@ class WeightRows {
   // Two lines of scratch.
   int64_t scratch_size() const { return 2 * p_.grid_width; }
 
-  // weights[m * stride + x] for the row y of sample b.
-  void load(int64_t b, int64_t y, T* scratch, T* weights, int64_t stride) const {
+  // weights[m * stride + x] for the row y of sample b, `count` of them from column x0 on.
+  void load(int64_t b, int64_t y, int64_t x0, int64_t count, T* scratch, T* weights,
+            int64_t stride) const {
     for (int64_t m = 0; m < p_.num_kernels; ++m)
-      load_kernel(b, m, y, 0, p_.out_width, scratch, weights + m * stride);
+      load_kernel(b, m, y, x0, count, scratch, weights + m * stride);
   }
 
   // Those of one kernel, `count` of them from column x0 on.
@@ -271,15 +273,46 @@ static std::vector<Bank<T>> make_banks(const DegradeProblem& p, const PaddedLayo
   return banks;
 }
 
-// Output rows of one task of the forward pass: many, to read few rows twice, but within the cache
-// and so few that every thread has work. No result depends on it.
+// How the direct sums of the forward pass are cut into tasks: rows, many, to read few of them
+// twice, but within the cache and so few that every thread has work; and strips of columns, one but
+// for wide images, of whose rows the cache holds too few. No result depends on it.
 template <class T>
-static int64_t rows_of_task(const DegradeProblem& p, const PaddedLayout& layout, int64_t channels,
-                            int64_t planes, const Threads& threads) {
-  constexpr int64_t kCacheBytes = 512 << 10;
-  const int64_t cached = kCacheBytes / (channels * layout.row * static_cast<int64_t>(sizeof(T)));
-  const int64_t rows = (cached - p.kernel_size) / p.scale + 1;
-  const int64_t share = divide_up(planes * p.out_height, 4 * threads.count);
-  return std::clamp<int64_t>(std::min(rows, share), std::min<int64_t>(2, p.out_height),
-                             p.out_height);
-}
+struct ForwardTasks {
+  int64_t columns, rows;        // outputs of a task
+  int64_t strips, per_strip;    // tasks
+  PaddedLayout layout;          // of a strip
+  std::vector<ColumnMap> maps;  // of each
+
+  ForwardTasks(const DegradeProblem& p, int64_t channels, int64_t planes, const Threads& threads)
+      : columns(columns_of_strip(p, channels)),
+        strips(divide_up(p.out_width, columns)),
+        layout(p, kLanes<T>, columns) {
+    const int64_t cached = numbers_in_cache(channels) / layout.row;
+    const int64_t wanted = (cached - p.kernel_size) / p.scale + 1;
+    const int64_t share = divide_up(planes * strips * p.out_height, 4 * threads.count);
+    rows = std::clamp<int64_t>(std::min(wanted, share), std::min<int64_t>(2, p.out_height),
+                               p.out_height);
+    per_strip = divide_up(p.out_height, rows);
+    for (int64_t strip = 0; strip < strips; ++strip) maps.emplace_back(p, layout, strip * columns);
+  }
+
+  int64_t count() const { return strips * per_strip; }
+  // Rows of the padded image under `outputs` rows.
+  int64_t padded_rows(int64_t outputs) const {
+    return (outputs - 1) * layout.scale + layout.kernel_size;
+  }
+
+ private:
+  static int64_t numbers_in_cache(int64_t channels) {
+    constexpr int64_t kCacheBytes = 512 << 10;
+    return kCacheBytes / (channels * static_cast<int64_t>(sizeof(T)));
+  }
+  // All of them where twice a kernel's rows are cached; else even shares of as many as that allows.
+  static int64_t columns_of_strip(const DegradeProblem& p, int64_t channels) {
+    constexpr int64_t kWhole = kUniformTile * kLanes<T>;
+    const int64_t padded = numbers_in_cache(channels) / (2 * p.kernel_size);
+    const int64_t fitting = std::max((padded - p.kernel_size) / p.scale, 4 * kWhole);
+    const int64_t share = divide_up(p.out_width, divide_up(p.out_width, fitting));
+    return std::min(round_up(share, kWhole), p.out_width);
+  }
+};
