@@ -327,9 +327,12 @@ class Correlation {
     const auto fitting = [&](int64_t other) {
       return kPieceBytes / (piece_row * other * int64_t{sizeof(Acc)});
     };
+    // A shared kernel stays with its task in all turns, so that each sample's sums are complete
+    // before the next one's begin.
     const bool shared = mixer.is_shared();
-    const int64_t most_rows = std::clamp<int64_t>(
-        fitting(shared ? 1 : std::min<int64_t>(batch, kMostSamples)), kBlockRows, kMostRows);
+    const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, turn_channels_));
+    const int64_t together = shared ? turns : std::min<int64_t>(batch, kMostSamples);
+    const int64_t most_rows = std::clamp<int64_t>(fitting(together), kBlockRows, kMostRows);
     const int64_t block_rows = even_rows(most_rows);
     const int64_t blocks = ceil_div(outputs_, block_rows);
     const int64_t most_samples =
@@ -342,7 +345,6 @@ class Correlation {
 
     // The pixels of each sample, channel by channel. Where they lie so already they are read from
     // there, but for the very last channels: a vector of theirs may end outside the image.
-    const int64_t turns = ceil_div(channels_, turn_channels_);
     const bool direct = reads_directly(image);
     const int64_t sample_entries = entries(channels_), turn_entries = entries(turn_channels_);
     const Tiles::Place place = tiles_.place(0);
@@ -397,9 +399,9 @@ class Correlation {
     }
     parallel_for(groups_ * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t piece_size = block_rows * piece_row;
-      const Scratch<Acc> pieces((shared ? 1 : block_samples) * piece_size);
+      const Scratch<Acc> pieces((shared ? turns : block_samples) * piece_size);
       const Scratch<Acc> column(piece_row);
-      const Scratch<Acc> c(block_samples * block_rows * c_row);
+      const Scratch<Acc> c((shared ? 1 : block_samples) * block_rows * c_row);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task % blocks, group_samples = task / blocks;
         const int64_t group = group_samples % groups_;
@@ -407,18 +409,33 @@ class Correlation {
         const int64_t sample = begin_sample + before;
         const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, outputs_ - row);
-        for (int64_t channel = 0; channel == 0 || channel < channels_; channel += turn_channels_) {
+        const auto mix_turn = [&](int64_t turn, int64_t first, int64_t count, Acc* target) {
+          const int64_t channel = turn * turn_channels_;
+          mix(mixer, first, count, group, row, rows, channel,
+              std::min(turn_channels_, channels_ - channel), target, piece_size);
+        };
+        const auto multiply_turn = [&](int64_t turn, int64_t i, const Acc* piece, Acc* sums) {
+          const int64_t channel = turn * turn_channels_;
           const int64_t taken = std::min(turn_channels_, channels_ - channel);
-          const int64_t a_row = forward ? taken * kernel_taps_ : kernel_taps_;
-          mix(mixer, shared ? mixer.kAnySample : sample, shared ? 1 : samples, group, row, rows,
-              channel, taken, pieces.get(), piece_size);
+          const Acc* b = pixels(sample + i, group, channel);
+          const bool in_image = direct && b != copied.get();
+          take_turn(job, {sample + i, group * outputs_ + row, rows, 0, place}, channel,
+                    channel + taken, piece, forward ? taken * kernel_taps_ : kernel_taps_, b,
+                    tables[block == blocks - 1][in_image].data(), column.get(), sums, c_row);
+        };
+        for (int64_t turn = 0; turn < turns; ++turn) {
+          if (shared) {
+            mix_turn(turn, mixer.kAnySample, 1, &pieces[turn * piece_size]);
+            continue;
+          }
+          mix_turn(turn, sample, samples, pieces.get());
           for (int64_t i = 0; i < samples; ++i) {
-            const Acc* b = pixels(sample + i, group, channel);
-            const bool in_image = direct && b != copied.get();
-            take_turn(job, {sample + i, group * outputs_ + row, rows, 0, place}, channel,
-                      channel + taken, &pieces[shared ? 0 : i * piece_size], a_row, b,
-                      tables[block == blocks - 1][in_image].data(), column.get(),
-                      &c[i * block_rows * c_row], c_row);
+            multiply_turn(turn, i, &pieces[i * piece_size], &c[i * block_rows * c_row]);
+          }
+        }
+        for (int64_t i = 0; shared && i < samples; ++i) {
+          for (int64_t turn = 0; turn < turns; ++turn) {
+            multiply_turn(turn, i, &pieces[turn * piece_size], c.get());
           }
         }
       }
