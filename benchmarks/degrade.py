@@ -1,7 +1,8 @@
 """degrade: training batches of 3x256x256 and single 1x400x400 images, with banks of real blur kernels.
 
 The cases of the family "loader" are what a data loader's worker does, on one thread: an array [H, W, C] of
-uint8 in, one out. They have providers and a reference of their own, and no part in the mean of the others.
+uint8 in, one out. They have providers and a reference of their own, and as they want one thread, no part in
+the mean of the others.
 """
 
 import functools
@@ -256,9 +257,9 @@ OPERATION = Operation(
                 *PEERS,
             ),
         ),
-        _for_loaders("loader_ddrf_fast", build_numpy, "ddrf_fast.numpy", peer=False),
-        _for_loaders("loader_opencv", lambda case, setting: lambda t: opencv(case, t), "cv2", peer=True),
-        _for_loaders("loader_scipy", lambda case, setting: lambda t: scipy(case, t), "scipy", peer=True),
+        _for_loaders("ddrf_fast", build_numpy, "ddrf_fast.numpy", peer=False),
+        _for_loaders("opencv_loop", lambda case, setting: lambda t: opencv(case, t), "cv2", peer=True),
+        _for_loaders("scipy_loop", lambda case, setting: lambda t: scipy(case, t), "scipy", peer=True),
     ),
     inputs=inputs,
     reference=reference,

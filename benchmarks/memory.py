@@ -66,7 +66,7 @@ def _peaks(operation: str, case: Case, setting: Setting, names: Sequence[str]) -
     loaded = load(operation)
     found = {}
     for provider in loaded.providers:
-        if provider.name in names:
+        if provider.name in names and provider.skip(case, setting) is None:
             computed = provider.of or loaded
             inputs = computed.draw(case, setting, provider, seed=2)
             step = measured_step(computed, provider.build(case, setting), [inputs], setting)

@@ -218,7 +218,7 @@ def test_loaders_compute_the_operation_on_one_thread(weights: str, monkeypatch):
             verdict = gate.judge(provider, provider.build(case, Setting()))
             assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
             judged.append(provider.name)
-    assert judged == ["loader_ddrf_fast", "loader_opencv", "loader_scipy"]
+    assert judged == ["ddrf_fast", "opencv_loop", "scipy_loop"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert all(provider.skip(case, Setting()) for provider in operation.providers)
 
