@@ -583,6 +583,12 @@ def test_empty_batch(attention: str):
         assert not mine.any()
 
 
+@pytest.mark.parametrize("bank", [1, 3])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
+def test_nothing_but_a_code(padding: tuple[int, int], bank: int):
+    check(Case(channels=(0, 5), code=2, padding=padding, bank=bank), 13, torch.float32)
+
+
 def test_kernels_too_large_to_be_mixed_at_once():
     case = Case(batch=5, channels=(512, 512), size=(1, 2), padding=(1, 1), bank=1)
     check(case, 9, torch.float32)

@@ -79,7 +79,7 @@ class Correlation {
       const int64_t step =
           reads_directly(image)
               ? batch
-              : std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)}));
+              : std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)} + 1));
       for (int64_t first = 0; first < batch; first += step) {
         run_in_blocks(job, first, std::min(step, batch - first));
       }
