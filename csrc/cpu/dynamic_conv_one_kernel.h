@@ -24,14 +24,15 @@ OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Sc
   if (!(shared && (kFloat || kPairs<Scalar>)) && !(kFloat && shape.batch == 1)) {
     return OneKernel::kNone;
   }
-  // Few channels fill no blocks, few pixels do not pay for its way to call. Large maps of planes
-  // cost it a copy. Winograd needs fewer multiplications, which counts in float32.
-  constexpr int64_t kMostPlane = 1024, kLeastPixels = 128;
-  const int64_t least_channels = shared ? 32 : 64;
+  // Few channels fill no blocks, few pixels do not pay for the call, or for a kernel mixed outside
+  // of the cache. Large maps of planes cost it a copy. Winograd needs fewer multiplications, which
+  // counts in float32.
+  constexpr int64_t kMostPlane = 1024;
+  const int64_t least_channels = shared ? 32 : 64, least_pixels = shared ? 128 : 256;
   const int64_t pixels = shape.out_size[0] * shape.out_size[1];
   const bool wins = shape.groups == 1 && shape.code_channels == 0 && shape.taps() > 1 &&
                     std::min(shape.in_channels, shape.out_channels) >= least_channels &&
-                    shape.batch * pixels >= kLeastPixels &&
+                    shape.batch * pixels >= least_pixels &&
                     (pixels <= kMostPlane || operands.x.stride[1] == 1) &&
                     !(kFloat && Winograd<Scalar>::fits(shape));
   if (!wins) return OneKernel::kNone;
