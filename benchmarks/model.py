@@ -223,4 +223,5 @@ OPERATION = Operation(
     exact=exact,
     loss=loss,
     depth=5.0,
+    kinked=True,
 )

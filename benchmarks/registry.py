@@ -131,6 +131,8 @@ class Operation:
         plan: Case, inputs -> how ddrf_fast runs it, in words.
         depth: How many roundings deep it is, roughly: a factor on the error that the gate allows.
         loss: Inputs, output -> the number that a training step lowers; for the mode "step".
+        kinked: Whether there are rectifiers inside, so that a number rounded to the other side of a kink
+            changes the gradients by far more than itself.
         coupled: Whether the samples of a training batch depend on each other (by batch normalisation).
     """
 
@@ -146,6 +148,7 @@ class Operation:
     exact: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
     depth: float = 1.0
     loss: Callable[[Inputs, Tensor], Tensor] | None = None
+    kinked: bool = False
     coupled: bool = False
 
     def draw(self, case: Case, setting: Setting, provider: Provider, seed: int) -> Inputs:

@@ -1,5 +1,6 @@
 """The frame for measuring: arithmetic, the gate, the runner end to end, every committed result."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -499,10 +500,28 @@ def test_a_training_step_lowers_the_loss():
     operation, case = _small("model")
     setting = Setting(mode="step")
     provider = operation.providers[0]
-    inputs = operation.draw(case, setting, provider, seed=3)
+    inputs = operation.exact(operation.draw(case, setting, provider, seed=3))
     run = provider.build(case, setting)
     step = timing.measured_step(operation, run, [inputs], setting)
     before = operation.loss(inputs, run(inputs)).item()
-    for i in range(5):
+    for i in range(20):
         step(i)
     assert operation.loss(inputs, run(inputs)).item() < before
+
+
+@pytest.mark.parametrize(
+    ("wrong_draws", "kinked", "status"), [(1, True, "ok"), (2, True, "wrong"), (1, False, "wrong")]
+)
+def test_gradients_on_the_other_side_of_a_kink_are_judged_again(wrong_draws: int, kinked: bool, status: str):
+    operation, case = _small("dynamic_conv")
+    operation = dataclasses.replace(operation, kinked=kinked)
+    calls = []
+
+    def spoil(y, t):
+        calls.append(y)
+        return y + (0.1 if len(calls) <= wrong_draws else 0.0) * (t["bias"].sum() - t["bias"].sum().detach())
+
+    setting = Setting(mode="fwdbwd")
+    provider = _spoilt(spoil)
+    verdict = verify.Gate(operation, case, setting).judge(provider, provider.build(case, setting))
+    assert verdict.status == status
