@@ -50,18 +50,28 @@ static void fold_row(const DegradeProblem& p, const PaddedLayout& layout, const 
   const int64_t s = p.scale, origin = p.origin(), first = std::max<int64_t>(-origin, 0);
   const int64_t last = std::clamp(p.width - origin, first, std::max(first, layout.columns));
   const int64_t from = std::min(round_up(first, s), last), until = std::max(from, last / s * s);
+  const auto copy = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sum[i + origin] = planes[layout.column(i)];
+  };
+  const auto interleave = [&](auto run) {
+    run(planes + from / s, layout.plane, (until - from) / s, sum + from + origin);
+  };
   std::memset(sum, 0, p.width * sizeof(T));
-  for (int64_t i = first; i < from; ++i) sum[i + origin] = planes[layout.column(i)];
-  const auto interleave = s == 1   ? interleave_planes<1, T>
-                          : s == 2 ? interleave_planes<2, T>
-                          : s == 4 ? interleave_planes<4, T>
-                                   : nullptr;
-  if (interleave) {
-    interleave(planes + from / s, layout.plane, (until - from) / s, sum + from + origin);
-  } else {
-    for (int64_t i = from; i < until; ++i) sum[i + origin] = planes[layout.column(i)];
+  copy(first, from);
+  switch (s) {
+    case 1:
+      interleave(interleave_planes<1, T>);
+      break;
+    case 2:
+      interleave(interleave_planes<2, T>);
+      break;
+    case 4:
+      interleave(interleave_planes<4, T>);
+      break;
+    default:
+      copy(from, until);
   }
-  for (int64_t i = until; i < last; ++i) sum[i + origin] = planes[layout.column(i)];
+  copy(until, last);
   for (int64_t q = 0; q < s; ++q) {
     const int64_t* source = map.source.data() + q * layout.plane;
     const auto add_mapped = [&](int64_t begin, int64_t end) {
