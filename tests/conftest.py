@@ -32,6 +32,18 @@ def data_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of a small network, untrained."""
+    # Here, because the tests of the operations need nothing but torch.
+    from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2))
+    return save_model(model, tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
 @pytest.fixture(params=["reference", "native"])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test once in plain torch and once on the compiled CPU kernels."""

@@ -16,14 +16,6 @@ import yaml
 
 import ddrf_fast
 from ddrf_fast import cli
-from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2))
-    return save_model(model, tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 @pytest.fixture

@@ -9,19 +9,11 @@ import torch
 
 from ddrf_fast import cli, metrics
 from ddrf_fast.evaluation import MethodScores
-from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.reproduce import TABLES, paper, scoring
 from ddrf_fast.reproduce.ablations import LOSSES, STATIC_DYNAMIC
 from ddrf_fast.reproduce.denoise import non_local_means
 from ddrf_fast.reproduce.pairs import clean_pairs, degraded_pairs
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2))
-    return save_model(model, tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
 """The figures that the paper prints, by table and method; of its own data, weights and definitions."""
 
+from collections.abc import Mapping, Sequence
+
+from ddrf_fast import _tables
+
 COLUMNS = ("EN", "AG", "SSIM", "VIF", "PSNR", "Mean")
 
 TABLE_3_FLIR = {
@@ -61,3 +65,9 @@ TABLE_2: dict[str, tuple[float | None, float | None]] = {
     "RFN-Nest": (0.119, 18.20),
     "DDRF-Net": (0.028, 7.58),
 }
+
+
+def printed(title: str, table: Mapping[str, Sequence[float]]) -> list[str]:
+    """A heading and a table of the paper in Markdown, with the digits that it prints."""
+    rows = [[method, *(f"{value:.2f}" for value in values)] for method, values in table.items()]
+    return [f"### The paper's figures for {title}", _tables.markdown(["method", *COLUMNS], rows)]

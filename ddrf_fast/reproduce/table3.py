@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddrf_fast import _tables
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, Fusion
 from ddrf_fast.reproduce import paper
 from ddrf_fast.reproduce.denoise import non_local_means
@@ -47,12 +46,7 @@ def run(settings: Settings) -> str:
         )
         parts += _table(settings, f"{name}_degraded", pairs, DEGRADED_RANKED_BY, with_cleaned=True)
     for title, rows in (("FLIR", paper.TABLE_3_FLIR), ("RGBT", paper.TABLE_3_RGBT)):
-        parts.append(f"### The paper's figures for {title}")
-        parts.append(
-            _tables.markdown(
-                ["method", *paper.COLUMNS], [[m, *(f"{v:.2f}" for v in row)] for m, row in rows.items()]
-            )
-        )
+        parts += paper.printed(title, rows)
     return "\n\n".join(parts)
 
 

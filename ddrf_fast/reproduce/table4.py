@@ -67,9 +67,7 @@ def run(settings: Settings) -> str:
         if settings.output is not None:
             write_values(settings.output / f"table4_{name}.csv", written)
     for title, rows in (("Gun", paper.TABLE_4_GUN), ("TNO", paper.TABLE_4_TNO)):
-        parts.append(f"### The paper's figures for {title}")
-        printed = [[m, *(f"{value:.2f}" for value in row)] for m, row in rows.items()]
-        parts.append(_tables.markdown(["method", *paper.COLUMNS], printed))
+        parts += paper.printed(title, rows)
     return "\n\n".join(parts)
 
 
