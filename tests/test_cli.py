@@ -49,7 +49,7 @@ def _names(folder):
 
 
 def _command(*arguments):
-    return [sys.executable, "-m", "ddrf_fast.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "ddrf_fast", *map(str, arguments)]
 
 
 def _process(*arguments, **options):

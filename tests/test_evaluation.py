@@ -162,8 +162,8 @@ def test_bad_usage_is_one_line_and_2(folders, capfd):
 
 
 def test_the_command_line_offers_what_there_is():
-    assert tuple(cli.METRICS.split(", ")) == tuple(metrics.MEASURES)
-    assert cli.CONVENTIONS == metrics.CONVENTIONS
+    assert tuple(cli.eval.METRICS.split(", ")) == tuple(metrics.MEASURES)
+    assert cli.eval.CONVENTIONS == metrics.CONVENTIONS
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_bad_usage_is_one_line_and_2(data, weights, capfd, monkeypatch):
         assert (code, stdout) == (2, ""), arguments
         assert stderr.startswith("ddrf-fast: error: ") and stderr.count("\n") == 1, stderr
         assert message in stderr, arguments
-    assert tuple(TABLES) == cli.TABLES
+    assert tuple(TABLES) == cli.reproduce.NAMES
 
 
 @pytest.mark.parametrize(("table", "experiments"), [("static-dynamic", STATIC_DYNAMIC), ("losses", LOSSES)])

@@ -485,7 +485,7 @@ def test_two_processes_are_one_with_the_double_batch(folder, tmp_path):
     (tmp_path / "two.yaml").write_text(two.to_yaml())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launcher, "-m", "ddrf_fast.cli", "train", "--config", str(tmp_path / "two.yaml")],
+        [*launcher, "-m", "ddrf_fast", "train", "--config", str(tmp_path / "two.yaml")],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
