@@ -181,14 +181,28 @@ def test_crops_repeat_and_stay_registered(folder):
         assert torch.equal(first, second)
     assert not torch.equal(crops[3].visible, crops[4].visible)
     assert not torch.equal(crops[3].visible, RandomCrops(pairs, 32, seed=2)[3].visible)
-    # The same image as all three: whatever is cut and turned, it stays so.
+    # The same image as both, of which every fusion makes the same again: cut and turned, it stays so.
     for index, pair in pairs.cache.items():
-        pairs.cache[index] = pair._replace(images=pair.images[:1].expand(3, -1, -1, -1))
+        pairs.cache[index] = pair._replace(images=pair.images[:1].expand(2, -1, -1, -1))
     for number in range(20):
         item = crops[number]
-        assert torch.equal(item.visible, item.infrared) and torch.equal(item.visible, item.positive)
+        assert torch.equal(item.visible, item.infrared)
+        torch.testing.assert_close(item.visible, item.positive)
     assert max(ValidationCrops(kept)[0].visible.shape) <= 256
     assert ValidationCrops(kept, 7)[0].visible.shape[1] % 7 == 0
+
+
+def test_the_best_of_the_chosen_fusions_makes_the_positive_sample(folder):
+    every, _ = load_pairs((PairSource(folder),), 32, 0)
+    for number in range(len(every)):
+        _, images, fusion = every[number]
+        visible, infrared = images[:, None] / 255
+        best = positive_sample(visible, infrared)[1].item()
+        assert fusion is list(CLASSICAL_FUSIONS.values())[best]
+    chosen, _ = load_pairs((PairSource(folder),), 32, 0, fusions=["laplacian_salient"])
+    crop = RandomCrops(chosen, 32, seed=0)[5]
+    expected = CLASSICAL_FUSIONS["laplacian_salient"](crop.visible[None], crop.infrared[None])[0]
+    torch.testing.assert_close(crop.positive, expected.clamp(0, 1))
 
 
 def test_every_pair_has_its_turn(folder):
@@ -253,6 +267,30 @@ def test_down_sampled_images_come_back_to_their_size(folder):
     low = torch.nn.functional.interpolate(crops.visible[:, :, ::4, ::4], (32, 32), mode="bicubic")
     torch.testing.assert_close(degraded[0], low.clamp(0, 1))
     assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
+
+
+def test_clean_pairs_stay_as_they_are(folder):
+    module, crops = module_and_batch(folder, "degradation=low_light", "dark_fraction=1", size=3)
+    clean = torch.tensor([True, False, True])
+    for spatial in (False, True):
+        degraded, codes = module.degrade(module.degradation, crops, 0, spatial, clean=clean)
+        for image, expected in zip(degraded, crops[1:], strict=True):
+            torch.testing.assert_close(image[clean], expected[clean])
+            assert (image[1] - expected[1]).abs().mean() > 1e-3
+        assert (codes[0][clean][:, -1] == 0).all()
+
+
+def test_a_training_starts_from_given_weights(folder, tmp_path):
+    module, _ = module_and_batch(folder)
+    first = save_model(module.model, tmp_path / "first.safetensors")
+    fresh = TrainingModule(settings(folder, "unused", "seed=1"), 4)
+    assert not torch.equal(fresh.model.fusion.merge.weight, module.model.fusion.merge.weight)
+    fresh.start_from(load_model(first))
+    for network in (fresh.model, fresh.average):
+        for name, value in module.model.state_dict().items():
+            assert torch.equal(network.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="initial_weights are of a network with"):
+        TrainingModule(settings(folder, "unused", "model.width=4"), 4).start_from(load_model(first))
 
 
 def test_a_sample_is_degraded_alike_in_any_batch(folder):

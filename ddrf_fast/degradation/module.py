@@ -156,6 +156,22 @@ class DynamicDegradation(nn.Module):
             padding=config.padding,
         )
 
+    def cleared(self, recipe: Degradation, clean: Tensor) -> Degradation:
+        """A recipe without the blur, the noise and the darkness of some samples; down-sampling stays.
+
+        Args:
+            recipe: of :meth:`sample`.
+            clean: bool Tensor[B], which samples.
+        """
+        keep = (~clean).float()
+        return replace(
+            recipe,
+            kernels=torch.where(clean[:, None, None, None], self._identity, recipe.kernels),
+            noise_std=recipe.noise_std * keep,
+            shot_noise=None if recipe.shot_noise is None else recipe.shot_noise * keep,
+            tone=None if recipe.tone is None else torch.where(clean[:, None], 1.0, recipe.tone),
+        )
+
     def forward(
         self,
         image: Tensor,

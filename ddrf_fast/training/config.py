@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddrf_fast.degradation.presets import PRESETS as DEGRADATIONS
 from ddrf_fast.models import DDRFNetConfig
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -56,6 +57,8 @@ class TrainingConfig:
         model: sizes of the network, and which of its parts are dynamic.
         crop: side of the square crops in pixels, even, at least 32.
         batch_size: crops in a step, those of all processes together: their number does not change the result.
+        initial_weights: a weights file that the training starts from, of the same ``model`` (fine-tuning);
+            None: fresh weights. The routers' temperature then starts at 1.
         epochs: how often the data are gone through.
         crops_per_pair: crops that an epoch takes of each pair.
         max_minutes: end the training (with its learning rate run down to the end) after so much time even if
@@ -76,8 +79,10 @@ class TrainingConfig:
         degradation: preset of :class:`~ddrf_fast.degradation.DynamicDegradation`.
         scales: of the down-sampling, one drawn for each step; the image is brought back to its size.
         noise_std: (lowest, highest) noise level for images in [0, 1].
+        dark_fraction: part of the images that are taken in the dark; None: as the preset says.
         sharp_fraction: part of the images that are not blurred, so that sharp ones are left sharp.
         noiseless_fraction: part of the images that get no noise.
+        clean_fraction: part of the pairs of which neither image is degraded, but for down-sampling.
         spatial_fraction: part of the steps in which the blur varies over the image.
         known_fraction: part of the codes that are given; the others are left to the blind estimator.
         annealing_fraction: part of the training in which the routers' temperature falls from 30 to 1.
@@ -86,6 +91,8 @@ class TrainingConfig:
         similarity_weight: weight of eq. 7.
         negative_weight: weight of eq. 8.
         positive_weight: weight of eq. 9.
+        positive_fusions: names in :data:`~ddrf_fast.models.classical.CLASSICAL_FUSIONS`; the one that is best
+            for a pair makes its positive samples.
         estimator_weight: weight of the blind estimators' own loss.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.
@@ -105,6 +112,7 @@ class TrainingConfig:
     model: DDRFNetConfig = DDRFNetConfig()  # noqa: RUF009 (frozen)
     crop: int = 96
     batch_size: int = 16
+    initial_weights: str | None = None
     epochs: int = 89
     crops_per_pair: int = 16
     max_minutes: float | None = None
@@ -122,8 +130,10 @@ class TrainingConfig:
     degradation: str = "paper"
     scales: tuple[int, ...] = (1,)
     noise_std: tuple[float, float] = (0.0, 25 / 255)
+    dark_fraction: float | None = None
     sharp_fraction: float = 0.4
     noiseless_fraction: float = 0.4
+    clean_fraction: float = 0.0
     spatial_fraction: float = 0.5
     known_fraction: float = 0.5
     annealing_fraction: float = 0.1
@@ -132,6 +142,7 @@ class TrainingConfig:
     similarity_weight: float = 0.1
     negative_weight: float = 0.1
     positive_weight: float = 1.0
+    positive_fusions: tuple[str, ...] = tuple(CLASSICAL_FUSIONS)
     estimator_weight: float = 0.02
     negative_mode: NegativeMode = "text"
     validation_pairs: int = 8
@@ -151,6 +162,10 @@ class TrainingConfig:
             raise ValueError(
                 f"degradation must be one of {', '.join(DEGRADATIONS)}, got {self.degradation!r}"
             )
+        unknown = [name for name in self.positive_fusions if name not in CLASSICAL_FUSIONS]
+        if unknown or not self.positive_fusions:
+            names = ", ".join(CLASSICAL_FUSIONS)
+            raise ValueError(f"positive_fusions must be some of {names}, got {list(self.positive_fusions)}")
         for name, smallest in _SMALLEST.items():
             value = getattr(self, name)
             if value is not None and not value >= smallest:
@@ -160,8 +175,9 @@ class TrainingConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in _FRACTIONS:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
         for name, choice in (("precision", Precision), ("device", Device), ("negative_mode", NegativeMode)):
             if getattr(self, name) not in get_args(choice):
                 names = ", ".join(get_args(choice))
@@ -173,6 +189,8 @@ class TrainingConfig:
 
 
 _FRACTIONS = (
+    "clean_fraction",
+    "dark_fraction",
     "sharp_fraction",
     "noiseless_fraction",
     "spatial_fraction",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ddrf_fast.data import PairedFolder
 from ddrf_fast.losses import positive_sample
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS, Fusion
 from ddrf_fast.training.config import PairSource
 
 _ORDER, _CROP = 0, 1  # streams of random numbers
@@ -44,12 +45,13 @@ class Pair(NamedTuple):
 
     Attributes:
         name: data set and name, for the record.
-        images: uint8 Tensor[3, 1, H, W]: luma of the visible image, the infrared image, and their positive
-            sample.
+        images: uint8 Tensor[2, 1, H, W]: luma of the visible image, and the infrared image.
+        fusion: the classical fusion that is best for it (eq. 9).
     """
 
     name: str
     images: Tensor
+    fusion: Fusion
 
 
 class Pairs:
@@ -59,19 +61,27 @@ class Pairs:
         files: data sets, each with a name and the place of a pair in it.
         crop: side of the crops that will be taken.
         cache: keep what was read.
+        fusions: the classical fusions that compete for the positive sample, by name.
     """
 
-    def __init__(self, files: Sequence[tuple[str, PairedFolder, int]], crop: int, cache: bool = True) -> None:
+    def __init__(
+        self,
+        files: Sequence[tuple[str, PairedFolder, int]],
+        crop: int,
+        cache: bool = True,
+        fusions: Sequence[str] = tuple(CLASSICAL_FUSIONS),
+    ) -> None:
         self.names = [f"{name}/{folder.paths[index].name}" for name, folder, index in files]
         self.files = files
         self.crop = crop
+        self.fusions = {name: CLASSICAL_FUSIONS[name] for name in fusions}
         self.cache: dict[int, Pair] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:
-        """Reads a pair and makes its positive sample.
+        """Reads a pair and finds the fusion that is best for it.
 
         Raises:
             ValueError: it cannot be read, its sizes differ, or it is smaller than the crop.
@@ -84,10 +94,18 @@ class Pairs:
             raise ValueError(
                 f"{self.names[index]} is {list(visible.shape)}, smaller than the crop of {self.crop}"
             )
-        pair = Pair(self.names[index], _with_positive(visible, infrared))
+        images = torch.stack((visible, infrared))[:, None]
+        pair = Pair(self.names[index], images, self._best_fusion(images))
         if self.cache is not None:
             self.cache[index] = pair
         return pair
+
+    def _best_fusion(self, images: Tensor) -> Fusion:
+        methods = list(self.fusions.values())
+        if len(methods) == 1:
+            return methods[0]
+        visible, infrared = images[:, None] / 255
+        return methods[int(positive_sample(visible, infrared, self.fusions)[1])]
 
 
 class RandomCrops(Dataset[Crops]):
@@ -109,7 +127,7 @@ class RandomCrops(Dataset[Crops]):
     def __getitem__(self, sample_id: int) -> Crops:
         """Crop of the visible, infrared and positive image, each float Tensor[1, crop, crop] in [0, 1]."""
         turn, place = divmod(sample_id, len(self.pairs))
-        images = self.pairs[int(_order(self.seed, turn, len(self.pairs))[place])].images
+        _, images, fusion = self.pairs[int(_order(self.seed, turn, len(self.pairs))[place])]
         random = np.random.default_rng((self.seed, _CROP, sample_id))
         top, left = (int(random.integers(size - self.crop + 1)) for size in images.shape[2:])
         images = images[:, :, top : top + self.crop, left : left + self.crop]
@@ -120,7 +138,7 @@ class RandomCrops(Dataset[Crops]):
             images = images.flip(2)
         if transpose:
             images = images.transpose(2, 3)
-        return _as_floats(sample_id, images)
+        return _with_positive(sample_id, images, fusion)
 
 
 class ValidationCrops(Dataset[Crops]):
@@ -134,11 +152,11 @@ class ValidationCrops(Dataset[Crops]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Crops:
-        images = self.pairs[index].images
+        _, images, fusion = self.pairs[index]
         for dim in (2, 3):
             size = min(images.shape[dim], 256) // self.multiple * self.multiple
             images = images.narrow(dim, (images.shape[dim] - size) // 2, size)
-        return _as_floats(index, images)
+        return _with_positive(index, images, fusion)
 
 
 class StepBatches(Sampler[list[int]]):
@@ -179,6 +197,7 @@ def load_pairs(
     validation_pairs: int,
     cache: bool = True,
     progress_bar: bool = False,
+    fusions: Sequence[str] = tuple(CLASSICAL_FUSIONS),
 ) -> tuple[Pairs, Pairs]:
     """Finds the pairs of some data sets.
 
@@ -188,6 +207,7 @@ def load_pairs(
         validation_pairs: how many pairs to keep for validation, at equal distances in the list of all.
         cache: read all of them now, and keep them in memory.
         progress_bar: show one.
+        fusions: the classical fusions that compete for the positive sample, by name.
 
     Returns:
         The pairs for training and those for validation.
@@ -205,8 +225,8 @@ def load_pairs(
             f"{len(files)} pairs leave none for training beside {validation_pairs} validation_pairs"
         )
     kept = {(2 * i + 1) * len(files) // (2 * validation_pairs) for i in range(validation_pairs)}
-    training = Pairs([file for i, file in enumerate(files) if i not in kept], crop, cache)
-    validation = Pairs([files[i] for i in sorted(kept)], crop, cache)
+    training = Pairs([file for i, file in enumerate(files) if i not in kept], crop, cache, fusions)
+    validation = Pairs([files[i] for i in sorted(kept)], crop, cache, fusions)
     if cache:
         _read_all((training, validation), progress_bar)
     return training, validation
@@ -233,12 +253,12 @@ def _order(seed: int, turn: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, turn)).permutation(length)
 
 
-def _with_positive(visible: Tensor, infrared: Tensor) -> Tensor:
-    """uint8 Tensor[3, 1, H, W] of two uint8 Tensor[H, W] and their positive sample."""
-    sources = torch.stack((visible, infrared))[:, None, None]
-    positive, _ = positive_sample(*(sources / 255))
-    return torch.cat((*sources, positive.mul(255).round().byte()))
+def _with_positive(sample_id: int, images: Tensor, fusion: Fusion) -> Crops:
+    """Crops of uint8 Tensor[2, 1, H, W].
 
-
-def _as_floats(sample_id: int, images: Tensor) -> Crops:
-    return Crops(torch.tensor(sample_id), *(images.float() / 255))
+    The positive sample is made of the crop, not cut from that of the whole pair: the network can learn how a
+    method makes use of what is in front of it, but not of what was cut off.
+    """
+    visible, infrared = images.float() / 255
+    positive = fusion(visible[None], infrared[None])[0].clamp(0, 1)
+    return Crops(torch.tensor(sample_id), visible, infrared, positive)

@@ -23,7 +23,10 @@ from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import Crops
 
 _VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
-_KNOWN, _SEEDS = 3, 4  # a training has four seeds: of three degradations, and of who is told the code
+_CHANCES, _SEEDS = (
+    3,
+    4,
+)  # a training has four seeds: of three degradations, and of who is clean or told the code
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
@@ -57,6 +60,7 @@ class TrainingModule(lightning.LightningModule):
             noise_std=config.noise_std,
             sharp_fraction=config.sharp_fraction,
             white_fraction=1 - config.noiseless_fraction,
+            **({} if config.dark_fraction is None else {"dark_fraction": config.dark_fraction}),
         )
         self.validation_degradation = DynamicDegradation(config.degradation, noise_std=config.noise_std)
         if self.model.code_basis.shape != self.degradation.components.shape:
@@ -75,8 +79,28 @@ class TrainingModule(lightning.LightningModule):
         self._started = time.monotonic()
         self._window = (0, time.monotonic())
 
+    def start_from(self, model: DDRFNet) -> None:
+        """Goes on from the weights of another training.
+
+        Raises:
+            ValueError: that network has another configuration.
+        """
+        if model.config != self.config.model:
+            raise ValueError(
+                f"initial_weights are of a network with {model.config}, but model is {self.config.model}"
+            )
+        for network in (self.model, self.average):
+            network.load_state_dict(model.state_dict())
+            network.code_basis.copy_(self.degradation.components)
+
     def degrade(
-        self, degradation: DynamicDegradation, crops: Crops, seed: int, spatial: bool, scale: int = 1
+        self,
+        degradation: DynamicDegradation,
+        crops: Crops,
+        seed: int,
+        spatial: bool,
+        scale: int = 1,
+        clean: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Degrades the three images of each sample, each by its own degradation.
 
@@ -86,6 +110,7 @@ class TrainingModule(lightning.LightningModule):
             seed: the degradations of a sample depend on this and its number.
             spatial: let the blur vary over the image.
             scale: of the down-sampling; the image is brought back to its size.
+            clean: bool Tensor[B], the samples that are neither blurred, darkened nor given noise.
 
         Returns:
             The visible, infrared and positive images, degraded and clipped as any image from a file is, and
@@ -96,6 +121,8 @@ class TrainingModule(lightning.LightningModule):
             recipe = degradation.sample(
                 len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
             )
+            if clean is not None:
+                recipe = degradation.cleared(recipe, clean)
             batch = degradation.replay(image, dataclasses.replace(recipe, scale=scale))
             low = batch.image
             if scale > 1:
@@ -159,10 +186,11 @@ class TrainingModule(lightning.LightningModule):
         spatial = bool(random.random() < config.spatial_fraction)
         scale = int(random.choice(config.scales))
         with _full_precision(crops.visible):
-            degraded, codes = self.degrade(self.degradation, crops, config.seed, spatial, scale)
-            known_seed = torch.full_like(crops.sample_ids[0], _SEEDS * config.seed + _KNOWN)
-            chances = draws.uniform(draws.standard_normal(known_seed, crops.sample_ids, 2))
-            told = (chances < config.known_fraction).unbind(1)
+            chances_seed = torch.full_like(crops.sample_ids[0], _SEEDS * config.seed + _CHANCES)
+            chances = draws.uniform(draws.standard_normal(chances_seed, crops.sample_ids, 3))
+            told = (chances[:, :2] < config.known_fraction).unbind(1)
+            clean = chances[:, 2] < config.clean_fraction
+            degraded, codes = self.degrade(self.degradation, crops, config.seed, spatial, scale, clean)
         estimates = self.model.estimate_codes(degraded[0], degraded[1])
         output = self.model(degraded[0], degraded[1], *map(_choose, told, codes, estimates))
         with _full_precision(crops.visible):
@@ -255,7 +283,8 @@ class TrainingModule(lightning.LightningModule):
         factor = min(1.0, (progress + 1e-3) / 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak"] * factor
-        anneal_temperature(self.model, progress / self.config.annealing_fraction)
+        if self.config.initial_weights is None:
+            anneal_temperature(self.model, progress / self.config.annealing_fraction)
 
     def on_train_batch_end(self, *_: object) -> None:
         if self.config.max_minutes is not None and self.progress() >= 1:

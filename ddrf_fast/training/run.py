@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from ddrf_fast.models import save_model
+from ddrf_fast.models import load_model, save_model
 from ddrf_fast.training.callbacks import Checkpoints, Interrupted, ProgressBar
 from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import RandomCrops, StepBatches, ValidationCrops, load_pairs
@@ -68,10 +68,13 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         config.validation_pairs,
         config.cache,
         progress_bar=config.progress_bar and trainer.is_global_zero,
+        fusions=config.positive_fusions,
     )
     steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
     torch.manual_seed(config.seed)
     module = TrainingModule(config, steps)
+    if config.initial_weights is not None and not resuming:
+        module.start_from(load_model(config.initial_weights))
     batches = StepBatches(
         lambda: trainer.global_step, steps, config.batch_size, trainer.global_rank, world_size
     )
