@@ -16,8 +16,9 @@ pytest.importorskip("omegaconf")
 
 import ddrf_fast
 from ddrf_fast.data import read_image, write_image
-from ddrf_fast.losses import similarity
-from ddrf_fast.models import load_model, read_metadata
+from ddrf_fast.losses import positive_sample, similarity
+from ddrf_fast.models import load_model, read_metadata, save_model
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.training import PairSource, TrainingConfig, load_config, train
 from ddrf_fast.training.config import PRESETS
 from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
@@ -291,6 +292,20 @@ def test_a_training_starts_from_given_weights(folder, tmp_path):
             assert torch.equal(network.state_dict()[name], value), name
     with pytest.raises(ValueError, match="initial_weights are of a network with"):
         TrainingModule(settings(folder, "unused", "model.width=4"), 4).start_from(load_model(first))
+
+
+def test_fine_tuning_starts_from_the_package(folder, tmp_path):
+    weights = ["model.width=32", "model.blocks=3", "model.num_kernels=8", "initial_weights=package"]
+    # A step so small that what was trained is what it started from.
+    path = train(
+        settings(
+            folder, tmp_path, *weights, "learning_rate=1e-12", "crops_per_pair=1", "epochs=1", "ema_decay=0"
+        )
+    )
+    expected, found = load_model().state_dict(), load_model(path).state_dict()
+    for name in expected.keys() - {"code_basis"}:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=0)
+    assert read_metadata(path)[1]["config"]["initial_weights"] == "package"
 
 
 def test_a_sample_is_degraded_alike_in_any_batch(folder):

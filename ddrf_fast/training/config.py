@@ -57,8 +57,9 @@ class TrainingConfig:
         model: sizes of the network, and which of its parts are dynamic.
         crop: side of the square crops in pixels, even, at least 32.
         batch_size: crops in a step, those of all processes together: their number does not change the result.
-        initial_weights: a weights file that the training starts from, of the same ``model`` (fine-tuning);
-            None: fresh weights. The routers' temperature then starts at 1.
+        initial_weights: a weights file that the training starts from, of the same ``model`` (fine-tuning), or
+            "package": those that come with the package. The routers' temperature stays 1 then. None: fresh
+            weights.
         epochs: how often the data are gone through.
         crops_per_pair: crops that an epoch takes of each pair.
         max_minutes: end the training (with its learning rate run down to the end) after so much time even if

@@ -74,7 +74,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     module = TrainingModule(config, steps)
     if config.initial_weights is not None and not resuming:
-        module.start_from(load_model(config.initial_weights))
+        of_package = config.initial_weights == "package"
+        module.start_from(load_model(None if of_package else config.initial_weights))
     batches = StepBatches(
         lambda: trainer.global_step, steps, config.batch_size, trainer.global_rank, world_size
     )
