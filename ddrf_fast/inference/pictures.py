@@ -250,6 +250,11 @@ class Picture:
         alpha = None if self.alpha is None else resize(self.alpha)
         return replace(self, planes=resize(self.planes), alpha=alpha)
 
+    def sampled(self, step: int) -> "Picture":
+        """Every so many-th row and column."""
+        alpha = None if self.alpha is None else self.alpha[:, :, ::step, ::step]
+        return replace(self, planes=self.planes[:, :, ::step, ::step], alpha=alpha)
+
     def _rows(self) -> Iterator[slice]:
         height, width = self.size
         step = max(1, _STRIP // (width * len(self.planes)))

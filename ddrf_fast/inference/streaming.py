@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
@@ -11,7 +11,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(items: Iterable[T], function: Callable[[T], R], workers: int, limit: int) -> Iterator[R]:
+def ahead(
+    items: Iterable[T], function: Callable[[T], R], workers: int, limit: int
+) -> Generator[R, None, None]:
     """``map(function, items)``, computed by threads before it is asked for.
 
     The items are drawn by one thread, one after the other, so that they may come from a decoder. What
