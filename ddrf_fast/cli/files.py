@@ -160,11 +160,12 @@ def execute(
     parts = share.gather(mine)
     if share.rank > 0:
         return 0  # the first process tells, and returns what it tells
-    result = {key: [entry for part in parts for entry in part[key]] for key in mine}
+    result: dict[str, Any] = {key: [entry for part in parts for entry in part[key]] for key in mine}
     for key in ("written", "skipped", "failed", "narrow"):
         result[key].sort(key=lambda told: told["output"])
     result["unpaired"] = plan.unpaired
     result |= {"command": options.command, "device": device, "processes": share.count}
+    result["thermal_range"] = getattr(options, "thermal_range", None)
     result["seconds"] = round(time.perf_counter() - started, 3)
     if options.json:
         print(json.dumps(result))
@@ -189,7 +190,8 @@ def _summary(result: dict[str, Any], done: str) -> str:
         text += f", {skipped} skipped because {'it is' if skipped == 1 else 'they are'} there"
     if result["mapped"]:
         low, high = min(low for low, _ in result["mapped"]), max(high for _, high in result["mapped"])
-        text += f"\ninfrared values between {low:g} (black) and {high:g} (white) were kept apart"
+        asked = result["thermal_range"]
+        text += f"\nthermal range {asked}: values from {low:g} to {high:g} became black to white"
     return text
 
 

@@ -14,7 +14,8 @@ def add_parser(commands: Commands) -> None:
         help="restore blurred and noisy images, visible or infrared ones",
         description="Restores images by the branch of the network for their kind. The result has the "
         "colour, the alpha and the bit depth of the image. With both kinds at once, OUT gets two folders, "
-        "visible and infrared. How the images are degraded is estimated, unless --kernel or --noise-std tells it.",
+        "visible and infrared. How the images are degraded is estimated, unless --kernel or --noise-std "
+        "tells it.",
         epilog=EPILOG.format(command="restore"),
     )
     for kind in ("visible", "infrared"):
