@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ def plan_files(
 
     from ddrf_fast import batch
 
-    # What it would say about a damaged file, the one line of ours says.
+    # What OpenCV and Pillow would say about a damaged file, the one line of ours says.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module="PIL")
     plan = batch.plan(
         sources,
         output or options.output,
@@ -206,7 +208,8 @@ def _complaints(result: dict[str, Any], total: int, unpaired: str) -> Iterator[s
             "--thermal-range percentile spreads them"
         )
     for told in result["failed"]:
-        yield f"failed: {' '.join(told['inputs'])}: {told['error']}"
+        named = any(path in told["error"] for path in told["inputs"])
+        yield f"failed: {told['error']}" if named else f"failed: {told['inputs'][0]}: {told['error']}"
     for line in result["unpaired"]:
         yield f"{unpaired}: {line}"
     if result["stopped"]:

@@ -89,10 +89,10 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    size = _announced_size(content)
-    if size and size[0] * size[1] > max_pixels:
+    (width, height), mode = _announced(content)
+    if width * height > max_pixels:
         raise ValueError(
-            f"{path}: the image says it has {size[0]}x{size[1]} pixels, more than the {max_pixels} allowed "
+            f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
             "(max_pixels)"
         )
     try:
@@ -107,8 +107,9 @@ def read_image(
     if image.dtype not in types:
         only = "unsigned 8 and 16 bit" + (" and float32" if floating else "")
         raise ValueError(f"{path}: values of type {image.dtype} are not supported, only {only}")
-    if image.ndim == 3 and image.shape[2] not in (1, 3, 4):
-        raise ValueError(f"{path}: {image.shape[2]} channels are not supported, only 1, 3 and 4")
+    if image.ndim == 3 and (image.shape[2] not in (1, 3, 4) or (image.shape[2] == 4 and mode == "CMYK")):
+        found = mode if mode == "CMYK" else f"{image.shape[2]} channels"
+        raise ValueError(f"{path}: {found} is not supported, only grey and RGB, with or without alpha")
     if image.ndim == 3:
         channels = image.shape[2]
         opaque = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGB
@@ -117,15 +118,16 @@ def read_image(
     return np.ascontiguousarray(_upright(image, dict(zip(kinds, metadata, strict=True))))
 
 
-def _announced_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) by the header; None where that cannot be read: the decoder says why."""
+def _announced(content: bytes) -> tuple[tuple[int, int], str]:
+    """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how."""
     for signature, header in _HEADERS.items():
         if content.startswith(signature):
             try:
-                return header(io.BytesIO(content)).size
+                found = header(io.BytesIO(content))
             except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-                return None
-    return None
+                break
+            return found.size, found.mode
+    return (0, 0), ""
 
 
 def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:
