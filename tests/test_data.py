@@ -70,6 +70,9 @@ def test_channels_are_rgb_and_alpha_is_dropped_unless_asked_for(tmp_path, dtype)
     for suffix in (".png", ".tif"):
         write_image(tmp_path / f"again{suffix}", rgba)
         np.testing.assert_array_equal(read_image(tmp_path / f"again{suffix}", alpha=True), rgba)
+        write_image(tmp_path / f"grey{suffix}", rgba[..., 2:])
+        grey = read_image(tmp_path / f"grey{suffix}", alpha=True)
+        np.testing.assert_array_equal(grey, rgba[..., [2, 2, 2, 3]])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -220,7 +223,7 @@ def test_a_written_file_replaces_another_and_has_its_usual_mode(tmp_path):
             "uint8 or uint16, got an array of float32",
         ),
         ("a.png", [[1, 2]], TypeError, "got list"),
-        ("a.png", np.zeros((4, 4, 2), np.uint8), ValueError, r"got \[4, 4, 2\]"),
+        ("a.png", np.zeros((4, 4, 5), np.uint8), ValueError, r"got \[4, 4, 5\]"),
         ("a.jpg", np.zeros((4, 4, 4), np.uint8), ValueError, r"a\.jpg: \.jpg has no alpha"),
         ("a.png", np.zeros((0, 4), np.uint8), ValueError, "not empty"),
         ("a.xyz", ramp((4, 4), np.uint8), ValueError, r"a\.xyz: unknown image format"),

@@ -28,8 +28,8 @@ class Work(Protocol):
 
 def write_output(job: Job, request: Any, image: np.ndarray) -> None:
     """Writes a result; of formats that have no alpha, without it."""
-    if image.ndim == 3 and image.shape[2] == 4 and job.output.suffix.lower() not in ALPHA_SUFFIXES:
-        image = image[:, :, :3]
+    if image.shape[2:] in ((2,), (4,)) and job.output.suffix.lower() not in ALPHA_SUFFIXES:
+        image = image[:, :, :3] if image.shape[2] == 4 else image[:, :, 0]
     job.output.parent.mkdir(parents=True, exist_ok=True)
     write_image(job.output, image)
 

@@ -151,8 +151,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
     Args:
         path: where to, in a folder that exists.
-        image: uint8 or uint16 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 4]; uint16 for PNG
-            and TIFF only, alpha for :data:`ALPHA_SUFFIXES`.
+        image: uint8 or uint16 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or [H, W, 4], both
+            written with four channels; uint16 for PNG and TIFF only, alpha for :data:`ALPHA_SUFFIXES`.
 
     Raises:
         TypeError: `image` is no array of uint8 or uint16.
@@ -163,21 +163,20 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
         found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         raise TypeError(f"image must be an array of uint8 or uint16, got {found} (from_float converts)")
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))) or image.size == 0:
-        raise ValueError(
-            f"image must be [H, W], [H, W, 3] or [H, W, 4] and not empty, got {list(image.shape)}"
-        )
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))) or image.size == 0:
+        raise ValueError(f"image must be [H, W] or [H, W, 2..4] and not empty, got {list(image.shape)}")
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"{path}: unknown image format, use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     if image.dtype == np.uint16 and suffix not in _SUFFIXES_16_BIT:
         raise ValueError(f"{path}: {suffix} has no 16 bit, use one of {', '.join(sorted(_SUFFIXES_16_BIT))}")
-    has_alpha = image.ndim == 3 and image.shape[2] == 4
+    has_alpha = image.ndim == 3 and image.shape[2] != 3
     if has_alpha and suffix not in ALPHA_SUFFIXES:
         raise ValueError(f"{path}: {suffix} has no alpha, use one of {', '.join(sorted(ALPHA_SUFFIXES))}")
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
     parameters += [cv2.IMWRITE_WEBP_QUALITY, 95] if suffix == ".webp" else []
     if image.ndim == 3:
+        image = image[:, :, [0, 0, 0, 1]] if image.shape[2] == 2 else image
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if has_alpha else cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(suffix, image, parameters)
     if not done:

@@ -104,7 +104,8 @@ class Picture:
 
         def wrap(planes: Tensor) -> NDArray[Any]:
             result = planes[0].permute(1, 2, 0).cpu().numpy()
-            result = result[..., 0] if array.ndim == 2 else result
+            if result.shape[2] == 1 and array.shape[2:] != (1,):  # grey, from a grey or a colour image
+                result = result[..., 0]
             return np.ascontiguousarray(result, dtype=array.dtype)
 
         return cls._of(planes, name, wrap)
@@ -119,13 +120,7 @@ class Picture:
                 "use .convert('RGB') or .convert('L')"
             )
         picture = cls._from_array(np.asarray(ImageOps.exif_transpose(image)), name)
-        as_array = picture.wrap
-
-        def wrap(planes: Tensor) -> Any:
-            array = as_array(planes)
-            return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-
-        return replace(picture, wrap=wrap)
+        return replace(picture, wrap=lambda planes: Image.fromarray(picture.wrap(planes)))
 
     @classmethod
     def _of(cls, values: Tensor, name: str, wrap: Callable[[Tensor], Any]) -> "Picture":
