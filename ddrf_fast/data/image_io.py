@@ -151,8 +151,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
     Args:
         path: where to, in a folder that exists.
-        image: uint8 or uint16 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or [H, W, 4], both
-            written with four channels; uint16 for PNG and TIFF only, alpha for :data:`ALPHA_SUFFIXES`.
+        image: uint8 or uint16 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or [H, W, 4],
+            both written with four channels; uint16 for PNG and TIFF only, alpha for :data:`ALPHA_SUFFIXES`.
 
     Raises:
         TypeError: `image` is no array of uint8 or uint16.
