@@ -337,7 +337,7 @@ def test_color_rgb_fuses_each_channel_and_gray_gives_the_luminance(weights, fuse
 def test_large_images_are_converted_in_strips_without_a_difference(fuser, monkeypatch):
     visible, infrared = (_as(image, np.uint16) for image in _pair())
     expected = fuser(visible, infrared)
-    monkeypatch.setattr(pictures, "_STRIP", 7 * SIZE[1])
+    monkeypatch.setitem(pictures._STRIP, "cpu", 7 * SIZE[1])
     np.testing.assert_array_equal(fuser(visible, infrared), expected)
 
 

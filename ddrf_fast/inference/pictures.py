@@ -18,7 +18,12 @@ RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and 
 GREY_TOLERANCE = 0.02  # mean difference between its channels up to which an infrared image is taken for grey
 FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
 
-_STRIP = 2**20  # pixels that are floating at a time, so that a large image is not there twice
+# Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
+_STRIP = {"cpu": 2**17}
+_LARGE_STRIP = 2**24
+
+
+Level = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,10 @@ class Picture:
         planes: Tensor[B, C, H, W] of the dtype that came, C = 1 or 3.
         alpha: Tensor[B, 1, H, W] of the same dtype, or None.
         name: how to call it in a message.
-        black: float32 Tensor[B], the values that mean 0.
-        white: those that mean 1.
+        black: the value that means 0; where thermal values were mapped, that of each image, float32
+            Tensor[B, 1, 1, 1].
+        white: the value that means 1, likewise.
         wrap: turns Tensor[B, C, H, W] of that dtype, alpha included, into the type that came.
-        mapped: whether black and white are not those of the dtype.
         narrow: the lowest and highest value of a thermal image of 16 bit that uses little of them, and is
             taken as it is.
     """
@@ -40,10 +45,9 @@ class Picture:
     planes: Tensor
     alpha: Tensor | None
     name: str
-    black: Tensor
-    white: Tensor
+    black: Level
+    white: Level
     wrap: Callable[[Tensor], Any]
-    mapped: bool = False
     narrow: tuple[int, int] | None = None
 
     @classmethod
@@ -132,9 +136,8 @@ class Picture:
             raise ValueError(f"{name} is empty: it is {values.shape[3]}x{values.shape[2]}")
         channels = values.shape[1]
         colours = channels if channels % 2 else channels - 1
-        black = torch.zeros(len(values), device=values.device)
         alpha = values[:, colours:] if colours < channels else None
-        return cls(values[:, :colours], alpha, name, black, black + peak, wrap)
+        return cls(values[:, :colours], alpha, name, 0.0, float(peak), wrap)
 
     def _understood(self, thermal_range: ThermalRange | None) -> "Picture":
         """Checks floats, and maps thermal values."""
@@ -150,8 +153,8 @@ class Picture:
                     f"{high:g}{hint}"
                 )
         if thermal.kind != "full":
-            black, white = thermal.bounds(self.planes)
-            return replace(self, black=black, white=white, mapped=True)
+            black, white = (level.view(-1, 1, 1, 1) for level in thermal.bounds(self.planes))
+            return replace(self, black=black, white=white)
         if thermal_range is not None and self.planes.dtype == torch.uint16:
             low, high = (int(bound) for bound in torch.aminmax(self.planes.to(torch.int32)))
             if 0 < high - low < FEW_VALUES * 65535:
@@ -161,7 +164,9 @@ class Picture:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The values that became black and white, where these are not those of the dtype."""
-        return (self.black.min().item(), self.white.max().item()) if self.mapped else None
+        if not isinstance(self.black, Tensor) or not isinstance(self.white, Tensor):
+            return None
+        return self.black.min().item(), self.white.max().item()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -191,8 +196,8 @@ class Picture:
             self,
             planes=self.planes.to(device),
             alpha=None if self.alpha is None else self.alpha.to(device),
-            black=self.black.to(device),
-            white=self.white.to(device),
+            black=self.black.to(device) if isinstance(self.black, Tensor) else self.black,
+            white=self.white.to(device) if isinstance(self.white, Tensor) else self.white,
             wrap=lambda planes: self.wrap(planes.to(home)),
         )
 
@@ -223,13 +228,16 @@ class Picture:
         """
         if self.planes.shape[1] == 1:
             return self.with_channels(new)
-        strips = (unit + (new[:, :, rows] - old[:, :, rows]) for rows, unit in self._strips())
+        span = self.white - self.black
+        strips = (values + (new[:, :, rows] - old[:, :, rows]) * span for rows, values in self._values())
         return self._give_back(strips, 3)
 
     def with_channels(self, new: Tensor) -> Any:
         """The image as it came, with other values: Tensor[B * C, 1, H, W], C = 1 (grey) or its own."""
-        values = new.view(len(self.planes), -1, *self.size)
-        return self._give_back((values[:, :, rows] for rows in self._rows()), values.shape[1])
+        planes, span = new.reshape(len(self.planes), -1, *self.size), self.white - self.black
+        return self._give_back(
+            (planes[:, :, rows] * span + self.black for rows in self._rows()), planes.shape[1]
+        )
 
     def resized(self, size: tuple[int, int]) -> "Picture":
         """The same in another size (H, W)."""
@@ -252,26 +260,43 @@ class Picture:
 
     def _rows(self) -> Iterator[slice]:
         height, width = self.size
-        step = max(1, _STRIP // (width * len(self.planes)))
+        pixels = _STRIP.get(self.planes.device.type, _LARGE_STRIP)
+        step = max(1, pixels // (width * len(self.planes)))
         return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
-    def _strips(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows at a time, as float32 Tensor[B, C, h, W] in [0, 1]."""
-        black, white = self.black.view(-1, 1, 1, 1), self.white.view(-1, 1, 1, 1)
-        span = torch.where(white > black, white - black, 1.0)  # a constant image has none, and becomes black
+    def _values(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows at a time, float32 Tensor[B, C, h, W] from black to white."""
         for rows in self._rows():
             values = self.planes[:, :, rows].to(torch.float32)
-            unit = (values - black) / span if self.mapped else values / white
-            yield rows, unit.clamp(0, 1) if self.mapped else unit
+            if isinstance(self.black, Tensor):
+                values = self._clipped(values)
+            yield rows, values
+
+    def _clipped(self, values: Tensor) -> Tensor:
+        return values.clamp(self.black, self.white)  # type: ignore[arg-type]  # two numbers or two tensors
+
+    def _strips(self) -> Iterator[tuple[slice, Tensor]]:
+        """The same in [0, 1]."""
+        for rows, values in self._values():
+            if isinstance(self.black, Tensor):
+                span = self.white - self.black
+                yield (
+                    rows,
+                    (values - self.black) / torch.where(span > 0, span, 1),
+                )  # a constant image has none
+            else:
+                yield rows, values if self.white == 1 else values / self.white
 
     def _give_back(self, strips: Iterator[Tensor], channels: int) -> Any:
-        black, span = self.black.view(-1, 1, 1, 1), (self.white - self.black).view(-1, 1, 1, 1)
+        """The image as it came with other values: Tensor[B, C, h, W] at a time, not yet clipped."""
         shape = (len(self.planes), channels + (self.alpha is not None), *self.size)
-        planes = self.planes.new_empty(shape)
-        for rows, unit in zip(self._rows(), strips, strict=True):
-            values = unit.clamp(0, 1) * span + black
-            values = values if self.planes.is_floating_point() else values.round()
-            planes[:, :channels, rows] = values.to(planes.dtype)
+        # As it came: an array's channels lie side by side.
+        interleaved = self.planes.shape[1] > 1 and self.planes.stride(1) == 1
+        layout = torch.channels_last if interleaved else torch.contiguous_format
+        planes = torch.empty(shape, dtype=self.planes.dtype, device=self.planes.device, memory_format=layout)
+        for rows, strip in zip(self._rows(), strips, strict=True):
+            values = self._clipped(strip)
+            planes[:, :channels, rows] = values if planes.is_floating_point() else values.round_()
         if self.alpha is not None:
             planes[:, channels:] = self.alpha
         return self.wrap(planes)
