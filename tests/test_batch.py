@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import struct
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddrf_fast import batch
-from ddrf_fast.data import read_image, write_image
+from ddrf_fast.data import count_pixels, read_image, write_image
 
 
 def touch(root, *names):
@@ -190,6 +191,22 @@ def test_few_images_are_held_however_many_there_are(tmp_path):
     assert len(report.written) == 150
     # Read ahead (2 + 4), one more that is being drawn, a group, and being written (2 * 2 and a group).
     assert Request.most <= 6 + 1 + 4 + 4 + 4
+
+
+def test_of_large_images_fewer_are_held(tmp_path):
+    large = b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, 12000, 9000, 1, 8, 0, 0, 0, 0, 256, 0)
+    (tmp_path / "large.bmp").write_bytes(large)  # all that is asked of it is its header
+    assert count_pixels(tmp_path / "large.bmp") == 12000 * 9000
+
+    def slow(job, request, image):
+        time.sleep(0.01)
+        batch.write_output(job, request, image)
+
+    Request.most = 0
+    todo = [batch.Job(f"{i:02}", (tmp_path / "large.bmp",), tmp_path / f"{i:02}.png") for i in range(20)]
+    report = batch.run(todo, Lengths(), Request, verb="try", write=slow, workers=4)
+    assert len(report.written) == 20
+    assert Request.most <= 4  # one read ahead, one computed, one written; and one that a thread lets go of
 
 
 def test_existing_results_are_skipped_before_anything_is_read(tmp_path):

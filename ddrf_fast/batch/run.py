@@ -7,14 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from ddrf_fast.batch.plan import Job
-from ddrf_fast.data import ALPHA_SUFFIXES, write_image
+from ddrf_fast.data import ALPHA_SUFFIXES, count_pixels, write_image
 from ddrf_fast.inference.streaming import ahead, grouped
+
+SMALL = 2**22  # pixels; of images that have more, fewer are held at a time
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -126,7 +129,7 @@ def run(
         bar.update()
 
     def collect(most: int) -> None:
-        while len(writes) > most:
+        while sum(_cost(job) for job, _ in writes) > most:
             job, future = writes.popleft()
             error = future.exception()
             if error is None:
@@ -137,7 +140,7 @@ def run(
             if isinstance(error, OSError) and error.errno in _FULL:
                 report.stopped = os.strerror(error.errno)
 
-    prepared = ahead(waiting, attempt, workers, workers + batch_size)
+    prepared = ahead(waiting, attempt, workers, workers + batch_size, _cost)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ddrf_fast-write")
     try:
         for group in grouped(prepared, batch_size, key=lambda item: item.key):
@@ -160,6 +163,12 @@ def run(
         pool.shutdown()
         bar.close()
     return report
+
+
+@lru_cache(maxsize=256)
+def _cost(job: Job) -> int:
+    """How much of what may be held it takes: 1, of large images more."""
+    return max([count_pixels(path) // SMALL for path in job.inputs] + [1])
 
 
 def _computed(group: Sequence[_Prepared], work: Work) -> Iterator[tuple[_Prepared, Any]]:

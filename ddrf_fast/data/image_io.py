@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ MAX_PIXELS = 2**29
 _SUFFIXES_16_BIT = frozenset({".png", ".tif", ".tiff"})
 
 # Pillow reads the headers only. Image.open does so, too, but has one limit for the whole process.
-_HEADERS: dict[bytes, Callable[[io.BytesIO], Any]] = {
+_HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x89PNG": PngImagePlugin.PngImageFile,
     b"\xff\xd8": JpegImagePlugin.JpegImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
@@ -89,7 +89,7 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    (width, height), mode = _announced(content)
+    (width, height), mode = _announced(io.BytesIO(content))
     if width * height > max_pixels:
         raise ValueError(
             f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
@@ -118,12 +118,24 @@ def read_image(
     return np.ascontiguousarray(_upright(image, dict(zip(kinds, metadata, strict=True))))
 
 
-def _announced(content: bytes) -> tuple[tuple[int, int], str]:
+def count_pixels(path: str | os.PathLike[str]) -> int:
+    """How many pixels an image file announces; 0 where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            (width, height), _ = _announced(file)
+    except OSError:
+        return 0
+    return width * height
+
+
+def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str]:
     """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how."""
+    start = file.read(4)
+    file.seek(0)
     for signature, header in _HEADERS.items():
-        if content.startswith(signature):
+        if start.startswith(signature):
             try:
-                found = header(io.BytesIO(content))
+                found = header(file)
             except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
                 break
             return found.size, found.mode

@@ -12,7 +12,11 @@ R = TypeVar("R")
 
 
 def ahead(
-    items: Iterable[T], function: Callable[[T], R], workers: int, limit: int
+    items: Iterable[T],
+    function: Callable[[T], R],
+    workers: int,
+    limit: int,
+    cost: Callable[[T], int] = lambda item: 1,
 ) -> Generator[R, None, None]:
     """``map(function, items)``, computed by threads before it is asked for.
 
@@ -23,7 +27,9 @@ def ahead(
         items: any number, even without end.
         function: runs in `workers` threads.
         workers: at least 1.
-        limit: how many results may be there, or on their way, that were not taken yet.
+        limit: how much the results may cost that are there, or on their way, and were not taken yet; one may
+            always be.
+        cost: of the result of an item.
 
     Yields:
         The results, in the order of the items.
@@ -32,40 +38,63 @@ def ahead(
         >>> list(ahead(range(5), lambda number: number**2, workers=2, limit=3))
         [0, 1, 4, 9, 16]
     """
-    free = threading.Semaphore(limit)
-    stopped = threading.Event()
-    results: SimpleQueue[Future[R] | None] = SimpleQueue()
+    room = _Room(limit)
+    results: SimpleQueue[tuple[Future[R], int] | None] = SimpleQueue()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ddrf_fast")
 
     def draw() -> None:
-        iterator = iter(items)
         try:
-            while True:
-                free.acquire()
-                if stopped.is_set():
+            for item in items:
+                price = cost(item)
+                if not room.take(price):
                     break
-                try:
-                    item = next(iterator)
-                except StopIteration:
+                results.put((pool.submit(function, item), price))
+                if not room.take(0):  # before another is drawn, which may be large, there is to be room
                     break
-                results.put(pool.submit(function, item))
         except BaseException as error:
             failed: Future[R] = Future()
             failed.set_exception(error)
-            results.put(failed)
+            results.put((failed, 0))
         finally:
             results.put(None)
 
     threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True).start()
     try:
-        while (result := results.get()) is not None:
+        while (entry := results.get()) is not None:
+            result, price = entry
             value = result.result()
-            free.release()
+            room.give(price)
             yield value
     finally:
-        stopped.set()
-        free.release()
+        room.close()
         pool.shutdown(cancel_futures=True)
+
+
+class _Room:
+    """Room for so much, of which threads take a part or wait."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._taken, self._closed = size, 0, False
+        self._changed = threading.Condition()
+
+    def take(self, part: int) -> bool:
+        """Waits for room; whether there is still something to do."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._taken or self._taken + max(part, 1) <= self._size
+            )
+            self._taken += part
+            return not self._closed
+
+    def give(self, part: int) -> None:
+        with self._changed:
+            self._taken -= part
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 def grouped(items: Iterable[T], size: int, key: Callable[[T], Hashable]) -> Iterator[list[T]]:
