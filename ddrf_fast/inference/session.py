@@ -45,7 +45,7 @@ class Request:
     @property
     def key(self) -> tuple[object, ...]:
         """Requests of one key may be computed together."""
-        return self.planes.shape[1:], self.modality
+        return self.planes.shape[1:], self.planes.device, self.modality
 
 
 class Session(ABC):
@@ -116,9 +116,10 @@ class Session(ABC):
             TypeError, ValueError: as a call, when the result would be due.
         """
         requests = ahead(images, lambda pair: self.prepare(*pair), workers, workers + batch_size)
+        told = False
         for group in grouped(requests, batch_size, key=lambda request: request.key):
             for request, output in zip(group, self.compute(group), strict=True):
-                _warn(request)
+                told = told or _warn(request)  # once, not of each frame
                 yield self.finish(request, output)
 
     def _one(self, visible: Any, infrared: Any) -> Any:
@@ -157,11 +158,14 @@ def together(visible: Sequence[Any], infrared: Any) -> Iterator[tuple[Any, Any]]
     return zip(visible, infrared, strict=True)
 
 
-def _warn(request: Request) -> None:
-    if request.narrow:
-        low, high = request.narrow
-        warnings.warn(
-            f"the infrared image has 16 bit, but values from {low} to {high} only; it is taken as it is, of "
-            "low contrast (thermal_range='percentile', 'minmax' or (LOW, HIGH) spreads them)",
-            stacklevel=4,
-        )
+def _warn(request: Request) -> bool:
+    """Whether there was something to warn of."""
+    if request.narrow is None:
+        return False
+    low, high = request.narrow
+    warnings.warn(
+        f"the infrared image has 16 bit, but values from {low} to {high} only; it is taken as it is, of low "
+        "contrast (thermal_range='percentile', 'minmax' or (LOW, HIGH) spreads them)",
+        stacklevel=4,
+    )
+    return True
