@@ -367,7 +367,7 @@ def test_thermal_values_are_taken_as_they_are_and_told_of_otherwise(fuser):
     visible, infrared = _pair()
     with pytest.warns(UserWarning, match=r"16 bit, but values from 72\d\d to 77\d\d only.*thermal_range="):
         fuser(visible, np.round(7000 + 1000 * infrared).astype(np.uint16))
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="16 bit") as told:
         list(
             fuser.stream(
                 (visible, np.round((7000 + n) + 1000 * infrared).astype(np.uint16)) for n in range(3)
