@@ -550,6 +550,14 @@ def test_restore_takes_either_kind_or_both(folders, weights, tmp_path, capfd):
         visible / "street.png", weights=weights, device="cpu", kernel=np.ones((3, 3)), noise_std=0.02
     )
     np.testing.assert_array_equal(_read(tmp_path / "told.png"), told)
+    kelvin = np.linspace(280, 320, 200, dtype=np.float32).reshape(10, 20)
+    _write(tmp_path / "kelvin.tif", kelvin)
+    arguments = ("restore", "--infrared", tmp_path / "kelvin.tif", "-o", tmp_path / "again.tif", *given)
+    code, stdout, stderr = _main(capfd, *arguments, "--thermal-range", "minmax")
+    assert (code, stderr) == (0, "")
+    assert "thermal range minmax: values from 280 to 320 became black to white" in stdout
+    assert _read(tmp_path / "again.tif").dtype == np.float32
+    assert np.abs(_read(tmp_path / "again.tif") - kelvin).max() < 20
     code, _, stderr = _main(capfd, "restore", "-o", output, *given)
     assert code == 2
     assert "give --visible IMAGES, --infrared IMAGES, or both" in stderr

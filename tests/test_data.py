@@ -153,6 +153,8 @@ def test_floats_are_read_where_they_are_asked_for(tmp_path):
     kelvin = np.linspace(280, 320, 20, dtype=np.float32).reshape(4, 5)
     tifffile.imwrite(tmp_path / "kelvin.tif", kelvin)
     np.testing.assert_array_equal(read_image(tmp_path / "kelvin.tif", floating=True), kelvin)
+    write_image(tmp_path / "again.tif", kelvin)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "again.tif"), kelvin)
 
 
 def test_cmyk_is_not_taken_for_alpha(tmp_path):
@@ -218,9 +220,15 @@ def test_a_written_file_replaces_another_and_has_its_usual_mode(tmp_path):
     [
         (
             "a.png",
-            ramp((4, 4), np.uint8).astype(np.float32),
+            ramp((4, 4), np.uint8).astype(np.float64),
             TypeError,
-            "uint8 or uint16, got an array of float32",
+            "uint8, uint16, float32, got an array of float64",
+        ),
+        (
+            "a.png",
+            np.zeros((4, 4), np.float32),
+            ValueError,
+            r"a\.png: \.png has no float32, use one of \.tif",
         ),
         ("a.png", [[1, 2]], TypeError, "got list"),
         ("a.png", np.zeros((4, 4, 5), np.uint8), ValueError, r"got \[4, 4, 5\]"),

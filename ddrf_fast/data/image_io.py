@@ -23,7 +23,11 @@ ALPHA_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 2**29
 """How large an image may say it is before it is decoded, five times 12000x9000."""
 
-_SUFFIXES_16_BIT = frozenset({".png", ".tif", ".tiff"})
+_DEPTHS = {
+    "uint8": ("8 bit", IMAGE_SUFFIXES),
+    "uint16": ("16 bit", frozenset({".png", ".tif", ".tiff"})),
+    "float32": ("float32", frozenset({".tif", ".tiff"})),
+}
 
 # Pillow reads the headers only. Image.open does so, too, but has one limit for the whole process.
 _HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -163,25 +167,27 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
     Args:
         path: where to, in a folder that exists.
-        image: uint8 or uint16 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or [H, W, 4],
-            both written with four channels; uint16 for PNG and TIFF only, alpha for :data:`ALPHA_SUFFIXES`.
+        image: uint8, uint16 or float32 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or
+            [H, W, 4], both written with four channels; uint16 for PNG and TIFF only, float32 for TIFF, alpha
+            for :data:`ALPHA_SUFFIXES`.
 
     Raises:
-        TypeError: `image` is no array of uint8 or uint16.
-        ValueError: `image` has another shape, or the format is unknown or has no 16 bit or no alpha.
+        TypeError: `image` is no array of such values.
+        ValueError: `image` has another shape, or the format is unknown or cannot hold it.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+    if not isinstance(image, np.ndarray) or image.dtype.name not in _DEPTHS:
         found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image must be an array of uint8 or uint16, got {found} (from_float converts)")
+        raise TypeError(f"image must be an array of {', '.join(_DEPTHS)}, got {found} (from_float converts)")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))) or image.size == 0:
         raise ValueError(f"image must be [H, W] or [H, W, 2..4] and not empty, got {list(image.shape)}")
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"{path}: unknown image format, use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
-    if image.dtype == np.uint16 and suffix not in _SUFFIXES_16_BIT:
-        raise ValueError(f"{path}: {suffix} has no 16 bit, use one of {', '.join(sorted(_SUFFIXES_16_BIT))}")
+    depth, suffixes = _DEPTHS[image.dtype.name]
+    if suffix not in suffixes:
+        raise ValueError(f"{path}: {suffix} has no {depth}, use one of {', '.join(sorted(suffixes))}")
     has_alpha = image.ndim == 3 and image.shape[2] != 3
     if has_alpha and suffix not in ALPHA_SUFFIXES:
         raise ValueError(f"{path}: {suffix} has no alpha, use one of {', '.join(sorted(ALPHA_SUFFIXES))}")

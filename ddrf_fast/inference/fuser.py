@@ -106,7 +106,8 @@ class Fuser(Session):
                 "'infrared' brings one to the size of the other; a homography aligns them"
             )
         planes = self._planes(seen)
-        luma = luma.repeat_interleave(len(planes) // len(luma), dim=0)
+        if len(planes) > len(luma):
+            luma = luma.repeat_interleave(len(planes) // len(luma), dim=0)
         return Request(seen, planes, luma, "visible", thermal.bounds, thermal.narrow)
 
     def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
