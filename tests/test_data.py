@@ -91,6 +91,7 @@ def test_images_are_turned_upright(tmp_path, kind, orientation):
     np.testing.assert_array_equal(read_image(tmp_path / "again.png"), actual)  # not turned a second time
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_metadata_is_no_damaged_image(tmp_path):
     exif = b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(20)
     Image.fromarray(ramp((8, 9), np.uint8)).save(tmp_path / "image.jpg", exif=exif)
@@ -100,6 +101,7 @@ def test_damaged_metadata_is_no_damaged_image(tmp_path):
 @pytest.mark.parametrize(
     "suffix", [".png", ".jpg", ".tif", ".bmp", ".webp", "progressive", "directory first"]
 )
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
 def test_what_is_cut_off_is_an_error_and_not_half_an_image(tmp_path, suffix, part):
     image = cv2.resize(ramp((20, 30, 3), np.uint8), (240, 160))
