@@ -6,6 +6,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -128,22 +129,30 @@ def test_shares_are_disjoint_and_complete(monkeypatch):
 # --- runs --------------------------------------------------------------------------------------------------
 
 
-class Request:
-    """The name of a job as an image of a size by its first letter; counts how many are held at a time."""
+class Held:
+    """How many requests there are at a time."""
 
-    held = 0
-    most = 0
-    lock = threading.Lock()
+    def __init__(self):
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def request(self, job):
+        request = Request(job)
+        self.add(1)
+        weakref.finalize(request, self.add, -1)
+        return request
+
+    def add(self, number):
+        with self.lock:
+            self.now += number
+            self.most = max(self.most, self.now)
+
+
+class Request:
+    """The name of a job as an image of a size by its first letter."""
 
     def __init__(self, job):
         self.name, self.key = job.name, job.name[0]
-        with self.lock:
-            Request.held += 1
-            Request.most = max(Request.most, Request.held)
-
-    def __del__(self):
-        with self.lock:
-            Request.held -= 1
 
 
 class Lengths:
@@ -183,14 +192,14 @@ def test_few_images_are_held_however_many_there_are(tmp_path):
         time.sleep(0.001)
         batch.write_output(job, request, image)
 
-    Request.most = 0
+    held = Held()
     names = [f"{index:03}" for index in range(150)]
     report = batch.run(
-        jobs(tmp_path, names), Lengths(), Request, verb="try", write=slow, workers=2, batch_size=4
+        jobs(tmp_path, names), Lengths(), held.request, verb="try", write=slow, workers=2, batch_size=4
     )
     assert len(report.written) == 150
     # Read ahead (2 + 4), one more that is being drawn, a group, and being written (2 * 2 and a group).
-    assert Request.most <= 6 + 1 + 4 + 4 + 4
+    assert held.most <= 6 + 1 + 4 + 4 + 4
 
 
 def test_of_large_images_fewer_are_held(tmp_path):
@@ -202,11 +211,11 @@ def test_of_large_images_fewer_are_held(tmp_path):
         time.sleep(0.01)
         batch.write_output(job, request, image)
 
-    Request.most = 0
+    held = Held()
     todo = [batch.Job(f"{i:02}", (tmp_path / "large.bmp",), tmp_path / f"{i:02}.png") for i in range(20)]
-    report = batch.run(todo, Lengths(), Request, verb="try", write=slow, workers=4)
+    report = batch.run(todo, Lengths(), held.request, verb="try", write=slow, workers=4)
     assert len(report.written) == 20
-    assert Request.most <= 4  # one read ahead, one computed, one written; and one that a thread lets go of
+    assert held.most <= 4  # one read ahead, one computed, one written; and one that a thread lets go of
 
 
 def test_existing_results_are_skipped_before_anything_is_read(tmp_path):
