@@ -5,6 +5,7 @@
     ddrf_fast.degrade(image, kernels, weights, ...)    spatially-varying blur, down-sampling and noise
     ddrf_fast.degrade_adjoint(y, kernels, weights)     its transpose, for plug-and-play and unrolled methods
     ddrf_fast.fuse(visible, infrared)                  an infrared and a visible image, fused
+    ddrf_fast.restore(visible, infrared)               either of them, or both, restored
 
 Names are loaded when they are first used, so `import ddrf_fast` itself costs nothing: no torch, no triton, no
 GPU.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ddrf_fast._version import __version__
 
 if TYPE_CHECKING:
-    from ddrf_fast.inference import Fuser, fuse
+    from ddrf_fast.inference import Fuser, Restorer, fuse, restore
     from ddrf_fast.models import DDRFNet
     from ddrf_fast.ops import (
         BackendUnavailableError,
@@ -35,11 +36,13 @@ _HOME = {
     "DDRFNet": "ddrf_fast.models",
     "Explanation": "ddrf_fast.ops",
     "Fuser": "ddrf_fast.inference",
+    "Restorer": "ddrf_fast.inference",
     "degrade": "ddrf_fast.ops",
     "degrade_adjoint": "ddrf_fast.ops",
     "dynamic_conv": "ddrf_fast.ops",
     "explain": "ddrf_fast.ops",
     "fuse": "ddrf_fast.inference",
+    "restore": "ddrf_fast.inference",
     "route": "ddrf_fast.ops",
     "sample_conv2d": "ddrf_fast.ops",
     "use_backend": "ddrf_fast.ops",
@@ -50,12 +53,14 @@ __all__ = [
     "DDRFNet",
     "Explanation",
     "Fuser",
+    "Restorer",
     "__version__",
     "degrade",
     "degrade_adjoint",
     "dynamic_conv",
     "explain",
     "fuse",
+    "restore",
     "route",
     "sample_conv2d",
     "use_backend",

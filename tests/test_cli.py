@@ -1,7 +1,10 @@
 """The command `ddrf-fast`: real processes on real files; what it writes, says and returns."""
 
+import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,9 @@ import yaml
 
 import ddrf_fast
 from ddrf_fast import cli
+from ddrf_fast.cli import degrade, files
+from ddrf_fast.degradation import Degradation
+from ddrf_fast.degradation.presets import PRESETS
 
 
 @pytest.fixture
@@ -71,6 +77,8 @@ def _main(capfd, *arguments):
         ["--help"],
         ["--version"],
         ["fuse", "--help"],
+        ["restore", "--help"],
+        ["degrade", "--help"],
         ["eval", "--help"],
         ["reproduce", "--help"],
         ["train", "--help"],
@@ -84,8 +92,8 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        package = name.partition(".")[0]
-        if package in ("torch", "numpy", "cv2", "lightning", "triton", "tqdm", "safetensors", "yaml"):
+        heavy = "torch numpy cv2 lightning triton tqdm safetensors yaml PIL shtab".split()
+        if name.partition(".")[0] in heavy:
             raise AssertionError(f"{{name}} was imported for help")
 
 sys.meta_path.insert(0, Blocker())
@@ -274,7 +282,8 @@ def test_a_write_that_fails_leaves_nothing_behind(folders, weights):
     assert _names(output) == []
 
 
-def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights, how):
     rng = np.random.default_rng(0)
     for index in range(300):
         for folder in ("vis", "ir"):
@@ -287,10 +296,11 @@ def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights):
     )  # fmt: skip
     while not (output / "002.png").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, stderr = process.communicate()
     assert process.returncode == 130
-    assert "interrupted" in stderr
+    said = re.search(r"interrupted after (\d+) of 300; with --skip-existing it goes on there", stderr)
+    assert int(said[1]) == len(list(output.iterdir()))
     assert "Traceback" not in stderr
     written = sorted(output.iterdir())
     assert 3 <= len(written) < 300
@@ -379,3 +389,306 @@ def test_train_is_interrupted_and_resumed_and_fuse_reads_what_it_writes(
     code, stdout, _ = _main(capfd, "fuse", *folders, "-o", tmp_path / "out", "--weights", weights)
     assert code == 0
     assert "fused 3 of 3 pairs" in stdout
+
+
+# --- many images, damaged ones, several processes ----------------------------------------------------------
+
+
+def test_of_a_hundred_pairs_the_damaged_are_named_and_the_others_done(tmp_path, weights):
+    rng = np.random.default_rng(0)
+    visible, infrared, output = (tmp_path / name for name in ("vis", "ir", "out"))
+    smooth = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (40, 30))
+    for index in range(88):
+        _write(visible / f"ok{index:02}.png", smooth if index else np.full((30, 40, 3), 7, np.uint8))
+        _write(infrared / f"ok{index:02}.png", np.full((30, 40), index, np.uint8))
+    for name in ("png", "jpg", "tif", "bmp", "webp"):
+        encoded = cv2.imencode(f".{name}", smooth)[1].tobytes()
+        (visible / f"cut_{name}.{name}").write_bytes(encoded[: 2 * len(encoded) // 3])
+    (visible / "empty.png").write_bytes(b"")
+    (visible / "text.jpg").write_text("this is no image")
+    _write(visible / "gigantic.png", np.zeros((300, 400), np.uint8))
+    _write(visible / "other_size.png", np.zeros((20, 20), np.uint8))
+    _write(visible / "swapped.png", smooth[..., 0])
+    _write(visible / "nan.png", smooth)
+    (visible / "really_jpeg.png").write_bytes(cv2.imencode(".jpg", smooth)[1].tobytes())
+    for path in visible.glob("*"):
+        if not (infrared / path.name).exists():
+            _write(infrared / f"{path.stem}.png", smooth[..., 0])
+    _write(infrared / "swapped.png", smooth)
+    (infrared / "nan.png").unlink()
+    assert cv2.imwrite(str(infrared / "nan.tiff"), np.full((30, 40), np.nan, np.float32))
+    assert len(list(visible.iterdir())) == 100
+
+    arguments = ("-o", output, "--weights", weights, "--device", "cpu", "--max-pixels", 50_000, "-j", 3)
+    result = _process("fuse", visible, infrared, *arguments, "--batch", 8)
+    assert result.returncode == 1
+    assert "fused 89 of 100 pairs" in result.stdout
+    lines = result.stderr.splitlines()
+    assert len(lines) == 11, result.stderr
+    for name, reason in {
+        "cut_bmp.bmp": "damaged or cut off",
+        "cut_jpg.jpg": "damaged or cut off",
+        "cut_png.png": "damaged or cut off",
+        "cut_tif.tif": "damaged or cut off",
+        "cut_webp.webp": "damaged or cut off",
+        "empty.png": "the file is empty",
+        "gigantic.png": "says it has 400x300 pixels, more than the 50000 allowed",
+        "nan.tiff": "holds NaN",
+        "other_size.png": "is 20x20",
+        "swapped.png": "seem to be swapped",
+        "text.jpg": "not an image",
+    }.items():
+        (line,) = [line for line in lines if name in line]
+        assert line.startswith("failed: ")
+        assert reason in line
+    assert len(_names(output)) == 89
+    for path in output.iterdir():
+        assert _read(path).shape == (30, 40, 3)
+
+
+def test_the_batch_size_and_the_threads_change_nothing(data_dir, tmp_path, weights, capfd):
+    for kind in ("vis", "ir"):
+        (tmp_path / kind).mkdir()
+        for index, path in enumerate(sorted((data_dir / "msrs/test" / kind).iterdir())[:3]):
+            _write(tmp_path / kind / f"{index}.png", _read(path)[:120, :160])
+    folders = (tmp_path / "vis", tmp_path / "ir")
+    given = ("--weights", weights, "--device", "cpu")
+    for name, options in {"one": (), "many": ("--batch", 3, "-j", 4)}.items():
+        assert _main(capfd, "fuse", *folders, "-o", tmp_path / name, *given, *options)[0] == 0
+    for path in (tmp_path / "one").iterdir():
+        difference = _read(path).astype(int) - _read(tmp_path / "many" / path.name)
+        assert np.abs(difference).max() <= 1
+
+
+def test_json_tells_scripts_everything(folders, weights, capfd):
+    visible, infrared, output = folders
+    _write(visible / "alone.png", np.zeros((20, 30), np.uint8))
+    (visible / "street.png").write_bytes(b"damaged")
+    _write(output / "field.png", np.zeros((5, 5), np.uint8))
+    given = ("--weights", weights, "--device", "cpu", "--skip-existing", "--json")
+    code, stdout, _ = _main(capfd, "fuse", visible, infrared, "-o", output, *given)
+    assert code == 1
+    told = json.loads(stdout)
+    assert [entry["output"] for entry in told["written"]] == [str(output / "bridge.png")]
+    assert told["written"][0]["inputs"] == [str(visible / "bridge.png"), str(infrared / "bridge.tif")]
+    assert [entry["output"] for entry in told["skipped"]] == [str(output / "field.png")]
+    assert "street.png" in told["failed"][0]["error"]
+    assert told["unpaired"] == [f"{visible / 'alone.png'}: no alone.* in {infrared}"]
+    assert (told["command"], told["device"], told["processes"], told["stopped"]) == ("fuse", "cpu", 1, [])
+    assert told["seconds"] > 0
+
+
+def test_folders_inside_of_folders_and_patterns(folders, weights, tmp_path, capfd):
+    visible, infrared, output = folders
+    given = ("--weights", weights, "--device", "cpu")
+    for name in ("day", "night"):
+        (tmp_path / "v" / name).mkdir(parents=True)
+        (tmp_path / "t" / name).mkdir(parents=True)
+        os.symlink(visible / "street.png", tmp_path / "v" / name / "1_v.png")
+        os.symlink(infrared / "street.tif", tmp_path / "t" / name / "1_t.tif")
+    patterns = (f"{tmp_path}/v/**/*_v.*", f"{tmp_path}/t/**/*_t.*")
+    code, _, stderr = _main(capfd, "fuse", *patterns, "-o", output, *given, "--ext", "auto")
+    assert (code, stderr) == (0, "")
+    assert [path.relative_to(output).as_posix() for path in sorted(output.rglob("*.png"))] == [
+        "day/1_v.png",
+        "night/1_v.png",
+    ]
+
+
+def test_raw_thermal_images_are_spoken_of(folders, weights, capfd):
+    visible, infrared, output = folders
+    _write(infrared / "street.tif", np.linspace(7000, 8000, 37 * 50).reshape(37, 50).astype(np.uint16))
+    given = ("-o", output, "--weights", weights, "--device", "cpu")
+    code, _, stderr = _main(capfd, "fuse", visible, infrared, *given)
+    assert code == 0
+    assert stderr.startswith("note: 1 infrared images of 16 bit use few of their values")
+    assert "street.tif those from 7000 to 8000" in stderr
+    pair = (visible / "street.png", infrared / "street.tif")
+    code, stdout, stderr = _main(capfd, "fuse", *pair, *given, "--thermal-range", "7000,8000")
+    assert (code, stderr) == (0, "")
+    assert "thermal range 7000,8000: values from 7000 to 8000 became black to white" in stdout
+    expected = ddrf_fast.fuse(*pair, weights=weights, device="cpu", thermal_range=(7000, 8000))
+    np.testing.assert_array_equal(_read(output / "street.png"), expected)
+
+
+def test_sizes_are_made_alike_when_asked(folders, weights, tmp_path, capfd):
+    visible, infrared, _ = folders
+    pair = (visible / "street.png", infrared / "field.tif", "--weights", weights, "--device", "cpu")
+    np.savetxt(tmp_path / "h.txt", [[50 / 33, 0, 0], [0, 37 / 33, 0], [0, 0, 1]])
+    for name, options, size in (
+        ("a.png", ("--resize", "visible"), (37, 50, 3)),
+        ("b.png", ("--resize", "infrared"), (33, 33, 3)),
+        ("c.png", ("--homography", tmp_path / "h.txt"), (37, 50, 3)),
+        ("d.png", ("--resize", "infrared", "--color", "gray"), (33, 33)),
+    ):
+        code, _, stderr = _main(capfd, "fuse", *pair, "-o", tmp_path / name, *options)
+        assert (code, stderr) == (0, "")
+        assert _read(tmp_path / name).shape == size
+
+
+def test_restore_takes_either_kind_or_both(folders, weights, tmp_path, capfd):
+    visible, infrared, output = folders
+    given = ("--weights", weights, "--device", "cpu")
+    code, stdout, stderr = _main(
+        capfd, "restore", "--infrared", infrared, "-o", output, *given, "--ext", "tif"
+    )
+    assert (code, stderr) == (0, "")
+    assert "restored 3 of 3 images" in stdout
+    for path in infrared.iterdir():
+        expected = ddrf_fast.restore(infrared=path, weights=weights, device="cpu")
+        np.testing.assert_array_equal(_read(output / path.name), expected)
+    code, stdout, _ = _main(
+        capfd, "restore", "--visible", visible, "--infrared", infrared, "-o", tmp_path / "both", *given
+    )
+    assert code == 0
+    assert "restored 6 of 6 images" in stdout
+    assert _names(tmp_path / "both" / "visible") == _names(tmp_path / "both" / "infrared")
+    np.savetxt(tmp_path / "kernel.txt", np.ones((3, 3)))
+    one = ("restore", "--visible", visible / "street.png", "-o", tmp_path / "told.png", *given)
+    assert _main(capfd, *one, "--kernel", tmp_path / "kernel.txt", "--noise-std", "0.02")[0] == 0
+    told = ddrf_fast.restore(
+        visible / "street.png", weights=weights, device="cpu", kernel=np.ones((3, 3)), noise_std=0.02
+    )
+    np.testing.assert_array_equal(_read(tmp_path / "told.png"), told)
+    kelvin = np.linspace(280, 320, 200, dtype=np.float32).reshape(10, 20)
+    _write(tmp_path / "kelvin.tif", kelvin)
+    arguments = ("restore", "--infrared", tmp_path / "kelvin.tif", "-o", tmp_path / "again.tif", *given)
+    code, stdout, stderr = _main(capfd, *arguments, "--thermal-range", "minmax")
+    assert (code, stderr) == (0, "")
+    assert "thermal range minmax: values from 280 to 320 became black to white" in stdout
+    assert _read(tmp_path / "again.tif").dtype == np.float32
+    assert np.abs(_read(tmp_path / "again.tif") - kelvin).max() < 20
+    code, _, stderr = _main(capfd, "restore", "-o", output, *given)
+    assert code == 2
+    assert "give --visible IMAGES, --infrared IMAGES, or both" in stderr
+
+
+def test_degrade_depends_on_seed_and_name_alone(folders, tmp_path, capfd):
+    visible, _, output = folders
+    options = ("--seed", 7, "--scale", 2, "--noise-std", "0.05,0.1", "--blur", "spatial")
+    code, stdout, stderr = _main(capfd, "degrade", visible, "-o", output, *options, "--recipes")
+    assert (code, stderr) == (0, "")
+    assert "degraded 3 of 3 images" in stdout
+    assert _names(output) == sorted(
+        f"{n}.{e}" for n in ("bridge", "field", "street") for e in ("json", "png")
+    )
+    one = tmp_path / "one.png"
+    assert _main(capfd, "degrade", visible / "bridge.png", "-o", one, *options)[0] == 0
+    np.testing.assert_array_equal(_read(one), _read(output / "bridge.png"))
+    assert _read(one).shape == (20, 16, 3)
+    assert _read(one).dtype == np.uint16
+    recipe = json.loads((output / "bridge.json").read_text())
+    assert (recipe["scale"], recipe["seed"]) == (2, 7)
+    assert 0.05 <= recipe["noise_std"][0] <= 0.1
+    image = torch.from_numpy(ddrf_fast.data.read_image(visible / "bridge.png")).permute(2, 0, 1)[None] / 65535
+    tensors = {name: torch.tensor(value) for name, value in recipe.items() if isinstance(value, list)}
+    again = Degradation(**(recipe | tensors | {"seed": torch.tensor(7)})).apply(image.float())
+    again = (again.clamp(0, 1) * 65535)[0].permute(1, 2, 0)
+    assert np.abs(again.numpy() - _read(one)).max() <= 2
+    assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.1,x")[0] == 2
+    assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.2,0.1")[0] == 2
+
+
+def test_what_the_command_line_says_without_torch_is_so():
+    assert degrade.PRESETS == PRESETS
+    assert f"{ddrf_fast.data.MAX_PIXELS}" in files.file_options().format_help()
+
+
+def test_weights_are_never_unpickled(folders, tmp_path, capfd):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "unpickled"),)
+
+    visible, infrared, output = folders
+    for name, zipped in (("new.pt", True), ("old.pth", False)):
+        torch.save({"weights": Evil()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        code, _, stderr = _main(capfd, "fuse", visible, infrared, "-o", output, "--weights", tmp_path / name)
+        assert code == 2
+        assert name in stderr
+        assert "never unpickled" in stderr
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, capfd):
+    code, stdout, stderr = _main(capfd, "--print-completion", shell)
+    assert (code, stderr) == (0, "")
+    for expected in ("ddrf-fast", "fuse", "skip-existing", "srmd"):
+        assert expected in stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_options_and_files(tmp_path, capfd):
+    script = _main(capfd, "--print-completion", "bash")[1]
+    (tmp_path / "street.png").touch()
+    ask = "\nCOMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); {}; echo ${{COMPREPLY[@]}}\n"
+    function = re.search(r"complete .*-F (\S+)", script)[1]
+    for words, expected in (
+        ("ddrf-fast fu", "fuse"),
+        ("ddrf-fast fuse --skip", "--skip-existing"),
+        ("ddrf-fast degrade --preset sr", "srmd"),
+        ("ddrf-fast fuse str", "street.png"),
+    ):
+        result = subprocess.run(
+            ["bash", "-c", script + ask.format(words, function)],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert result.stdout.split() == [expected], (words, result.stderr)
+
+
+def _torchrun(*arguments):
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "ddrf_fast", *map(str, arguments),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_one_that_was_killed_is_made_up_for(tmp_path, weights):
+    rng, count = np.random.default_rng(0), 300
+    for index in range(count):
+        for folder in ("vis", "ir"):
+            _write(tmp_path / folder / f"{index:03}.png", rng.integers(0, 256, (96, 96), np.uint8))
+    (tmp_path / "vis" / "000.png").write_bytes(b"damaged")
+    output = tmp_path / "out"
+    arguments = ("fuse", tmp_path / "vis", tmp_path / "ir", "-o", output, "--weights", weights)
+    arguments += ("--device", "cpu", "--skip-existing", "--json")
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(
+        _torchrun(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet
+    )
+    while len(list(output.glob("*.png"))) < 20 and first.poll() is None:
+        time.sleep(0.005)
+    workers = [
+        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == first.pid
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    first.communicate()
+    assert first.returncode != 0
+    done = {path.name: path.read_bytes() for path in output.glob("*.png")}
+    assert 20 <= len(done) < count - 1
+    for name in done:
+        assert _read(output / name).shape == (96, 96)
+
+    second = subprocess.run(_torchrun(*arguments), capture_output=True, text=True, check=False, env=quiet)
+    assert second.returncode != 0  # because of the damaged one
+    (told,) = [json.loads(line) for line in second.stdout.splitlines() if line.startswith("{")]
+    assert told["processes"] == 2
+    assert len(told["skipped"]) == len(done)
+    assert len(told["written"]) == count - 1 - len(done)
+    assert [entry["output"] for entry in told["failed"]] == [str(output / "000.png")]
+    assert len({entry["output"] for entry in told["written"] + told["skipped"]}) == count - 1
+    assert {path.name for path in output.glob("*.png")} == {f"{index:03}.png" for index in range(1, count)}
+    for name, content in done.items():
+        assert (output / name).read_bytes() == content
+    one = tmp_path / "one.png"
+    assert cli.main([*map(str, arguments[:1]), *(f"{tmp_path}/{k}/077.png" for k in ("vis", "ir")),
+                     "-o", str(one), "--weights", str(weights), "--device", "cpu"]) == 0  # fmt: skip
+    np.testing.assert_array_equal(_read(one), _read(output / "077.png"))
+
+
+def _parent(stat):
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

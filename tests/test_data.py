@@ -1,9 +1,15 @@
 """Image files, colour, pairing by name, and the data sets of pairs."""
 
+import io
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image, ImageOps
 
 from ddrf_fast.data import (
     IMAGE_SUFFIXES,
@@ -53,13 +59,110 @@ def test_lossy_formats_keep_the_colours(tmp_path, suffix):
     assert abs(actual - image)[:, [4, 40]].max() < 8
 
 
-def test_channels_are_rgb_and_alpha_is_dropped(tmp_path):
-    bgra = np.zeros((2, 3, 4), np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_channels_are_rgb_and_alpha_is_dropped_unless_asked_for(tmp_path, dtype):
+    bgra = np.zeros((2, 3, 4), dtype)
     bgra[..., 0], bgra[..., 1], bgra[..., 2], bgra[..., 3] = 10, 20, 30, 40
     cv2.imwrite(str(tmp_path / "image.png"), bgra)
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "image.png"), np.broadcast_to([30, 20, 10], (2, 3, 3))
-    )
+    rgba = np.broadcast_to(np.array([30, 20, 10, 40], dtype), (2, 3, 4))
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), rgba[..., :3])
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", alpha=True), rgba)
+    for suffix in (".png", ".tif"):
+        write_image(tmp_path / f"again{suffix}", rgba)
+        np.testing.assert_array_equal(read_image(tmp_path / f"again{suffix}", alpha=True), rgba)
+        write_image(tmp_path / f"grey{suffix}", rgba[..., 2:])
+        grey = read_image(tmp_path / f"grey{suffix}", alpha=True)
+        np.testing.assert_array_equal(grey, rgba[..., [2, 2, 2, 3]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, kind, orientation):
+    stored = Image.fromarray(cv2.resize(ramp((4, 6, 3), np.uint8), (48, 32)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "image", kind, exif=exif)
+    with Image.open(tmp_path / "image") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    actual = read_image(tmp_path / "image")
+    assert actual.shape == expected.shape == ((48, 32, 3) if orientation >= 5 else (32, 48, 3))
+    assert abs(actual - expected).max() <= 3  # two decoders
+    write_image(tmp_path / "again.png", actual)
+    np.testing.assert_array_equal(read_image(tmp_path / "again.png"), actual)  # not turned a second time
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_metadata_is_no_damaged_image(tmp_path):
+    exif = b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(20)
+    Image.fromarray(ramp((8, 9), np.uint8)).save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").shape == (8, 9)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".tif", ".bmp", ".webp", "progressive", "directory first"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
+def test_what_is_cut_off_is_an_error_and_not_half_an_image(tmp_path, suffix, part):
+    image = cv2.resize(ramp((20, 30, 3), np.uint8), (240, 160))
+    if suffix == "progressive":
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", progressive=True)
+        content = buffer.getvalue()
+    elif suffix == "directory first":
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, image.astype(np.uint16), photometric="rgb", compression="deflate")
+        content = buffer.getvalue()
+    else:
+        content = cv2.imencode(suffix, image)[1].tobytes()
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    assert read_image(path).shape == image.shape
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ValueError, match="image: not an image, damaged or cut off"):
+        read_image(path)
+
+
+def bomb(width, height):
+    """A PNG file that announces a black image of that size and holds one row of it."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(bytes(3 * width))), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_images_that_say_they_are_gigantic_are_not_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(400_000, 300_000))
+    with pytest.raises(ValueError, match=r"bomb\.png: the image says it has 400000x300000 pixels, more than"):
+        read_image(path)
+    for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp"):
+        write_image(tmp_path / f"image{suffix}", ramp((10, 20), np.uint8))
+        assert read_image(tmp_path / f"image{suffix}", max_pixels=200).shape[:2] == (10, 20)
+        with pytest.raises(ValueError, match="20x10 pixels, more than the 199 allowed"):
+            read_image(tmp_path / f"image{suffix}", max_pixels=199)
+
+
+def test_the_content_counts_and_not_the_ending(tmp_path):
+    (tmp_path / "image.png").write_bytes(cv2.imencode(".jpg", ramp((8, 9), np.uint8))[1].tobytes())
+    assert read_image(tmp_path / "image.png").shape == (8, 9)
+
+
+def test_floats_are_read_where_they_are_asked_for(tmp_path):
+    kelvin = np.linspace(280, 320, 20, dtype=np.float32).reshape(4, 5)
+    tifffile.imwrite(tmp_path / "kelvin.tif", kelvin)
+    np.testing.assert_array_equal(read_image(tmp_path / "kelvin.tif", floating=True), kelvin)
+    write_image(tmp_path / "again.tif", kelvin)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "again.tif"), kelvin)
+
+
+def test_cmyk_is_not_taken_for_alpha(tmp_path):
+    Image.new("CMYK", (9, 8)).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match=r"image\.tif: CMYK is not supported"):
+        read_image(tmp_path / "image.tif", alpha=True)
 
 
 def test_real_images_are_read_as_opencv_reads_them(data_dir):
@@ -119,12 +222,19 @@ def test_a_written_file_replaces_another_and_has_its_usual_mode(tmp_path):
     [
         (
             "a.png",
-            ramp((4, 4), np.uint8).astype(np.float32),
+            ramp((4, 4), np.uint8).astype(np.float64),
             TypeError,
-            "uint8 or uint16, got an array of float32",
+            "uint8, uint16, float32, got an array of float64",
+        ),
+        (
+            "a.png",
+            np.zeros((4, 4), np.float32),
+            ValueError,
+            r"a\.png: \.png has no float32, use one of \.tif",
         ),
         ("a.png", [[1, 2]], TypeError, "got list"),
-        ("a.png", np.zeros((4, 4, 4), np.uint8), ValueError, r"got \[4, 4, 4\]"),
+        ("a.png", np.zeros((4, 4, 5), np.uint8), ValueError, r"got \[4, 4, 5\]"),
+        ("a.jpg", np.zeros((4, 4, 4), np.uint8), ValueError, r"a\.jpg: \.jpg has no alpha"),
         ("a.png", np.zeros((0, 4), np.uint8), ValueError, "not empty"),
         ("a.xyz", ramp((4, 4), np.uint8), ValueError, r"a\.xyz: unknown image format"),
         ("a.jpg", ramp((4, 4), np.uint16), ValueError, r"a\.jpg: \.jpg has no 16 bit"),

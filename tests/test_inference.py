@@ -1,5 +1,9 @@
-"""`fuse` and `Fuser`: what goes in comes out, in type, depth, size and colour, and bad input is named."""
+"""Sessions: what goes in comes out, in type, depth, size and colour, and bad input is named."""
 
+import itertools
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import cv2
@@ -8,7 +12,11 @@ import pytest
 import torch
 
 import ddrf_fast
-from ddrf_fast.inference import Fuser
+from ddrf_fast.degradation import DynamicDegradation
+from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
+from ddrf_fast.inference.alignment import as_homography, warp
+from ddrf_fast.inference.streaming import ahead
+from ddrf_fast.inference.thermal import ThermalRange
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
 
 SIZE = (45, 62)
@@ -113,7 +121,8 @@ def test_sixteen_bit_files_and_images_stay_sixteen_bit(fuser, tmp_path):
 
 def test_depth_is_that_of_the_dtype_however_dark_the_image(fuser):
     visible, infrared = (np.round(image * 200).astype(np.uint16) for image in _pair())
-    fused = fuser(visible, infrared)
+    with pytest.warns(UserWarning, match="values from 52 to 148 only"):
+        fused = fuser(visible, infrared)
     expected = fuser((visible / 65535).astype(np.float32), (infrared / 65535).astype(np.float32))
     np.testing.assert_allclose(fused, expected * 65535, atol=0.51)
 
@@ -223,14 +232,9 @@ NAN = np.full((8, 10), np.nan, np.float32)
         (torch.zeros(8, 10, dtype=torch.int32), GREY, TypeError, "visible must be uint8.*int32"),
         (np.zeros((3, 8, 10), np.uint8), GREY, ValueError, r"visible must be \[H, W\].*\[3, 8, 10\]"),
         (torch.zeros(8, 10, 3), GREY, ValueError, r"visible must be \[H, W\].*\[8, 10, 3\]"),
-        (np.zeros((8, 10, 4), np.uint8), GREY, ValueError, r"visible must be .*\[8, 10, 4\]"),
+        (np.zeros((8, 10, 5), np.uint8), GREY, ValueError, r"visible must be .*\[8, 10, 5\]"),
         (np.zeros((0, 10), np.uint8), GREY, ValueError, "visible is empty"),
-        (
-            [[0, 1]],
-            GREY,
-            TypeError,
-            "visible must be a NumPy array, a tensor, a PIL image or a path, got list",
-        ),
+        (7, GREY, TypeError, "visible must be a NumPy array, a tensor, a PIL image or a path, got int"),
         (GREY, COLOUR + np.uint8((0, 120, 240)), ValueError, "infrared is in colour.*swapped"),
     ],
 )
@@ -245,8 +249,8 @@ def test_bad_files_are_named(fuser, tmp_path):
         with pytest.raises((ValueError, OSError), match=name):
             fuser(tmp_path / name, GREY)
     image = pytest.importorskip("PIL.Image")
-    with pytest.raises(ValueError, match=r"mode L, RGB or I;16, got RGBA"):
-        fuser(image.new("RGBA", (10, 8)), GREY)
+    with pytest.raises(ValueError, match=r"mode L, LA, RGB, RGBA or I;16, got CMYK"):
+        fuser(image.new("CMYK", (10, 8)), GREY)
 
 
 def test_bad_devices_and_weights_are_named(weights, tmp_path):
@@ -280,3 +284,341 @@ def test_the_shipped_weights_bring_the_sample_pair_together():
     assert fused[person].mean() > fused[road].mean() + 20
     assert infrared[sign].std() < 5
     assert fused[sign].std() > 25
+
+
+# --- alpha, orientation, colour ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_alpha_is_kept(fuser, dtype):
+    image = pytest.importorskip("PIL.Image")
+    visible, infrared = (_as(image_, dtype) for image_ in _pair())
+    alpha = _as(np.random.default_rng(3).random((*SIZE, 1)), dtype)
+    expected = fuser(visible, infrared)
+    for colour in (visible, visible[..., :1]):
+        with_alpha = np.concatenate((colour, alpha), axis=2)
+        fused = fuser(with_alpha, np.concatenate((infrared[..., None], alpha), axis=2))
+        assert fused.dtype == dtype
+        np.testing.assert_array_equal(fused[..., -1:], alpha)
+        np.testing.assert_array_equal(fused[..., :-1], fuser(colour, infrared))
+    planes = torch.from_numpy(np.concatenate((visible, alpha), axis=2)).permute(2, 0, 1)
+    np.testing.assert_array_equal(fuser(planes, infrared)[:3].permute(1, 2, 0).numpy(), expected)
+    if dtype == np.uint8:
+        for mode, channels in (("RGBA", 4), ("LA", 2)):
+            given = np.concatenate((visible, alpha), axis=2)[..., -channels:]
+            result = fuser(image.fromarray(given), infrared)
+            assert result.mode == mode
+            np.testing.assert_array_equal(np.asarray(result), fuser(given, infrared))
+
+
+def test_pil_images_are_turned_upright(fuser):
+    image = pytest.importorskip("PIL.Image")
+    visible, infrared = (_as(image_, np.uint8) for image_ in _pair())
+    turned = image.fromarray(np.rot90(visible).copy())
+    turned.getexif()[0x0112] = 6  # to be turned back
+    result = fuser(turned, infrared)
+    np.testing.assert_array_equal(np.asarray(result), fuser(visible, infrared))
+    assert 0x0112 not in result.getexif()
+
+
+def test_color_rgb_fuses_each_channel_and_gray_gives_the_luminance(weights, fuser):
+    visible, infrared = _pair()
+    by_channel = Fuser(fuser.network, color="rgb")(visible, infrared)
+    for channel in range(3):
+        expected = fuser(visible[..., channel], infrared)
+        np.testing.assert_allclose(by_channel[..., channel], expected, atol=1e-5)
+    gray = Fuser(fuser.network, color="gray")(visible, infrared)
+    assert gray.shape == SIZE
+    np.testing.assert_allclose(gray, fuser(_luma(visible), infrared), atol=1e-5)
+    pil = pytest.importorskip("PIL.Image").fromarray(_as(visible, np.uint8))
+    assert Fuser(fuser.network, color="gray")(pil, infrared).mode == "L"
+
+
+def test_large_images_are_converted_in_strips_without_a_difference(fuser, monkeypatch):
+    visible, infrared = (_as(image, np.uint16) for image in _pair())
+    expected = fuser(visible, infrared)
+    monkeypatch.setitem(pictures._STRIP, "cpu", 7 * SIZE[1])
+    np.testing.assert_array_equal(fuser(visible, infrared), expected)
+
+
+# --- thermal values ----------------------------------------------------------------------------------------
+
+
+def test_thermal_values_are_mapped_as_asked(fuser):
+    visible, infrared = _pair()
+    raw = np.round(7000 + 1000 * infrared).astype(np.uint16)
+    low, high = np.percentile(raw, (1, 99))
+    for given, bounds in (
+        ((7100, 7900), (7100, 7900)),
+        ("7100,7900", (7100, 7900)),
+        ("minmax", (raw.min(), raw.max())),
+        ("percentile", (low, high)),
+        ("1%,99%", (low, high)),
+    ):
+        expected = fuser(visible, ((raw - bounds[0]) / (bounds[1] - bounds[0])).clip(0, 1))
+        session = Fuser(fuser.network, thermal_range=given)
+        np.testing.assert_allclose(session(visible, raw), expected, atol=1e-5)
+        kelvin = (raw / 25).astype(np.float32)
+        if not isinstance(given, tuple) and given != "7100,7900":
+            np.testing.assert_allclose(session(visible, kelvin), expected, atol=1e-5)
+
+
+def test_thermal_values_are_taken_as_they_are_and_told_of_otherwise(fuser):
+    visible, infrared = _pair()
+    with pytest.warns(UserWarning, match=r"16 bit, but values from 72\d\d to 77\d\d only.*thermal_range="):
+        fuser(visible, np.round(7000 + 1000 * infrared).astype(np.uint16))
+    with pytest.warns(UserWarning, match="16 bit") as told:
+        list(
+            fuser.stream(
+                (visible, np.round((7000 + n) + 1000 * infrared).astype(np.uint16)) for n in range(3)
+            )
+        )
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fuser(visible, _as(infrared, np.uint16))
+        fuser(visible, np.full(SIZE, 7000, np.uint16))  # nothing to spread
+        Fuser(fuser.network, thermal_range="minmax")(visible, np.full(SIZE, 7000, np.uint16))
+    with pytest.raises(ValueError, match=r"got values from 280 to 300 \(thermal_range maps other values\)"):
+        fuser(visible, np.linspace(280, 300, visible[..., 0].size).reshape(SIZE))
+
+
+def test_each_image_of_a_batch_is_mapped_by_its_own_values(fuser):
+    torch.manual_seed(0)
+    visible, infrared = torch.rand(2, 3, 20, 30), torch.rand(2, 1, 20, 30)
+    infrared[1] += 7
+    session = Fuser(fuser.network, thermal_range="minmax")
+    together = session(visible, infrared)
+    for sample in range(2):
+        alone = session(visible[sample], infrared[sample])
+        torch.testing.assert_close(together[sample], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", ["auto", "5", "3,2", "3,3", "-1%,50%", "1%,101%", "a,b", "0,inf", (1,), 7])
+def test_ranges_that_are_none_are_named(value):
+    with pytest.raises(ValueError, match="thermal_range must"):
+        ThermalRange.parse(value)
+
+
+# --- sizes and alignment -----------------------------------------------------------------------------------
+
+
+def test_sizes_differ_only_where_that_is_allowed(fuser):
+    visible, infrared = (_as(image, np.uint8) for image in _pair())
+    small = cv2.resize(infrared, (31, 23), interpolation=cv2.INTER_AREA)
+    with pytest.raises(ValueError, match=r"visible is 62x45 and infrared is 31x23 .*resize='visible'"):
+        fuser(visible, small)
+    fused = Fuser(fuser.network, resize="visible")(visible, small)
+    assert fused.shape == visible.shape
+    enlarged = cv2.resize(small, (62, 45), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(fused.astype(int) - fuser(visible, enlarged)).max() <= 2
+    rgba = np.dstack((visible, visible[..., 0]))
+    fused = Fuser(fuser.network, resize="infrared")(rgba, small)
+    assert fused.shape == (23, 31, 4)
+    reduced = cv2.resize(rgba, (31, 23), interpolation=cv2.INTER_AREA)
+    assert np.abs(fused[..., 3].astype(int) - reduced[..., 3]).max() <= 2
+    assert np.abs(fused.astype(int) - fuser(reduced, small))[3:-3, 3:-3].max() <= 3
+
+
+def test_a_homography_takes_infrared_pixels_to_visible_ones(fuser, tmp_path):
+    visible, infrared = _pair()
+    angle = np.deg2rad(7)
+    homography = np.array(
+        [[0.9 * np.cos(angle), -np.sin(angle), 5], [np.sin(angle), np.cos(angle), -3], [1e-4, -2e-4, 1]]
+    )
+    planes = [torch.from_numpy(image)[None, None] for image in (infrared, _luma(visible).astype(np.float64))]
+    warped = warp(planes[0], homography, onto=planes[1])[0, 0].numpy()
+    expected = cv2.warpPerspective(infrared, homography, SIZE[::-1], flags=cv2.INTER_LINEAR)
+    inside = cv2.warpPerspective(np.ones(SIZE), homography, SIZE[::-1], flags=cv2.INTER_LINEAR) == 1
+    assert 0.3 < inside.mean() < 0.95
+    assert np.abs(warped - expected)[inside].max() < 0.01  # OpenCV rounds places to 1/32 pixel
+    outside = cv2.warpPerspective(np.ones(SIZE), homography, SIZE[::-1], flags=cv2.INTER_LINEAR) == 0
+    outside = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) == 1
+    np.testing.assert_array_equal(warped[outside], _luma(visible)[outside])
+
+    expected = fuser(visible, warped)
+    np.savetxt(tmp_path / "h.txt", homography, delimiter=", ")
+    np.save(tmp_path / "h.npy", homography)
+    (tmp_path / "h.json").write_text(str(homography.tolist()))
+    for given in (homography, tmp_path / "h.txt", str(tmp_path / "h.npy"), tmp_path / "h.json"):
+        fused = Fuser(fuser.network, homography=given)(visible, infrared)
+        np.testing.assert_allclose(fused, expected, atol=1e-5)
+    unmoved = Fuser(fuser.network, homography=2 * np.eye(3))(visible, infrared)
+    np.testing.assert_allclose(unmoved, fuser(visible, infrared), atol=1e-6)
+
+
+def test_homographies_that_are_none_are_named(tmp_path):
+    (tmp_path / "two.txt").write_text("1 0 0\n0 1 0\n")
+    (tmp_path / "words.txt").write_text("one two three\n")
+    (tmp_path / "flat.json").write_text("[1, 2, 3]")
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    for given, message in (
+        (tmp_path / "two.txt", r"two\.txt must be a matrix of 3x3, got \[2, 3\]"),
+        (tmp_path / "words.txt", r"words\.txt: no matrix could be read"),
+        (tmp_path / "flat.json", r"flat\.json: expected a matrix"),
+        (tmp_path / "objects.npy", r"objects\.npy: no matrix could be read"),
+        (tmp_path / "no.txt", r"no\.txt: no such file"),
+        (np.ones((3, 3)), "homography must be invertible"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            as_homography(given)
+    with pytest.raises(ValueError, match="give resize or homography"):
+        Fuser(homography=np.eye(3), resize="visible")
+
+
+def test_settings_that_are_none_are_named(weights):
+    with pytest.raises(ValueError, match="color must be one of ycbcr, rgb, gray, got 'blue'"):
+        Fuser(weights, "cpu", color="blue")
+    with pytest.raises(ValueError, match="resize must be 'visible', 'infrared' or None, got 'both'"):
+        Fuser(weights, "cpu", resize="both")
+    with pytest.raises(TypeError, match="colour"):
+        ddrf_fast.fuse(GREY, GREY, weights=weights, device="cpu", colour="rgb")
+
+
+# --- swapped modalities ------------------------------------------------------------------------------------
+
+
+def test_swapped_modalities_are_named(fuser):
+    colour = COLOUR + np.uint8((0, 120, 240))
+    with pytest.raises(ValueError, match=r"infrared is in colour and visible is grey: .* seem to be"):
+        fuser(GREY, colour)
+    with pytest.raises(ValueError, match=r"infrared is in colour.*false-colour image to grey"):
+        fuser(colour, colour)
+    with pytest.raises(ValueError, match="infrared is in colour"):
+        Restorer(fuser.network)(infrared=colour)
+
+
+# --- restoration -------------------------------------------------------------------------------------------
+
+
+def test_each_kind_is_restored_by_its_branch_alone(fuser):
+    visible, infrared = _pair()
+    restorer = Restorer(fuser.network)
+    with torch.inference_mode():
+        planes = [torch.from_numpy(image)[None, None].float() for image in (_luma(visible), infrared)]
+        both = fuser.model(*planes)
+        expected = both.visible[0, 0].numpy(), both.infrared[0, 0].numpy()
+    restored = restorer(visible, infrared)
+    np.testing.assert_allclose(restored[1], expected[1].clip(0, 1), atol=1e-5)
+    np.testing.assert_allclose(_luma(restored[0]), expected[0], atol=1e-4)
+    assert np.abs(expected[0] - planes[0].numpy()).max() > 1e-4  # the network did change it
+    np.testing.assert_array_equal(restorer(visible), restored[0])
+    np.testing.assert_array_equal(restorer(infrared=infrared), restored[1])
+    one_line = ddrf_fast.restore(infrared=_as(infrared, np.uint8), device="cpu")
+    assert (one_line.dtype, one_line.shape) == (np.uint8, SIZE)
+
+
+def test_a_known_degradation_is_told_to_the_network(fuser):
+    visible = _luma(_pair()[0])
+    kernel = np.ones((5, 3))
+    with pytest.raises(ValueError, match=r"kernel must be \[k, k\] with k odd and at most 25, got \[5, 3\]"):
+        Restorer(fuser.network, kernel=kernel)
+    for wrong, message in ((np.zeros((3, 3)), "positive sum"), (np.full((3, 3), np.nan), "finite")):
+        with pytest.raises(ValueError, match=message):
+            Restorer(fuser.network, kernel=wrong)
+    with pytest.raises(ValueError, match="noise_std must be a number from 0 on, got -1"):
+        Restorer(fuser.network, noise_std=-1)
+    full = torch.zeros(1, 25, 25)
+    full[:, 10:15, 10:15] = 1 / 25
+    planes = torch.from_numpy(visible)[None, None].float()
+    with torch.inference_mode():
+        code = fuser.model.encode(full, torch.tensor([0.1]))
+        expected = fuser.model(planes, planes, code, code).visible[0, 0].clamp(0, 1).numpy()
+    told = Restorer(fuser.network, kernel=np.ones((5, 5)), noise_std=0.1)(visible)
+    np.testing.assert_allclose(told, expected, atol=1e-5)
+
+
+def test_a_restored_thermal_image_keeps_its_values(fuser):
+    raw = np.round(7000 + 1000 * _pair()[1]).astype(np.uint16)
+    restored = Restorer(fuser.network, thermal_range=(7000, 8000))(infrared=raw)
+    expected = Restorer(fuser.network)(infrared=((raw - 7000) / 1000).astype(np.float32))
+    assert restored.dtype == np.uint16
+    np.testing.assert_allclose(restored, 7000 + 1000 * expected, atol=0.51)
+
+
+def test_nothing_to_restore_is_an_error(fuser):
+    with pytest.raises(TypeError, match="give a visible or an infrared image"):
+        Restorer(fuser.network)()
+    with pytest.raises(ValueError, match="modality must be 'visible' or 'infrared', got 'x-ray'"):
+        fuser.model.restore("x-ray", torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"image must be \[B, 1, H, W\] and not empty, got \[1, 3, 4, 4\]"):
+        fuser.model.restore("visible", torch.zeros(1, 3, 4, 4))
+
+
+# --- lists and streams -------------------------------------------------------------------------------------
+
+
+def test_lists_give_lists(fuser):
+    pairs = [_pair(seed, size) for seed, size in enumerate([(20, 30), (20, 30), (31, 17)])]
+    visible, infrared = (list(images) for images in zip(*pairs, strict=True))
+    for fused, pair in zip(fuser(visible, infrared), pairs, strict=True):
+        np.testing.assert_array_equal(fused, fuser(*pair))
+    restorer = Restorer(fuser.network)
+    for restored, image in zip(restorer(infrared=infrared), infrared, strict=True):
+        np.testing.assert_array_equal(restored, restorer(infrared=image))
+    with pytest.raises(ValueError, match="visible has 3 and infrared 2"):
+        fuser(visible, infrared[:2])
+
+
+def test_a_stream_keeps_the_order_and_reads_only_so_far_ahead(fuser):
+    drawn = []
+
+    def endless():
+        for seed in itertools.count():
+            drawn.append(seed)
+            yield _pair(seed, (16, 20) if seed % 5 else (10, 14))
+
+    stream = fuser.stream(endless(), batch_size=3, workers=2)
+    for seed, fused in zip(range(12), stream, strict=False):
+        time.sleep(0.01)  # a slow consumer does not make it run away
+        assert len(drawn) <= seed + 1 + 3 + 2 + 3
+        expected = fuser(*_pair(seed, (16, 20) if seed % 5 else (10, 14)))
+        np.testing.assert_allclose(fused, expected, atol=1e-6)
+    stream.close()
+    so_far = len(drawn)
+    time.sleep(0.05)
+    assert len(drawn) == so_far
+
+
+def test_what_goes_wrong_in_a_stream_is_raised_in_its_place(fuser):
+    def frames():
+        yield _pair(0)
+        yield _pair(1)[0], NAN
+
+    stream = fuser.stream(frames())
+    next(stream)
+    with pytest.raises(ValueError, match="infrared holds NaN"):
+        next(stream)
+
+    def broken():
+        yield 1
+        raise OSError("the camera is gone")
+
+    results = ahead(broken(), lambda number: number, workers=1, limit=4)
+    assert next(results) == 1
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(results)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddrf_fast_")]
+
+
+def test_sessions_share_a_network(weights):
+    network = Network(weights, "cpu")
+    assert Fuser(network).model is Restorer(network).model is network.model
+
+
+# --- degradation by name -----------------------------------------------------------------------------------
+
+
+def test_degradation_depends_on_seed_and_name_alone():
+    visible = _as(_pair()[0], np.uint8)
+    rgba = np.dstack((visible, visible[..., 0]))
+    degrader = Degrader(DynamicDegradation("paper", scale=2), seed=5, spatial=True)
+    first = degrader(rgba, "a")
+    assert first.shape == (23, 31, 4)
+    np.testing.assert_array_equal(first[..., 3], rgba[::2, ::2, 3])
+    requests = [degrader.prepare(rgba, name) for name in ("c", "a", "b")]
+    outputs = degrader.compute(requests)
+    np.testing.assert_allclose(degrader.finish(requests[1], outputs[1]).astype(int), first, atol=1)
+    assert np.abs(degrader(rgba, "b").astype(int) - first).max() > 5
+    other_seed = Degrader(DynamicDegradation("paper", scale=2), seed=6, spatial=True)
+    assert np.abs(other_seed(rgba, "a").astype(int) - first).max() > 5

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from ddrf_fast._version import __version__
-from ddrf_fast.cli import data, demo, eval, fuse, info, reproduce, train
+from ddrf_fast.cli import data, degrade, demo, eval, fuse, info, reproduce, restore, train
+from ddrf_fast.cli.completion import PrintCompletion
 from ddrf_fast.cli.options import PROGRAM, Parser, is_expected, one_line
 
-COMMANDS = (fuse, eval, reproduce, train, data, demo, info)
+COMMANDS = (fuse, restore, degrade, eval, reproduce, train, data, demo, info)
 
 
 def build_parser() -> Parser:
@@ -25,6 +26,12 @@ def build_parser() -> Parser:
         epilog="Exit codes: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print what makes that shell complete this command, and stop",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -1,39 +1,34 @@
 """`ddrf-fast fuse`: fuses pairs of images."""
 
 import argparse
-import sys
-import time
-from pathlib import Path
+import os
 
-from ddrf_fast.cli.options import Commands, common_options, model_options, one_line
+from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, session_settings
+from ddrf_fast.cli.options import Commands, common_options, session_options
 
 
 def add_parser(commands: Commands) -> None:
     fuse = commands.add_parser(
         "fuse",
-        parents=[model_options(), common_options()],
+        parents=[file_options(), session_options(), common_options()],
         help="fuse a pair of images, or two folders paired by name",
-        description="Fuses a visible and an infrared image, or those images of two folders that have the "
-        "same name but for the extension. The result has the colour and the bit depth of the visible image.",
-        epilog="A pair that fails, or an image without a partner, does not stop the others: it is listed "
-        "at the end, and the exit code is 1. Existing results are replaced unless --skip-existing is given; "
-        "inputs never are.",
+        description="Fuses a visible and an infrared image, or those images of two folders (or patterns) "
+        "that have the same name but for the extension. The result has the colour, the alpha and the bit "
+        "depth of the visible image.",
+        epilog=EPILOG.format(command="fuse"),
     )
-    fuse.add_argument("visible", type=Path, metavar="VIS", help="visible image, or a folder of them")
-    fuse.add_argument("infrared", type=Path, metavar="IR", help="infrared image, or a folder of them")
+    fuse.add_argument("visible", metavar="VIS", help="visible image, a folder of them, or a pattern")
+    fuse.add_argument("infrared", metavar="IR", help="infrared image, a folder of them, or a pattern")
     fuse.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="image or folder; a folder is made if missing"
-    )
-    fuse.add_argument(
-        "--suffix", default="", help="added to the name of each result in a folder (default: none)"
+        "--resize",
+        choices=("visible", "infrared"),
+        help="where sizes differ, bring the other image to the size of this one (default: that is an error)",
     )
     fuse.add_argument(
-        "--ext",
-        default="png",
-        metavar="EXT",
-        help="format of the results in a folder: png, tif, jpg, ... (default: png)",
+        "--homography",
+        metavar="FILE",
+        help="3x3 numbers (text, .json, .npy) that take infrared pixels (x, y, 1) to the visible ones",
     )
-    fuse.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
     fuse.add_argument(
         "--ignore-unpaired", action="store_true", help="images without a partner are no failure"
     )
@@ -41,33 +36,18 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import cv2
-
-    from ddrf_fast import batch
     from ddrf_fast.inference import Fuser
 
-    # Its warnings about a damaged file say what the one line of ours says.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-
-    plan = batch.plan(
-        options.visible, options.infrared, options.output, options.suffix, options.ext.lstrip(".")
+    plan, share = plan_files(options, (options.visible, options.infrared))
+    fuser = Fuser(**session_settings(options, share), resize=options.resize, homography=options.homography)
+    return execute(
+        options,
+        plan,
+        share,
+        fuser,
+        lambda job: fuser.prepare(*job.inputs),
+        done="fused",
+        noun="pair",
+        device=str(fuser.device),
+        single=os.path.isfile(options.visible),
     )
-    single = options.visible.is_file()
-    fuser = Fuser(options.weights, options.device)
-    started = time.perf_counter()
-    report = batch.run(
-        plan.jobs, fuser, skip_existing=options.skip_existing, stop_at_failure=single or options.debug
-    )
-    seconds = time.perf_counter() - started
-    where = plan.jobs[0].output if single else options.output
-    skipped = f", {report.skipped} skipped because it is there" if report.skipped else ""
-    pairs = "pair" if len(plan.jobs) == 1 else "pairs"
-    print(
-        f"fused {report.written} of {len(plan.jobs)} {pairs} into {where} "
-        f"in {seconds:.1f} s on {fuser.device}{skipped}"
-    )
-    for job, error in report.failures:
-        print(f"failed: {job.visible.name}: {one_line(error)}", file=sys.stderr)
-    for line in plan.unpaired:
-        print(f"{'ignored' if options.ignore_unpaired else 'failed'}: {line}", file=sys.stderr)
-    return 1 if report.failures or (plan.unpaired and not options.ignore_unpaired) else 0

@@ -34,6 +34,58 @@ def model_options() -> Parser:
     return parser
 
 
+def session_options() -> Parser:
+    """Options of the commands that run sessions, as a parent of their parsers."""
+    parser = Parser(add_help=False, parents=[model_options()])
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="what the network computes in (default: auto)",
+    )
+    parser.add_argument(
+        "--tile",
+        default="auto",
+        type=tile,
+        metavar="N",
+        help="side of the tiles of large images; 0: none (default: auto)",
+    )
+    parser.add_argument(
+        "--color",
+        default="ycbcr",
+        choices=("ycbcr", "rgb", "gray"),
+        help="ycbcr: the luminance goes through the network and the colour is kept (default); rgb: each "
+        "channel does; gray: the result is grey",
+    )
+    parser.add_argument(
+        "--thermal-range",
+        default="full",
+        metavar="RANGE",
+        help="values of the infrared image that become black and white: full (those of its type, default), "
+        "minmax, percentile (1st and 99th of each image), LOW%%,HIGH%% or LOW,HIGH",
+    )
+    return parser
+
+
+def tile(text: str) -> int | str:
+    """The value of --tile."""
+    return "auto" if text == "auto" else natural(text)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def is_expected(error: Exception) -> bool:
     """Whether the error is of the input and not of the program."""
     return isinstance(error, (ValueError, TypeError, OSError))

@@ -14,6 +14,23 @@ Image = TypeVar("Image", np.ndarray, Tensor)
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
 
+def luminance(image: Image) -> Image:
+    """The Y of :func:`rgb_to_ycbcr` alone.
+
+    Args:
+        image: floating array [..., 3], or floating Tensor[..., 3, H, W].
+
+    Returns:
+        One channel less: array [...], or Tensor[..., H, W].
+
+    Raises:
+        TypeError: `image` is not floating.
+        ValueError: it has not three channels where they belong.
+    """
+    red, green, blue = _channels(image)
+    return _RED * red + _GREEN * green + _BLUE * blue
+
+
 def rgb_to_ycbcr(image: Image) -> Image:
     """RGB in [0, 1] as Y in [0, 1] and Cb, Cr in [0, 1] with 0.5 for no colour.
 
@@ -34,11 +51,11 @@ def rgb_to_ycbcr(image: Image) -> Image:
         array([[[1.   , 0.5  , 0.5  ],
                 [0.114, 1.   , 0.419]]])
     """
-    red, green, blue = _channels(image)
-    luminance = _RED * red + _GREEN * green + _BLUE * blue
-    cb = (blue - luminance) / (2 - 2 * _BLUE) + 0.5
-    cr = (red - luminance) / (2 - 2 * _RED) + 0.5
-    return _join(luminance, cb, cr)
+    red, _, blue = _channels(image)
+    y = luminance(image)
+    cb = (blue - y) / (2 - 2 * _BLUE) + 0.5
+    cr = (red - y) / (2 - 2 * _RED) + 0.5
+    return _join(y, cb, cr)
 
 
 def ycbcr_to_rgb(image: Image) -> Image:
@@ -54,10 +71,10 @@ def ycbcr_to_rgb(image: Image) -> Image:
         TypeError: `image` is not floating.
         ValueError: it has not three channels where they belong.
     """
-    luminance, cb, cr = _channels(image)
-    red = luminance + (2 - 2 * _RED) * (cr - 0.5)
-    blue = luminance + (2 - 2 * _BLUE) * (cb - 0.5)
-    green = (luminance - _RED * red - _BLUE * blue) / _GREEN
+    y, cb, cr = _channels(image)
+    red = y + (2 - 2 * _RED) * (cr - 0.5)
+    blue = y + (2 - 2 * _BLUE) * (cb - 0.5)
+    green = (y - _RED * red - _BLUE * blue) / _GREEN
     return _join(red, green, blue)
 
 

@@ -1,32 +1,80 @@
 """Image files to arrays and back: 8 and 16 bit, grey and colour, without a loss that nobody asked for."""
 
+import io
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from ddrf_fast._files import replacing
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings of the files that are taken for images, in lower case."""
 
-_SUFFIXES_16_BIT = frozenset({".png", ".tif", ".tiff"})
+ALPHA_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".webp"})
+"""Those of the formats that are written with alpha."""
+
+MAX_PIXELS = 2**29
+"""How large an image may say it is before it is decoded, five times 12000x9000."""
+
+_DEPTHS = {
+    "uint8": ("8 bit", IMAGE_SUFFIXES),
+    "uint16": ("16 bit", frozenset({".png", ".tif", ".tiff"})),
+    "float32": ("float32", frozenset({".tif", ".tiff"})),
+}
+
+# Pillow reads the headers only. Image.open does so, too, but has one limit for the whole process.
+_HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x89PNG": PngImagePlugin.PngImageFile,
+    b"\xff\xd8": JpegImagePlugin.JpegImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    b"II": TiffImagePlugin.TiffImageFile,
+    b"MM": TiffImagePlugin.TiffImageFile,
+}
+_EXIF_ORIENTATION = 0x0112
+# What turns an image stored with that orientation upright: transposed or not, then flipped along axes.
+_UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads an image as it is stored: the bit depth is kept, alpha is dropped, EXIF rotation is not applied.
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    alpha: bool = False,
+    floating: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Reads an image in its bit depth, upright as EXIF says.
+
+    The format is recognised by the content, whatever the ending.
 
     Args:
-        path: a file that OpenCV can decode.
+        path: a PNG, TIFF, JPEG, BMP or WebP file.
+        alpha: keep the alpha channel of an image that has one.
+        floating: also read float32, as radiometric TIFF files hold it.
+        max_pixels: refuse an image whose header announces more, before it is decoded.
 
     Returns:
-        uint8 or uint16 array [H, W] for a grey image, [H, W, 3] in RGB order for one in colour (palettes are
-        resolved).
+        uint8, uint16 or float32 array [H, W] for a grey image, [H, W, 3] in RGB order for one in colour
+        (palettes are resolved), [H, W, 4] with alpha.
 
     Raises:
-        ValueError: the file is missing, unreadable, damaged, or holds other values than unsigned 8 or 16 bit.
+        ValueError: the file is missing, unreadable, damaged, cut off or too large, or holds values of
+            another type.
 
     Example:
         >>> import tempfile
@@ -38,30 +86,78 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     path = Path(path)
     try:
-        encoded = np.frombuffer(path.read_bytes(), np.uint8)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    if encoded.size == 0:
+    if not content:
         raise ValueError(f"{path}: the file is empty")
+    (width, height), mode = _announced(io.BytesIO(content))
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
+            "(max_pixels)"
+        )
     try:
-        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        image, kinds, metadata = cv2.imdecodeWithMetadata(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
+        )
     except cv2.error as error:
         raise ValueError(f"{path}: cannot be decoded ({error.err})") from error
     if image is None:
-        raise ValueError(f"{path}: not an image, damaged, or of a format that OpenCV cannot read")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"{path}: values of type {image.dtype} are not supported, only unsigned 8 and 16 bit"
-        )
-    if image.ndim == 2:
+        raise ValueError(f"{path}: not an image, damaged or cut off, or of a format that OpenCV cannot read")
+    types = (np.uint8, np.uint16, np.float32) if floating else (np.uint8, np.uint16)
+    if image.dtype not in types:
+        only = "unsigned 8 and 16 bit" + (" and float32" if floating else "")
+        raise ValueError(f"{path}: values of type {image.dtype} are not supported, only {only}")
+    if image.ndim == 3 and (image.shape[2] not in (1, 3, 4) or (image.shape[2] == 4 and mode == "CMYK")):
+        found = mode if mode == "CMYK" else f"{image.shape[2]} channels"
+        raise ValueError(f"{path}: {found} is not supported, only grey and RGB, with or without alpha")
+    if image.ndim == 3:
+        channels = image.shape[2]
+        opaque = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGB
+        conversion = cv2.COLOR_BGRA2RGBA if channels == 4 and alpha else opaque
+        image = image[:, :, 0] if channels == 1 else cv2.cvtColor(image, conversion)
+    return np.ascontiguousarray(_upright(image, dict(zip(kinds, metadata, strict=True))))
+
+
+def count_pixels(path: str | os.PathLike[str]) -> int:
+    """How many pixels an image file announces; 0 where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            (width, height), _ = _announced(file)
+    except OSError:
+        return 0
+    return width * height
+
+
+def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str]:
+    """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how."""
+    start = file.read(4)
+    file.seek(0)
+    for signature, header in _HEADERS.items():
+        if start.startswith(signature):
+            try:
+                found = header(file)
+            except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+                break
+            return found.size, found.mode
+    return (0, 0), ""
+
+
+def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:
+    """As the EXIF orientation wants it; of TIFF files OpenCV has done so, and gives no EXIF."""
+    if cv2.IMAGE_METADATA_EXIF not in metadata:
         return image
-    if image.shape[2] == 1:
-        return image[:, :, 0]
-    if image.shape[2] in (3, 4):
-        return np.ascontiguousarray(image[:, :, 2::-1])
-    raise ValueError(f"{path}: {image.shape[2]} channels are not supported, only 1, 3 and 4")
+    exif = Image.Exif()
+    try:
+        exif.load(metadata[cv2.IMAGE_METADATA_EXIF].tobytes())
+        orientation = exif.get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):  # damaged metadata is no damaged image
+        return image
+    transposed, flipped = _UPRIGHT.get(orientation, (False, ()))
+    return np.flip(image.swapaxes(0, 1) if transposed else image, flipped)
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
@@ -71,27 +167,36 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
     Args:
         path: where to, in a folder that exists.
-        image: uint8 or uint16 array [H, W], or [H, W, 3] in RGB order; uint16 for PNG and TIFF only.
+        image: uint8, uint16 or float32 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or
+            [H, W, 4], both written with four channels; uint16 for PNG and TIFF only, float32 for TIFF, alpha
+            for :data:`ALPHA_SUFFIXES`.
 
     Raises:
-        TypeError: `image` is no array of uint8 or uint16.
-        ValueError: `image` has another shape, or the format is unknown or has no 16 bit.
+        TypeError: `image` is no array of such values.
+        ValueError: `image` has another shape, or the format is unknown or cannot hold it.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+    if not isinstance(image, np.ndarray) or image.dtype.name not in _DEPTHS:
         found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image must be an array of uint8 or uint16, got {found} (from_float converts)")
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or image.size == 0:
-        raise ValueError(f"image must be [H, W] or [H, W, 3] and not empty, got {list(image.shape)}")
+        raise TypeError(f"image must be an array of {', '.join(_DEPTHS)}, got {found} (from_float converts)")
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))) or image.size == 0:
+        raise ValueError(f"image must be [H, W] or [H, W, 2..4] and not empty, got {list(image.shape)}")
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"{path}: unknown image format, use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
-    if image.dtype == np.uint16 and suffix not in _SUFFIXES_16_BIT:
-        raise ValueError(f"{path}: {suffix} has no 16 bit, use one of {', '.join(sorted(_SUFFIXES_16_BIT))}")
+    depth, suffixes = _DEPTHS[image.dtype.name]
+    if suffix not in suffixes:
+        raise ValueError(f"{path}: {suffix} has no {depth}, use one of {', '.join(sorted(suffixes))}")
+    has_alpha = image.ndim == 3 and image.shape[2] != 3
+    if has_alpha and suffix not in ALPHA_SUFFIXES:
+        raise ValueError(f"{path}: {suffix} has no alpha, use one of {', '.join(sorted(ALPHA_SUFFIXES))}")
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
     parameters += [cv2.IMWRITE_WEBP_QUALITY, 95] if suffix == ".webp" else []
-    done, encoded = cv2.imencode(suffix, image if image.ndim == 2 else image[:, :, ::-1], parameters)
+    if image.ndim == 3:
+        image = image[:, :, [0, 0, 0, 1]] if image.shape[2] == 2 else image
+        image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if has_alpha else cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(suffix, image, parameters)
     if not done:
         raise ValueError(f"{path}: cannot be encoded")
     try:

@@ -1,5 +1,10 @@
-"""Inference for people: pairs of images in, fused images out."""
+"""Inference for people: images in, fused or restored images out."""
 
-from ddrf_fast.inference.session import Fuser, fuse, resolve_device
+from ddrf_fast.inference.degrader import Degrader
+from ddrf_fast.inference.functions import fuse, restore
+from ddrf_fast.inference.fuser import Fuser
+from ddrf_fast.inference.network import Network, resolve_device
+from ddrf_fast.inference.restorer import Restorer
+from ddrf_fast.inference.session import Session
 
-__all__ = ["Fuser", "fuse", "resolve_device"]
+__all__ = ["Degrader", "Fuser", "Network", "Restorer", "Session", "fuse", "resolve_device", "restore"]

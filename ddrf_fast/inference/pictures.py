@@ -1,145 +1,311 @@
 """Images as people have them, on their way to the network and back: arrays, tensors, PIL images, paths."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddrf_fast.data import read_image, rgb_to_ycbcr
+from ddrf_fast.data import MAX_PIXELS, luminance, read_image
+from ddrf_fast.inference.thermal import ThermalRange
 
 RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and float16 make them
 GREY_TOLERANCE = 0.02  # mean difference between its channels up to which an infrared image is taken for grey
+FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
+
+# Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
+_STRIP = {"cpu": 2**17}
+_LARGE_STRIP = 2**24
 
 
-@dataclass
+Level = float | Tensor
+
+
+@dataclass(frozen=True)
 class Picture:
-    """An image on its way through the network.
+    """An image, or a batch of them, as it came, and how its values are to be understood.
 
     Attributes:
-        values: Tensor[B, C, H, W], float32 in [0, 1], C = 1 or 3.
+        planes: Tensor[B, C, H, W] of the dtype that came, C = 1 or 3.
+        alpha: Tensor[B, 1, H, W] of the same dtype, or None.
         name: how to call it in a message.
-        give_back: turns values like these into what the image came as.
+        black: the value that means 0; where thermal values were mapped, that of each image, float32
+            Tensor[B, 1, 1, 1].
+        white: the value that means 1, likewise.
+        wrap: turns Tensor[B, C, H, W] of that dtype, alpha included, into the type that came.
+        narrow: the lowest and highest value of a thermal image of 16 bit that uses little of them, and is
+            taken as it is.
     """
 
-    values: Tensor
+    planes: Tensor
+    alpha: Tensor | None
     name: str
-    give_back: Callable[[Tensor], Any]
+    black: Level
+    white: Level
+    wrap: Callable[[Tensor], Any]
+    narrow: tuple[int, int] | None = None
 
     @classmethod
-    def take(cls, image: Any, name: str) -> "Picture":
+    def take(
+        cls,
+        image: Any,
+        name: str,
+        thermal_range: ThermalRange | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Picture":
+        """Takes an image as it comes.
+
+        Args:
+            image: what :func:`ddrf_fast.fuse` takes.
+            name: of the argument.
+            thermal_range: of an infrared image: which values become black and white; None: of no such.
+            max_pixels: as for :func:`ddrf_fast.data.read_image`.
+
+        Raises:
+            TypeError: it is of another type or dtype.
+            ValueError: it is of another shape, empty, holds NaN or values out of range, or cannot be read.
+        """
         if isinstance(image, (str, os.PathLike)):
-            return cls._from_array(read_image(image), f"{name} ({os.fspath(image)})")
-        if isinstance(image, Tensor):
-            return cls._from_tensor(image, name)
-        if isinstance(image, np.ndarray):
-            return cls._from_array(image, name)
-        if type(image).__module__.partition(".")[0] == "PIL":
-            return cls._from_pil(image, name)
-        raise TypeError(
-            f"{name} must be a NumPy array, a tensor, a PIL image or a path, got {type(image).__name__}"
-        )
+            array = read_image(image, alpha=True, floating=thermal_range is not None, max_pixels=max_pixels)
+            picture = cls._from_array(array, f"{name} ({os.fspath(image)})")
+        elif isinstance(image, Tensor):
+            picture = cls._from_tensor(image, name)
+        elif isinstance(image, np.ndarray):
+            picture = cls._from_array(image, name)
+        elif type(image).__module__.partition(".")[0] == "PIL":
+            picture = cls._from_pil(image, name)
+        else:
+            raise TypeError(
+                f"{name} must be a NumPy array, a tensor, a PIL image or a path, got {type(image).__name__}"
+            )
+        return picture._understood(thermal_range)
 
     @classmethod
     def _from_tensor(cls, tensor: Tensor, name: str) -> "Picture":
         shape = tensor.shape
-        if tensor.dim() not in (2, 3, 4) or (tensor.dim() > 2 and shape[-3] not in (1, 3)):
-            raise ValueError(f"{name} must be [H, W], [1|3, H, W] or [B, 1|3, H, W], got {list(shape)}")
-        peak = _peak(
-            {torch.uint8: 255, torch.uint16: 65535}.get(tensor.dtype),
-            tensor.is_floating_point(),
-            tensor,
-            name,
-        )
-        values = tensor.detach().to(torch.float32)
-        values = values.reshape((1,) * (4 - tensor.dim()) + shape) / peak
-        _check_values(values, name)
+        if tensor.dim() not in (2, 3, 4) or (tensor.dim() > 2 and shape[-3] not in (1, 2, 3, 4)):
+            raise ValueError(f"{name} must be [H, W], [C, H, W] or [B, C, H, W], C = 1..4, got {list(shape)}")
 
-        def give_back(values: Tensor) -> Tensor:
-            values = values.reshape(shape)
-            return values.to(tensor.dtype) if peak == 1 else (values * peak).round().to(tensor.dtype)
+        def wrap(planes: Tensor) -> Tensor:
+            return planes if tensor.dim() == 4 else planes[0] if tensor.dim() == 3 else planes[0, 0]
 
-        return cls(values, name, give_back)
+        return cls._of(tensor.detach().reshape((1,) * (4 - tensor.dim()) + shape), name, wrap)
 
     @classmethod
     def _from_array(cls, array: NDArray[Any], name: str) -> "Picture":
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-            raise ValueError(f"{name} must be [H, W], [H, W, 1] or [H, W, 3], got {list(array.shape)}")
-        peak = _peak(
-            {1: 255, 2: 65535}.get(array.dtype.itemsize) if array.dtype.kind == "u" else None,
-            array.dtype.kind == "f",
-            array,
-            name,
-        )
-        values = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-        values = (
-            values[None, None] if array.ndim == 2 else values.permute(2, 0, 1)[None].contiguous()
-        ) / peak
-        _check_values(values, name)
+        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+            raise ValueError(f"{name} must be [H, W] or [H, W, C], C = 1..4, got {list(array.shape)}")
+        if array.dtype.kind not in "uf" or array.dtype.itemsize > 8:
+            raise _wrong_dtype(name, array.dtype)
+        # In the machine's byte order, and writable, as torch wants it.
+        native = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+        planes = torch.from_numpy(native[..., None] if array.ndim == 2 else native).permute(2, 0, 1)[None]
 
-        def give_back(values: Tensor) -> NDArray[Any]:
-            result = values[0].permute(1, 2, 0).reshape(array.shape)
-            return (result if peak == 1 else (result * peak).round()).numpy().astype(array.dtype, order="C")
+        def wrap(planes: Tensor) -> NDArray[Any]:
+            result = planes[0].permute(1, 2, 0).cpu().numpy()
+            if result.shape[2] == 1 and array.shape[2:] != (1,):  # grey, from a grey or a colour image
+                result = result[..., 0]
+            return np.ascontiguousarray(result, dtype=array.dtype)
 
-        return cls(values, name, give_back)
+        return cls._of(planes, name, wrap)
 
     @classmethod
     def _from_pil(cls, image: Any, name: str) -> "Picture":
-        if image.mode not in ("L", "RGB", "I;16"):
+        from PIL import Image, ImageOps
+
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
             raise ValueError(
-                f"{name} must be a PIL image of mode L, RGB or I;16, got {image.mode}: "
+                f"{name} must be a PIL image of mode L, LA, RGB, RGBA or I;16, got {image.mode}: "
                 "use .convert('RGB') or .convert('L')"
             )
-        from PIL import Image  # optional: who has a PIL image has PIL
+        picture = cls._from_array(np.asarray(ImageOps.exif_transpose(image)), name)
+        return replace(picture, wrap=lambda planes: Image.fromarray(picture.wrap(planes)))
 
-        picture = cls._from_array(np.asarray(image), name)
-        as_array = picture.give_back
-        picture.give_back = lambda values: Image.fromarray(as_array(values))
-        return picture
+    @classmethod
+    def _of(cls, values: Tensor, name: str, wrap: Callable[[Tensor], Any]) -> "Picture":
+        """Splits off alpha; black and white are those of the dtype."""
+        peak = {torch.uint8: 255, torch.uint16: 65535}.get(values.dtype, 1)
+        if peak == 1 and not values.is_floating_point():
+            raise _wrong_dtype(name, values.dtype)
+        if values.numel() == 0:
+            raise ValueError(f"{name} is empty: it is {values.shape[3]}x{values.shape[2]}")
+        channels = values.shape[1]
+        colours = channels if channels % 2 else channels - 1
+        alpha = values[:, colours:] if colours < channels else None
+        return cls(values[:, :colours], alpha, name, 0.0, float(peak), wrap)
+
+    def _understood(self, thermal_range: ThermalRange | None) -> "Picture":
+        """Checks floats, and maps thermal values."""
+        thermal = thermal_range or ThermalRange()
+        if self.planes.is_floating_point():
+            low, high = (bound.item() for bound in torch.aminmax(self.planes))
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise ValueError(f"{self.name} holds NaN or infinite values")
+            if thermal.kind == "full" and (low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE):
+                hint = "" if thermal_range is None else " (thermal_range maps other values)"
+                raise ValueError(
+                    f"{self.name} must be in [0, 1] where it is floating, got values from {low:g} to "
+                    f"{high:g}{hint}"
+                )
+        if thermal.kind != "full":
+            black, white = (level.view(-1, 1, 1, 1) for level in thermal.bounds(self.planes))
+            return replace(self, black=black, white=white)
+        if thermal_range is not None and self.planes.dtype == torch.uint16:
+            low, high = (int(bound) for bound in torch.aminmax(self.planes.to(torch.int32)))
+            if 0 < high - low < FEW_VALUES * 65535:
+                return replace(self, narrow=(low, high))
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The values that became black and white, where these are not those of the dtype."""
+        if not isinstance(self.black, Tensor) or not isinstance(self.white, Tensor):
+            return None
+        return self.black.min().item(), self.white.max().item()
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.values.shape[2], self.values.shape[3]
+        """(H, W)."""
+        return self.planes.shape[2], self.planes.shape[3]
+
+    @property
+    def colour(self) -> bool:
+        """Whether there are three channels that differ, but for what JPEG does to a grey image."""
+        return any(
+            (unit - unit.mean(dim=1, keepdim=True)).abs().mean().item() > GREY_TOLERANCE
+            for _, unit in self._strips()
+            if self.planes.shape[1] == 3
+        )
 
     def describe(self) -> str:
-        batch = f"{len(self.values)} of " if len(self.values) > 1 else ""
+        """Its size, width first."""
+        batch = f"{len(self.planes)} of " if len(self.planes) > 1 else ""
         return f"{batch}{self.size[1]}x{self.size[0]}"
 
-    def luma(self) -> Tensor:
-        """Y of BT.601 in full range, Tensor[B, 1, H, W]."""
-        if self.values.shape[1] == 1:
-            return self.values
-        return rgb_to_ycbcr(self.values)[:, :1]
-
-    def check_grey(self) -> None:
-        """Refuses three channels that differ: a false-colour rendering, or visible and infrared swapped."""
-        difference = (self.values - self.values.mean(dim=1, keepdim=True)).abs().mean().item()
-        if difference > GREY_TOLERANCE:
-            raise ValueError(
-                f"{self.name} is in colour (its channels differ by {difference:.2f} of the range), but "
-                "an infrared image must be grey: are visible and infrared swapped? "
-                "Convert a false-colour image to grey first"
-            )
-
-
-def _peak(integer_peak: int | None, floating: bool, image: Any, name: str) -> int:
-    """The value that means white, for the dtype of the image."""
-    if integer_peak is None and not floating:
-        raise TypeError(f"{name} must be uint8, uint16 or floating in [0, 1], got {image.dtype}")
-    return integer_peak or 1
-
-
-def _check_values(values: Tensor, name: str) -> None:
-    if values.numel() == 0:
-        raise ValueError(f"{name} is empty: its shape is {list(values.shape)}")
-    low, high = (bound.item() for bound in torch.aminmax(values))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{name} holds NaN or infinite values")
-    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        raise ValueError(
-            f"{name} must be in [0, 1] where it is floating, got values from {low:g} to {high:g}"
+    def to(self, device: torch.device) -> "Picture":
+        """The same on a device; what is given back later is again where the image was."""
+        home = self.planes.device
+        if home == device:
+            return self
+        return replace(
+            self,
+            planes=self.planes.to(device),
+            alpha=None if self.alpha is None else self.alpha.to(device),
+            black=self.black.to(device) if isinstance(self.black, Tensor) else self.black,
+            white=self.white.to(device) if isinstance(self.white, Tensor) else self.white,
+            wrap=lambda planes: self.wrap(planes.to(home)),
         )
+
+    def luma(self) -> Tensor:
+        """Y of BT.601 in full range, float32 Tensor[B, 1, H, W] in [0, 1]."""
+        luma = torch.empty((len(self.planes), 1, *self.size), device=self.planes.device)
+        for rows, unit in self._strips():
+            luma[:, :, rows] = unit if unit.shape[1] == 1 else luminance(unit)[:, None]
+        return luma
+
+    def channels(self) -> Tensor:
+        """The channels one by one, float32 Tensor[B * C, 1, H, W] in [0, 1]."""
+        return torch.cat([unit for _, unit in self._strips()], dim=2).flatten(0, 1)[:, None]
+
+    def with_luma(self, new: Tensor, old: Tensor) -> Any:
+        r"""The image as it came, with another Y.
+
+        Cb and Cr are proportional to B - Y and R - Y, so that keeping them while Y becomes P means adding the
+        same number to the three channels of every pixel:
+
+        .. math:: (R', G', B') = (R, G, B) + (P - Y)
+
+        which needs no conversion back and loses nothing but what is clipped to [0, 1].
+
+        Args:
+            new: P, Tensor[B, 1, H, W].
+            old: Y, as :meth:`luma` gave it.
+        """
+        if self.planes.shape[1] == 1:
+            return self.with_channels(new)
+        span = self.white - self.black
+        strips = (values + (new[:, :, rows] - old[:, :, rows]) * span for rows, values in self._values())
+        return self._give_back(strips, 3)
+
+    def with_channels(self, new: Tensor) -> Any:
+        """The image as it came, with other values: Tensor[B * C, 1, H, W], C = 1 (grey) or its own."""
+        planes, span = new.reshape(len(self.planes), -1, *self.size), self.white - self.black
+        return self._give_back(
+            (planes[:, :, rows] * span + self.black for rows in self._rows()), planes.shape[1]
+        )
+
+    def resized(self, size: tuple[int, int]) -> "Picture":
+        """The same in another size (H, W)."""
+        if size == self.size:
+            return self
+
+        def resize(planes: Tensor) -> Tensor:
+            values = resample(planes.float(), size)
+            if planes.is_floating_point():
+                return values.to(planes.dtype)
+            return values.round().clamp(0, torch.iinfo(planes.dtype).max).to(planes.dtype)
+
+        alpha = None if self.alpha is None else resize(self.alpha)
+        return replace(self, planes=resize(self.planes), alpha=alpha)
+
+    def sampled(self, step: int) -> "Picture":
+        """Every so many-th row and column."""
+        alpha = None if self.alpha is None else self.alpha[:, :, ::step, ::step]
+        return replace(self, planes=self.planes[:, :, ::step, ::step], alpha=alpha)
+
+    def _rows(self) -> Iterator[slice]:
+        height, width = self.size
+        pixels = _STRIP.get(self.planes.device.type, _LARGE_STRIP)
+        step = max(1, pixels // (width * len(self.planes)))
+        return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+    def _values(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows at a time, float32 Tensor[B, C, h, W] from black to white."""
+        for rows in self._rows():
+            values = self.planes[:, :, rows].to(torch.float32)
+            if isinstance(self.black, Tensor):
+                values = self._clipped(values)
+            yield rows, values
+
+    def _clipped(self, values: Tensor) -> Tensor:
+        return values.clamp(self.black, self.white)  # type: ignore[arg-type]  # two numbers or two tensors
+
+    def _strips(self) -> Iterator[tuple[slice, Tensor]]:
+        """The same in [0, 1]."""
+        for rows, values in self._values():
+            if isinstance(self.black, Tensor):
+                span = self.white - self.black
+                yield (
+                    rows,
+                    (values - self.black) / torch.where(span > 0, span, 1),
+                )  # a constant image has none
+            else:
+                yield rows, values if self.white == 1 else values / self.white
+
+    def _give_back(self, strips: Iterator[Tensor], channels: int) -> Any:
+        """The image as it came with other values: Tensor[B, C, h, W] at a time, not yet clipped."""
+        shape = (len(self.planes), channels + (self.alpha is not None), *self.size)
+        # As it came: an array's channels lie side by side.
+        interleaved = self.planes.shape[1] > 1 and self.planes.stride(1) == 1
+        layout = torch.channels_last if interleaved else torch.contiguous_format
+        planes = torch.empty(shape, dtype=self.planes.dtype, device=self.planes.device, memory_format=layout)
+        for rows, strip in zip(self._rows(), strips, strict=True):
+            values = self._clipped(strip)
+            planes[:, :channels, rows] = values if planes.is_floating_point() else values.round_()
+        if self.alpha is not None:
+            planes[:, channels:] = self.alpha
+        return self.wrap(planes)
+
+
+def resample(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Floating Tensor[B, C, H, W] in another size: bilinear, averaged where it becomes smaller."""
+    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _wrong_dtype(name: str, dtype: object) -> TypeError:
+    return TypeError(f"{name} must be uint8, uint16 or floating in [0, 1], got {dtype}")

@@ -1,169 +1,171 @@
-r"""Fuses infrared and visible images as people have them: arrays, tensors, PIL images, files, grey or colour.
+"""What sessions share: images are prepared, go through the network, and come back as they came."""
 
-The network fuses one channel. Of a visible image in colour that is its luma Y (BT.601, full range), and the
-colour of the result is the visible image's. Cb and Cr are proportional to B - Y and R - Y, so that keeping
-them while Y becomes the fused P means adding the same number to the three channels of every pixel:
-
-.. math:: (R', G', B') = (R, G, B) + (P - Y)
-
-which needs no conversion back and loses nothing but what is clipped to [0, 1].
-"""
-
-import os
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, TypeVar, overload
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import Picture
-from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
+from ddrf_fast.inference.streaming import ahead, grouped
+from ddrf_fast.inference.thermal import ThermalRange
+from ddrf_fast.models.ddrfnet import Modality
 
 ImageT = TypeVar("ImageT")
-PathLike = str | os.PathLike[str]
+Color = Literal["ycbcr", "rgb", "gray"]
 
 
-class Fuser:
-    """DDRF-Net, loaded once, as a function of a visible and an infrared image.
-
-    Args:
-        weights: a file written by ``ddrf_fast.models.save_model``; None: the weights that come with the
-            package.
-        device: "auto" (CUDA where there is one, else the CPU), or what ``torch.device`` takes.
+@dataclass(frozen=True)
+class Request:
+    """Images that are ready for the network.
 
     Attributes:
-        model: the network, in evaluation mode and float32.
-        device: where it runs.
-
-    Raises:
-        ValueError: the weights are missing or do not fit, or the device is unknown or not there.
-
-    Example:
-        >>> import numpy as np
-        >>> fuser = Fuser()
-        >>> fuser(np.zeros((48, 64, 3), np.uint8), np.zeros((48, 64), np.uint8)).shape
-        (48, 64, 3)
+        picture: what the result is to be like.
+        planes: its planes as the network takes them, float32 Tensor[N, 1, H, W]; where the channels of a
+            colour image go through it apart, N is 3 for each.
+        infrared: the planes of the infrared image, where a pair is fused.
+        modality: of the picture.
+        mapped: the values of the infrared image that became black and white, where a thermal range other than
+            "full" was asked for.
+        narrow: the lowest and highest value of an infrared image of 16 bit that uses little of its range,
+            where none was asked for.
     """
 
-    def __init__(self, weights: PathLike | None = None, device: str | torch.device = "auto") -> None:
-        self.device = resolve_device(device)
-        self.model = load_model(weights, device=self.device)
+    picture: Picture
+    planes: Tensor
+    infrared: Tensor | None = None
+    modality: Modality = "visible"
+    mapped: tuple[float, float] | None = None
+    narrow: tuple[int, int] | None = None
 
-    @overload
-    def __call__(self, visible: PathLike, infrared: Any) -> NDArray[Any]: ...
-    @overload
-    def __call__(self, visible: ImageT, infrared: Any) -> ImageT: ...
-    def __call__(self, visible: Any, infrared: Any) -> Any:
-        """Fuses a pair (or a batch, of tensors); see :func:`fuse`."""
-        visible = Picture.take(visible, "visible")
-        infrared = Picture.take(infrared, "infrared")
-        if visible.size != infrared.size or len(visible.values) != len(infrared.values):
-            raise ValueError(
-                f"a pair needs one size, but {visible.name} is {visible.describe()} and "
-                f"{infrared.name} is {infrared.describe()} (width x height): "
-                "register and resize one to the other first"
-            )
-        infrared.check_grey()
-        luma = visible.luma()
-        with torch.inference_mode():
-            fused = self.model(luma.to(self.device), infrared.luma().to(self.device)).fused.clamp(0, 1)
-        # Outside of inference mode, so that a later computation with gradients may use the result.
-        return visible.give_back((visible.values + (fused.to(luma.device) - luma)).clamp(0, 1))
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Requests of one key may be computed together."""
+        return self.planes.shape[1:], self.planes.device, self.modality
 
 
-@overload
-def fuse(
-    visible: PathLike,
-    infrared: Any,
-    *,
-    weights: PathLike | None = None,
-    device: str | torch.device = "auto",
-) -> NDArray[Any]: ...
-@overload
-def fuse(
-    visible: ImageT,
-    infrared: Any,
-    *,
-    weights: PathLike | None = None,
-    device: str | torch.device = "auto",
-) -> ImageT: ...
-def fuse(
-    visible: Any,
-    infrared: Any,
-    *,
-    weights: PathLike | None = None,
-    device: str | torch.device = "auto",
-) -> Any:
-    """Fuses a visible and an infrared image into one, in the colours of the visible image.
+class Session(ABC):
+    """What sessions share: images are prepared, go through the network, and come back as they came.
 
-    Each image may be
-
-    - a NumPy array [H, W], [H, W, 1] or [H, W, 3] (RGB), uint8, uint16 or floating in [0, 1];
-    - a ``Tensor[H, W]``, ``Tensor[1|3, H, W]`` or ``Tensor[B, 1|3, H, W]``, uint8, uint16 or floating
-      in [0, 1];
-    - a PIL image of mode L, RGB or I;16;
-    - the path of an image file.
-
-    The depth is that of the dtype (a uint16 image spans 0..65535, however dark it is), and may differ between
-    the two. An infrared image of three channels must be grey. The network runs in float32, on images of any
-    size; the model is loaded at the first call and kept.
-
-    Args:
-        visible: the visible image, grey or in colour.
-        infrared: the infrared image, registered to it and of the same size.
-        weights: a file written by ``ddrf_fast.models.save_model``; None: the weights that come with the
-            package.
-        device: "auto" (that of a CUDA tensor, else CUDA where there is one, else the CPU), or what
-            ``torch.device`` takes.
-
-    Returns:
-        The fused image: type, dtype, shape and device of ``visible``; an array where that is a path.
-
-    Raises:
-        TypeError: an image of another type or dtype.
-        ValueError: images of another shape, of two sizes, empty, with NaN or out of range; an infrared image
-            in colour; a file that cannot be read; weights that are missing or do not fit.
-
-    Example:
-        >>> import ddrf_fast
-        >>> visible = torch.rand(3, 60, 80)
-        >>> fused = ddrf_fast.fuse(visible, torch.rand(1, 60, 80))
-        >>> fused.shape, fused.dtype
-        (torch.Size([3, 60, 80]), torch.float32)
+    :meth:`prepare` and :meth:`finish` may run in any thread, :meth:`compute` in one at a time.
     """
-    if device == "auto" and isinstance(visible, Tensor) and visible.is_cuda:
-        device = visible.device
-    path = Path(DEFAULT_WEIGHTS if weights is None else weights).absolute()
-    # The file's state is part of the key: weights that were trained anew are loaded anew.
-    state = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-    return _cached_fuser(path, state, resolve_device(device))(visible, infrared)
+
+    def __init__(
+        self,
+        weights: PathLike | Network | None,
+        device: str | torch.device,
+        dtype: str,
+        tile: int | str,
+        color: Color,
+        thermal_range: str | tuple[float, float],
+        max_pixels: int,
+    ) -> None:
+        if color not in get_args(Color):
+            raise ValueError(f"color must be one of {', '.join(get_args(Color))}, got {color!r}")
+        self.color = color
+        self.thermal_range = ThermalRange.parse(thermal_range)
+        self.max_pixels = max_pixels
+        self.network = weights if isinstance(weights, Network) else Network(weights, device, dtype, tile)
+        self.model, self.device = self.network.model, self.network.device
+
+    @abstractmethod
+    def prepare(self, visible: Any, infrared: Any) -> Request:
+        """Reads and checks images, and makes the network's inputs of them."""
+
+    @abstractmethod
+    def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
+        """The network on Tensor[N, 1, H, W]."""
+
+    def compute(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The network's output, Tensor[N, 1, H, W], for each of some requests of one :attr:`Request.key`."""
+        if len(requests) == 1:
+            request = requests[0]
+            return [self._run(request.planes, request.infrared, request.modality)]
+        infrared = [request.infrared for request in requests if request.infrared is not None]
+        planes = torch.cat([request.planes for request in requests])
+        output = self._run(planes, torch.cat(infrared) if infrared else None, requests[0].modality)
+        return list(output.split([len(request.planes) for request in requests]))
+
+    def finish(self, request: Request, output: Tensor) -> Any:
+        """The result of a request, in the type of its picture."""
+        output = output.to(request.planes.device)
+        if self.color == "ycbcr":
+            return request.picture.with_luma(output, request.planes)
+        return request.picture.with_channels(output)
+
+    def stream(
+        self, images: Iterable[tuple[Any, Any]], *, batch_size: int = 1, workers: int = 2
+    ) -> Iterator[Any]:
+        """Does one after the other, such as the frames of two cameras, while the next are being read.
+
+        At most ``workers + 2 * batch_size`` images are held.
+
+        Args:
+            images: (visible, infrared) of each; what a call takes. An iterator is drawn in another thread.
+            batch_size: how many neighbours of one size go through the network together.
+            workers: threads that read and prepare.
+
+        Yields:
+            The results, in order.
+
+        Raises:
+            TypeError, ValueError: as a call, when the result would be due.
+        """
+        requests = ahead(images, lambda pair: self.prepare(*pair), workers, workers + batch_size)
+        told = False
+        for group in grouped(requests, batch_size, key=lambda request: request.key):
+            for request, output in zip(group, self.compute(group), strict=True):
+                told = told or _warn(request)  # once, not of each frame
+                yield self.finish(request, output)
+
+    def _one(self, visible: Any, infrared: Any) -> Any:
+        request = self.prepare(visible, infrared)
+        _warn(request)
+        return self.finish(request, self.compute([request])[0])
+
+    def _take(self, image: Any, modality: Modality) -> Picture:
+        thermal = self.thermal_range if modality == "infrared" else None
+        picture = Picture.take(image, modality, thermal, self.max_pixels)
+        return picture if self.device.type == "cpu" else picture.to(self.device)
+
+    def _planes(self, picture: Picture) -> Tensor:
+        return picture.channels() if self.color == "rgb" else picture.luma()
 
 
-@lru_cache(maxsize=4)
-def _cached_fuser(path: Path, state: tuple[int, int] | None, device: torch.device) -> Fuser:
-    return Fuser(path, device)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device meant by ``device``: "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: a device that is unknown or not there.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+def refuse_colour(thermal: Picture, seen: Picture | None = None) -> None:
+    """Three channels that differ: a false-colour rendering, or visible and infrared swapped."""
+    if not thermal.colour:
+        return
+    if seen is not None and not seen.colour:
         raise ValueError(
-            f"device {str(resolved)!r} was asked for, but {torch.cuda.device_count()} CUDA devices are there"
+            f"{thermal.name} is in colour and {seen.name} is grey: visible and infrared seem to be swapped"
         )
-    return resolved
+    raise ValueError(
+        f"{thermal.name} is in colour, but an infrared image must be grey: are visible and infrared swapped? "
+        "Convert a false-colour image to grey first"
+    )
+
+
+def together(visible: Sequence[Any], infrared: Any) -> Iterator[tuple[Any, Any]]:
+    """The pairs of two lists."""
+    if not isinstance(infrared, (list, tuple)) or len(visible) != len(infrared):
+        count = len(infrared) if isinstance(infrared, (list, tuple)) else type(infrared).__name__
+        raise ValueError(f"lists must have one length, but visible has {len(visible)} and infrared {count}")
+    return zip(visible, infrared, strict=True)
+
+
+def _warn(request: Request) -> bool:
+    """Whether there was something to warn of."""
+    if request.narrow is None:
+        return False
+    low, high = request.narrow
+    warnings.warn(
+        f"the infrared image has 16 bit, but values from {low} to {high} only; it is taken as it is, of low "
+        "contrast (thermal_range='percentile', 'minmax' or (LOW, HIGH) spreads them)",
+        stacklevel=4,
+    )
+    return True

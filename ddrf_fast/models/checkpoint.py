@@ -110,7 +110,9 @@ def read_metadata(path: str | os.PathLike[str] | None = None) -> tuple[DDRFNetCo
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
+        pickled = path.read_bytes()[:2] in (b"PK", b"\x80\x02")  # as torch.save begins
+        reason = "torch.save wrote it, whose files can run code and are never unpickled" if pickled else error
+        raise ValueError(f"{path} cannot be read as a safetensors file: {reason}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} holds no DDRF-Net: its format is {metadata.get('format')!r}, expected {FORMAT!r}"

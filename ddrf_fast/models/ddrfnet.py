@@ -13,7 +13,7 @@ the sum of the means).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.nn.dynamic_conv import Activation, stretch
 
 Conv = DynamicConv2d | StaticConv2d
+Modality = Literal["visible", "infrared"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,31 @@ class DDRFNet(nn.Module):
         return DDRFOutput(
             *(_crop(image, height, width) for image in (fused, visible_restored, infrared_restored))
         )
+
+    def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
+        """Restores images of one modality by its branch alone: H1 or H2, as ``forward`` gives them.
+
+        Args:
+            modality: "visible" or "infrared".
+            image: Tensor[B, 1, H, W] in [0, 1]; any H, W >= 1.
+            code: as ``visible_code`` of ``forward``.
+
+        Returns:
+            Tensor[B, 1, H, W], nominally in [0, 1] and not clipped.
+
+        Raises:
+            ValueError: another modality, or an image or a code of another shape.
+        """
+        if modality not in ("visible", "infrared"):
+            raise ValueError(f"modality must be 'visible' or 'infrared', got {modality!r}")
+        if image.dim() != 4 or image.shape[1] != 1 or image.numel() == 0:
+            raise ValueError(f"image must be [B, 1, H, W] and not empty, got {list(image.shape)}")
+        visible = modality == "visible"
+        padded = pad_to_even(image)
+        estimator = self.visible_estimator if visible else self.infrared_estimator
+        branch = self.visible_branch if visible else self.infrared_branch
+        _, restored = branch(padded, self._network_code("code", code, padded, estimator))
+        return _crop(restored, *image.shape[2:])
 
     def estimate_codes(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts both degradation codes, as ``forward`` does where none is given.

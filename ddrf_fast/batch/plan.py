@@ -1,0 +1,195 @@
+"""Finds the images of files, folders and patterns, pairs them, and says where results go."""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ddrf_fast.data import IMAGE_SUFFIXES
+
+_WILDCARDS = re.compile(r"\*\*/|\*\*|\*|\?|\[!?[^]]+\]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The images of one name, and the file that their result is written to.
+
+    Attributes:
+        name: what their results are called, without the extension; with the folders inside the source.
+        inputs: one file of each source.
+        output: where the result goes.
+    """
+
+    name: str
+    inputs: tuple[Path, ...]
+    output: Path
+
+
+@dataclass
+class Plan:
+    """What there is to do: the jobs, and a line for each image that has no partner."""
+
+    jobs: list[Job] = field(default_factory=list)
+    unpaired: list[str] = field(default_factory=list)
+
+
+class _Image(NamedTuple):
+    name: str  # path inside its source, without the extension
+    path: Path
+
+
+def plan(
+    sources: Sequence[str],
+    output: str,
+    *,
+    suffix: str = "",
+    extension: str = "png",
+    recursive: bool = False,
+) -> Plan:
+    """Pairs files, or the images of folders and patterns.
+
+    In folders, images belong together that have one path but for the extension. In patterns, those do for
+    which the wildcards stand for the same: ``"*_vis.png"`` and ``"*_ir.png"``.
+
+    Args:
+        sources: of each kind of image a file, a folder, or a pattern with ``*``, ``?``, ``[...]`` or ``**``.
+        output: a folder, or for files also a file; what has no extension, or ends in a slash, is a folder.
+            The results of folders and patterns have the names of the first source's images.
+        suffix: added to the stem of a result in a folder.
+        extension: of a result in a folder, or "auto": that of the first source's image.
+        recursive: search the folders inside of folders, but for hidden ones and the output; results keep
+            their structure.
+
+    Returns:
+        The plan, jobs in the order of their names.
+
+    Raises:
+        ValueError: an input that does not exist, a file with a folder, folders without a single pair, two
+            images of one name, an output of unknown format, or one that would replace an input.
+    """
+    into = Path(output)
+    files = [os.path.isfile(source) for source in sources]
+    for source in sources:
+        if not os.path.exists(source) and not glob.has_magic(source):
+            raise ValueError(f"{source} does not exist")
+    if len(set(files)) > 1:
+        kinds = ", ".join(f"{'file' if one else 'folder'} {s}" for s, one in zip(sources, files, strict=True))
+        raise ValueError(f"give two files or two folders (or patterns), got {kinds}")
+
+    def in_folder(image: _Image) -> Path:
+        ending = image.path.suffix if extension == "auto" else f".{extension.lstrip('.')}"
+        return into / f"{image.name}{suffix}{ending}"
+
+    if all(files):
+        images = [_Image(Path(source).stem, Path(source)) for source in sources]
+        named = output.endswith(os.sep) or into.is_dir() or not into.suffix
+        target = in_folder(images[0]) if named else into
+        result = Plan([Job(images[0].name, tuple(image.path for image in images), target)])
+    else:
+        if into.exists() and not into.is_dir():
+            raise ValueError(f"the output must be a folder, but {output} is a file")
+        found = [_search(source, recursive, into) for source in sources]
+        result = _paired(found, sources, in_folder)
+    _check_outputs(result.jobs)
+    return result
+
+
+def _paired(
+    found: Sequence[dict[str, _Image]], sources: Sequence[str], in_folder: Callable[[_Image], Path]
+) -> Plan:
+    """The jobs of what all sources have, and what some lack."""
+    keys = sorted(set.intersection(*map(set, found)))
+    if not keys:
+        where = " and ".join(sources)
+        raise ValueError(
+            f"no image in {where} has the name (but for the extension) of one in the other"
+            if len(sources) > 1
+            else f"no image in {where}"
+        )
+    result = Plan()
+    for key in keys:
+        images = [of_source[key] for of_source in found]
+        result.jobs.append(Job(images[0].name, tuple(image.path for image in images), in_folder(images[0])))
+    for of_source in found:
+        for key in sorted(of_source.keys() - set(keys)):
+            missing = next(s for s, other in zip(sources, found, strict=True) if key not in other)
+            result.unpaired.append(f"{of_source[key].path}: no {key}.* in {missing}")
+    return result
+
+
+def _search(source: str, recursive: bool, output: Path) -> dict[str, _Image]:
+    """The images of a folder or a pattern, by what they are paired by.
+
+    Raises:
+        ValueError: two of them have the same.
+    """
+    found: dict[str, _Image] = {}
+    is_folder = os.path.isdir(source)
+    for path in _walk(Path(source), recursive, output) if is_folder else _expand(source):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        root = Path(source) if is_folder else _root(source)
+        image = _Image(path.relative_to(root).with_suffix("").as_posix(), path)
+        key = image.name if is_folder else _matched(source, path) or image.name
+        if key in found:
+            raise ValueError(f"{found[key].path} and {path} have one name, which is which?")
+        found[key] = image
+    return found
+
+
+def _walk(folder: Path, recursive: bool, output: Path) -> Iterator[Path]:
+    own = os.path.realpath(output)
+    for place, folders, names in os.walk(folder, followlinks=True):
+        kept = [name for name in sorted(folders) if not name.startswith(".")]
+        folders[:] = [n for n in kept if os.path.realpath(Path(place, n)) != own] if recursive else []
+        yield from (Path(place, name) for name in sorted(names))
+
+
+def _expand(pattern: str) -> Iterator[Path]:
+    return (Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path))
+
+
+def _root(pattern: str) -> Path:
+    """The folder before the first wildcard."""
+    parts = Path(pattern).parts
+    return Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
+
+
+def _matched(pattern: str, path: Path) -> str | None:
+    """What the wildcards of a pattern stand for in a path, the extension left out."""
+    whole = path.as_posix()
+    for of_pattern, of_path in ((os.path.splitext(pattern)[0], os.path.splitext(whole)[0]), (pattern, whole)):
+        expression, end = "", 0
+        normal = Path(of_pattern).as_posix()
+        for wildcard in _WILDCARDS.finditer(normal):
+            text = wildcard.group()
+            group = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}.get(text)
+            expression += re.escape(normal[end : wildcard.start()])
+            expression += group or f"({text.replace('[!', '[^')})"
+            end = wildcard.end()
+        match = re.fullmatch(expression + re.escape(normal[end:]), of_path)
+        if match:
+            return "/".join(match.groups())
+    return None
+
+
+def _check_outputs(jobs: Sequence[Job]) -> None:
+    inputs = {os.path.realpath(path) for job in jobs for path in job.inputs}
+    outputs: dict[Path, Job] = {}
+    for job in jobs:
+        if job.output.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"{job.output} has no known image format; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        if os.path.realpath(job.output) in inputs:
+            raise ValueError(
+                f"{job.output} is an input and would be replaced; choose another output or a suffix"
+            )
+        if job.output in outputs:
+            raise ValueError(
+                f"{job.inputs[0]} and {outputs[job.output].inputs[0]} would both be {job.output}"
+            )
+        outputs[job.output] = job

@@ -1,0 +1,94 @@
+r"""Infrared images of another size or another view, brought onto the visible image.
+
+A homography H takes a pixel of the infrared image to its place in the visible one,
+
+.. math:: (x_v, y_v, 1) \sim H (x_i, y_i, 1)
+
+with x to the right, y down, and whole numbers at the centres of pixels: what
+``cv2.findHomography(infrared_points, visible_points)`` gives.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_STRIP = 2**20  # pixels at a time: their coordinates take more memory than the image
+
+
+def read_matrix(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """A matrix from a file: rows of numbers as text, JSON, or NumPy's .npy.
+
+    Args:
+        path: text with blanks or commas between the numbers of a row; .json with a list of rows; .npy.
+
+    Raises:
+        ValueError: the file is missing or holds no matrix.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            matrix = np.load(path, allow_pickle=False)
+        elif path.suffix.lower() == ".json":
+            matrix = np.array(json.loads(path.read_text()), np.float64)
+        else:
+            matrix = np.loadtxt(path.read_text().replace(",", " ").splitlines(), ndmin=2)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no matrix could be read ({error})") from error
+    if matrix.ndim != 2 or matrix.dtype.kind not in "uif" or not np.isfinite(matrix).all():
+        raise ValueError(f"{path}: expected a matrix of finite numbers, got {matrix.dtype} {matrix.shape}")
+    return matrix.astype(np.float64)
+
+
+def as_homography(value: Any) -> NDArray[Any]:
+    """A path or nine numbers as a float64 array [3, 3].
+
+    Raises:
+        ValueError: it is no invertible 3x3 matrix.
+    """
+    is_path = isinstance(value, (str, os.PathLike))
+    matrix = read_matrix(value) if is_path else np.asarray(value, np.float64)
+    name = os.fspath(value) if is_path else "homography"
+    if matrix.shape != (3, 3):
+        raise ValueError(f"{name} must be a matrix of 3x3, got {list(matrix.shape)}")
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise ValueError(f"{name} must be invertible, got {matrix.tolist()}")
+    return matrix
+
+
+def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> Tensor:
+    """An image as seen from another view; where it does not reach, the other one stands in.
+
+    Args:
+        image: Tensor[B, 1, h, w].
+        homography: [3, 3], from its pixels to those of `onto`.
+        onto: Tensor[B, 1, H, W].
+
+    Returns:
+        Tensor[B, 1, H, W], interpolated bilinearly.
+    """
+    height, width = image.shape[2:]
+    inverse = torch.tensor(np.linalg.inv(homography), device=image.device)
+    result = onto.clone()
+    columns = torch.arange(onto.shape[3], dtype=torch.float64, device=image.device)
+    step = max(1, _STRIP // onto.shape[3])
+    for top in range(0, onto.shape[2], step):
+        rows = torch.arange(top, min(top + step, onto.shape[2]), dtype=torch.float64, device=image.device)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        u, v, w = (row[0] * x + row[1] * y + row[2] for row in inverse)
+        u, v = u / w, v / w
+        inside = (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5)  # whole pixels
+        grid = torch.stack((2 * u / max(width - 1, 1) - 1, 2 * v / max(height - 1, 1) - 1), dim=-1)
+        grid = grid.nan_to_num(2.0).clamp(-2, 2).to(image.dtype).expand(len(image), -1, -1, -1)
+        seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        strip = result[:, :, top : top + step]
+        strip.copy_(torch.where(inside, seen, strip))
+    return result

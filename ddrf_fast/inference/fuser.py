@@ -1,0 +1,115 @@
+"""Fuser: the session that fuses infrared and visible images."""
+
+from typing import Any, Literal, get_args, overload
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddrf_fast.data import MAX_PIXELS
+from ddrf_fast.inference.alignment import as_homography, warp
+from ddrf_fast.inference.network import Network, PathLike
+from ddrf_fast.inference.pictures import resample
+from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
+from ddrf_fast.models.ddrfnet import Modality
+
+Resize = Literal["visible", "infrared"]
+
+
+class Fuser(Session):
+    """Fusion by DDRF-Net, loaded once, as a function of a visible and an infrared image.
+
+    Args:
+        weights: a file written by ``ddrf_fast.models.save_model``, or a :class:`Network` that is loaded
+            already; None: the weights that come with the package.
+        device: "auto" (CUDA where there is one, else the CPU), or what ``torch.device`` takes.
+        dtype: what the network computes in; see :class:`Network`.
+        tile: side of the tiles of large images; see :class:`Network`.
+        color: "ycbcr": the luminance is fused, the colour is the visible image's; "rgb": each channel is
+            fused with the infrared image; "gray": the result is the fused luminance.
+        thermal_range: which values of the infrared image become black and white: "full" (0 and the largest
+            of the dtype), "minmax" or "percentile" (the 1st and the 99th) of each image, "LOW%,HIGH%", or
+            fixed ones, "LOW,HIGH" or (low, high).
+        resize: what to do where the sizes differ: "visible": bring the infrared image to the size of the
+            visible one, "infrared": the other way round; None: that is an error.
+        homography: of the infrared onto the visible image, 3x3 numbers or a file of them
+            (:mod:`ddrf_fast.inference.alignment` says which way round): the infrared image is warped, and
+            where it does not reach, the visible one is restored alone.
+        max_pixels: as for :func:`ddrf_fast.data.read_image`.
+
+    Attributes:
+        model: the network, in evaluation mode and float32.
+        device: where it runs.
+
+    Raises:
+        ValueError: the weights are missing or do not fit, the device is unknown or not there, or a setting is
+            none of those above.
+
+    Example:
+        >>> import numpy as np
+        >>> fuser = Fuser()
+        >>> fuser(np.zeros((48, 64, 3), np.uint8), np.zeros((48, 64), np.uint8)).shape
+        (48, 64, 3)
+    """
+
+    def __init__(
+        self,
+        weights: PathLike | Network | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        tile: int | str = "auto",
+        *,
+        color: Color = "ycbcr",
+        thermal_range: str | tuple[float, float] = "full",
+        resize: Resize | None = None,
+        homography: Any = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if resize not in (None, *get_args(Resize)):
+            raise ValueError(f"resize must be 'visible', 'infrared' or None, got {resize!r}")
+        if resize is not None and homography is not None:
+            raise ValueError("give resize or homography: a homography brings its own size along")
+        self.resize = resize
+        self.homography = None if homography is None else as_homography(homography)
+        super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
+
+    @overload
+    def __call__(self, visible: PathLike, infrared: Any) -> NDArray[Any]: ...
+    @overload
+    def __call__(self, visible: ImageT, infrared: Any) -> ImageT: ...
+    def __call__(self, visible: Any, infrared: Any) -> Any:
+        """Fuses a pair, a batch (of tensors), or lists of pairs; see :func:`fuse`."""
+        if isinstance(visible, (list, tuple)):
+            return list(self.stream(together(visible, infrared)))
+        return self._one(visible, infrared)
+
+    def prepare(self, visible: Any, infrared: Any) -> Request:
+        """Reads, checks and aligns a pair."""
+        seen, thermal = self._take(visible, "visible"), self._take(infrared, "infrared")
+        refuse_colour(thermal, seen)
+        if len(seen.planes) != len(thermal.planes):
+            raise ValueError(
+                f"a batch needs as many of both, but {seen.name} is {seen.describe()} and {thermal.name} is "
+                f"{thermal.describe()}"
+            )
+        if self.resize == "infrared":
+            seen = seen.resized(thermal.size)
+        luma = thermal.luma().to(seen.planes.device)
+        if self.homography is not None:
+            luma = warp(luma, self.homography, onto=seen.luma())
+        elif self.resize == "visible":
+            luma = resample(luma, seen.size)
+        elif thermal.size != seen.size:
+            raise ValueError(
+                f"a pair needs one size, but {seen.name} is {seen.describe()} and {thermal.name} is "
+                f"{thermal.describe()} (width x height): if they show the same, resize='visible' or "
+                "'infrared' brings one to the size of the other; a homography aligns them"
+            )
+        planes = self._planes(seen)
+        if len(planes) > len(luma):
+            luma = luma.repeat_interleave(len(planes) // len(luma), dim=0)
+        return Request(seen, planes, luma, "visible", thermal.bounds, thermal.narrow)
+
+    def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
+        assert infrared is not None
+        return self.network.fuse(planes, infrared)

@@ -1,0 +1,88 @@
+"""DDRF-Net loaded to be run: the one place where sessions call it, planes in and planes out."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
+from ddrf_fast.models.ddrfnet import Modality
+
+PathLike = str | os.PathLike[str]
+
+
+class Network:
+    """DDRF-Net on a device; sessions may share one.
+
+    Args:
+        weights: a weights file; None: the one that comes with the package.
+        device: as for :func:`resolve_device`.
+        dtype: what it computes in: "auto", "float32", "bfloat16" or "float16".
+        tile: side of the tiles of large images; 0: none; "auto": by the size of the image.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        device: where it runs.
+
+    Raises:
+        ValueError: the weights are missing or do not fit, or the device is unknown or not there.
+    """
+
+    def __init__(
+        self,
+        weights: PathLike | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        tile: int | str = "auto",
+    ) -> None:
+        self.device = resolve_device(device)
+        self.model = load_model(weights, device=self.device)
+
+    def fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
+        """Fuses float32 Tensor[B, 1, H, W] on any device to one on the network's, not clipped."""
+        with torch.inference_mode():
+            return self.model(visible.to(self.device), infrared.to(self.device)).fused
+
+    def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
+        """Restores float32 Tensor[B, 1, H, W]; `code` Tensor[1 or B, 16] is that of a known degradation."""
+        with torch.inference_mode():
+            image = image.to(self.device)
+            code = None if code is None else code.to(self.device).expand(len(image), -1)
+            return self.model.restore(modality, image, code)
+
+
+def cached_network(weights: PathLike | None, device: str | torch.device) -> Network:
+    """The network of these weights, loaded at the first call, and again where the file has changed."""
+    path = Path(DEFAULT_WEIGHTS if weights is None else weights).absolute()
+    state = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+    return _load(path, state, resolve_device(device))
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, state: tuple[int, int] | None, device: torch.device) -> Network:
+    return Network(path, device)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device meant by ``device``: "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that is unknown or not there.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {str(resolved)!r} was asked for, but {torch.cuda.device_count()} CUDA devices are there"
+        )
+    return resolved
