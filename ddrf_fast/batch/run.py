@@ -117,6 +117,7 @@ def run(
 
     def finish(item: _Prepared, output: Any) -> None:
         write(item.job, item.request, work.finish(item.request, output))
+        report.written.append(item.job)  # here: an interrupt may come anywhere in the main thread
 
     hidden = None if progress and len(jobs) > 1 else True
     bar = tqdm(total=len(waiting), desc=verb, unit="image", file=sys.stderr, disable=hidden)
@@ -132,11 +133,10 @@ def run(
         while sum(_cost(job) for job, _ in writes) > most:
             job, future = writes.popleft()
             error = future.exception()
-            if error is None:
-                report.written.append(job)
-                bar.update()
-            elif isinstance(error, Exception):
+            if isinstance(error, Exception):
                 fail(job, error)
+            else:
+                bar.update()
             if isinstance(error, OSError) and error.errno in _FULL:
                 report.stopped = os.strerror(error.errno)
 
@@ -155,8 +155,7 @@ def run(
                 break
         collect(0)
     except KeyboardInterrupt:
-        prepared.close()
-        collect(0)
+        pool.shutdown()  # when all has been written that was computed
         raise KeyboardInterrupt(f"after {len(report.written)} of {len(waiting)}") from None
     finally:
         prepared.close()
