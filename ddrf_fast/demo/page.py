@@ -9,7 +9,7 @@ import html
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ddrf_fast.data import from_float
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
-from ddrf_fast.demo.trial import Damage, Trial, read, try_pair
+from ddrf_fast.demo.trial import Damage, Trial, measure_fused, measure_restored, read, try_pair
 from ddrf_fast.inference import Fuser
 
 Pixels = NDArray[np.uint8]
@@ -52,8 +52,8 @@ _UNITS = {"EN": "bit", "PSNR": "dB"}
 _INTRODUCTION = """# Fuse a visible and an infrared image
 
 One picture that shows what both cameras see. The two images must show the same view, pixel by pixel
-(registered), and be of one size; 8 or 16 bit, grey or colour. They are not sent anywhere: all is computed by
-the machine that serves this page.
+(registered), and be of one size; 8 or 16 bit, grey or colour. A sample pair is loaded: ✕ makes room for yours.
+Nothing is sent anywhere: all is computed by the machine that serves this page.
 """
 _EXPLANATIONS = """
 Fused images are measured against the two images as they were uploaded, before the page degraded them.
@@ -83,10 +83,16 @@ _CSS = """
 .page-tables { display: flex; flex-wrap: wrap; gap: 16px 40px; }
 .page-tables table { border: 0 !important; margin: 0 !important; font-variant-numeric: tabular-nums; }
 .page-tables caption { text-align: left; font-weight: 600; padding: 0.4em 0; }
+.page-tables tr { border: 0 !important; }
 .page-tables :is(th, td) { padding: 0.25em 0.7em !important; text-align: right; font-weight: normal;
-  border: 0 !important; border-top: 1px solid var(--border-color-primary) !important; max-width: 6em; }
-.page-tables :is(th, td):first-child { text-align: left; padding-left: 0 !important; }
-.page-tables thead tr > * { border-top: 0 !important; vertical-align: bottom; }
+  border: 0 !important; border-top: 1px solid var(--border-color-primary) !important; }
+.page-tables :is(th, td):first-child { text-align: left; padding-left: 0 !important; white-space: nowrap; }
+.page-tables thead tr > * { border-top: 0 !important; vertical-align: bottom; max-width: 5em; }
+.page-tables td { white-space: nowrap; }
+@media (max-width: 480px) {
+  .page-tables { font-size: 0.85em; }
+  .page-tables :is(th, td) { padding: 0.25em 0.3em !important; }
+}
 .page-status { margin: 0; padding: 0.2em 0; }
 .page-problem { padding: 0.6em 0.8em; border-radius: 6px; border: 1px solid #b91c1c; background: #fef2f2;
   color: #7f1d1d; overflow-wrap: anywhere; }
@@ -172,13 +178,16 @@ def build_page(fuser: Fuser) -> gr.Blocks:
                 settings = _damage_controls()
         latest: gr.State = gr.State(time_to_live=3600)
 
-        def run(visible: str | None, infrared: str | None, compared: str, *values: Any) -> tuple[Any, ...]:
+        def run(visible: str | None, infrared: str | None, compared: str, *values: Any) -> Iterator[Any]:
             try:
-                images, answer, table = _run(fuser, visible, infrared, values)
+                trial = _try(fuser, visible, infrared, values)
+                images = {name: _pixels(image) for name, image in trial.images.items()}
+                shown = [images[name] for name in _PICTURES.values()]
+                yield images, _compared(images, compared), *shown, _summary(trial, fuser), gr.skip()
+                # Measuring takes longer than all the rest.
+                yield *[gr.skip()] * (len(outputs) - 1), _tables(trial)
             except Exception as error:  # whatever is wrong with one pair must not cost the page
-                return None, None, *[None] * len(pictures), _problem(error), ""
-            shown = [images[name] for name in _PICTURES.values()]
-            return images, _compared(images, compared), *shown, answer, table
+                yield None, None, *[None] * len(pictures), _problem(error), ""
 
         inputs = [visible, infrared, comparison, *settings]
         outputs = [latest, slider, *pictures, status, tables]
@@ -248,20 +257,19 @@ def _damage_controls() -> list[Any]:
     return [modalities, blur, strength, spatial, noise, scale, darkness, seed]
 
 
-def _run(
-    fuser: Fuser, visible: str | None, infrared: str | None, values: Sequence[Any]
-) -> tuple[dict[str, Pixels], str, str]:
-    """The pictures by name, and status and tables as HTML."""
+def _try(fuser: Fuser, visible: str | None, infrared: str | None, values: Sequence[Any]) -> Trial:
+    """Does what the controls say."""
     if not visible or not infrared:
         raise ValueError("choose a visible and an infrared image first")
     modalities, blur, strength, spatial, noise, scale, darkness, seed = values
     damage = Damage(tuple(modalities), blur, strength, spatial, noise, scale, darkness / 100, seed or 0)
-    trial = try_pair(fuser, visible, infrared, damage)
+    return try_pair(fuser, visible, infrared, damage)
+
+
+def _summary(trial: Trial, fuser: Fuser) -> str:
     height, width = trial.images["fused"].shape[2:]
     device = f"the CPU (threads: {torch.get_num_threads()})" if fuser.device.type == "cpu" else fuser.device
-    answer = f"Fused {width} × {height} pixels in {1e3 * trial.seconds['fuse']:.0f} ms on {device}."
-    images = {name: _pixels(image) for name, image in trial.images.items()}
-    return images, _answer(answer), _tables(trial)
+    return _answer(f"Fused {width} × {height} pixels in {1e3 * trial.seconds['fuse']:.0f} ms on {device}.")
 
 
 def _preview(path: str | None) -> tuple[Pixels | None, str]:
@@ -302,12 +310,14 @@ def _problem(error: Exception) -> str:
 
 
 def _tables(trial: Trial) -> str:
+    """Times and scores."""
+    fused, restored = measure_fused(trial), measure_restored(trial)
     times = {"": {name: 1e3 * value for name, value in trial.seconds.items()}}
     tables = [_table("Time", times, lambda name, value: f"{value:.1f} ms")]
-    for caption, scores in (("Fused image", trial.fused_scores), ("Restored images", trial.restored_scores)):
+    for caption, scores in (("Fused image", fused), ("Restored images", restored)):
         if scores:
             tables.append(_table(caption, scores, _score))
-    if trial.fused_scores is None:
+    if not fused:
         tables.append("<p>Images this small cannot be measured.</p>")
     return f'<div class="page-tables">{"".join(tables)}</div>'
 
