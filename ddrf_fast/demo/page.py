@@ -52,8 +52,8 @@ _UNITS = {"EN": "bit", "PSNR": "dB"}
 _INTRODUCTION = """# Fuse a visible and an infrared image
 
 One picture that shows what both cameras see. The two images must show the same view, pixel by pixel
-(registered), and be of one size; 8 or 16 bit, grey or colour. A sample pair is loaded: ✕ makes room for yours.
-Nothing is sent anywhere: all is computed by the machine that serves this page.
+(registered), and be of one size; 8 or 16 bit, grey or colour. A sample pair is loaded: ✕ makes room for
+yours. Nothing is sent anywhere: all is computed by the machine that serves this page.
 """
 _EXPLANATIONS = """
 Fused images are measured against the two images as they were uploaded, before the page degraded them.
@@ -80,7 +80,7 @@ _CSS = """
   #layout { grid-template-columns: minmax(0, 1fr); grid-template-areas: "inputs" "results" "damage"; }
 }
 .page-file .download { display: none; }
-.page-tables { display: flex; flex-wrap: wrap; gap: 16px 40px; }
+.page-tables { display: flex; flex-wrap: wrap; gap: 16px 40px; align-items: flex-start; }
 .page-tables table { border: 0 !important; margin: 0 !important; font-variant-numeric: tabular-nums; }
 .page-tables caption { text-align: left; font-weight: 600; padding: 0.4em 0; }
 .page-tables tr { border: 0 !important; }
@@ -312,7 +312,7 @@ def _problem(error: Exception) -> str:
 def _tables(trial: Trial) -> str:
     """Times and scores."""
     fused, restored = measure_fused(trial), measure_restored(trial)
-    times = {"": {name: 1e3 * value for name, value in trial.seconds.items()}}
+    times = {"took": {name: 1e3 * value for name, value in trial.seconds.items()}}
     tables = [_table("Time", times, lambda name, value: f"{value:.1f} ms")]
     for caption, scores in (("Fused image", fused), ("Restored images", restored)):
         if scores:
