@@ -113,12 +113,12 @@ def measure_fused(trial: Trial) -> Scores:
     Nothing where the images are too small to be measured.
     """
     lumas = {name: luma(image) for name, image in trial.images.items()}
-    sources = [luma(image) for image in trial.clean.values()]
-    if min(sources[0].shape[2:]) < _SMALLEST_MEASURED:
+    visible, infrared = (luma(image) for image in trial.clean.values())
+    if min(visible.shape[2:]) < _SMALLEST_MEASURED:
         return {}
     average = (lumas["visible"] + lumas["infrared"]) / 2
     return {
-        name: _numbers(metrics.evaluate(image, *sources, MEASURES))
+        name: _numbers(metrics.evaluate(image, visible, infrared, MEASURES))
         for name, image in (("fused", lumas["fused"]), ("average of both", average))
     }
 
