@@ -14,10 +14,11 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o 
 BUILD_FILES := setup.py csrc/flags.py $(CXX_FILES) $(wildcard ddrf_fast/ops/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu clean
+.PHONY: help demo page test lint format bench gpu clean
 
 help:
 	@echo 'make demo     set up .venv, compile, and fuse the sample pair'
+	@echo 'make page     the same set-up, with Gradio, and open the page to try it'
 	@echo 'make test     set up .venv, compile, and run the tests'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the style right'
@@ -26,6 +27,10 @@ help:
 	@echo 'make clean    remove what was compiled and cached; .venv stays'
 
 demo: $(VENV)/.compiled
+	$(BIN)/ddrf-fast demo -o ddrf_fast_demo
+
+page: $(VENV)/.compiled
+	DDRF_FAST_SKIP_CPP=1 $(PIP) --no-build-isolation --editable '.[demo]'
 	$(BIN)/ddrf-fast demo
 
 test: $(VENV)/.developing $(VENV)/.compiled
@@ -70,7 +75,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
-	DDRF_FAST_SKIP_CPP=1 $(PIP) --no-build-isolation --editable '.[train,triton,test,bench,dev]'
+	DDRF_FAST_SKIP_CPP=1 $(PIP) --no-build-isolation --editable '.[train,triton,demo,test,bench,dev]'
 	touch $@
 
 # Not through pip, which would compile every file again each time.

@@ -1,4 +1,4 @@
-"""`ddrf-fast demo`: fuses the sample pair of the package."""
+"""`ddrf-fast demo`: a page to try the network, or the sample pair fused into a folder."""
 
 import argparse
 from pathlib import Path
@@ -10,23 +10,47 @@ def add_parser(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
         parents=[model_options(), common_options()],
-        help="fuse the sample pair that comes with the package",
-        description="Fuses the sample pair of the package, writes the result and a side-by-side picture, and "
-        "prints the time that it took and measures of quality.",
+        help="open a page to try it, or fuse the sample pair into a folder",
+        description="Opens a page in the browser to try the network on your images: fused and restored "
+        "pictures, degradations to see what it withstands, time and measures of quality. All is computed on "
+        "this machine. The page needs Gradio: pip install 'ddrf-fast[demo]'. With -o there is no page: the "
+        "sample pair of the package is fused.",
     )
     demo.add_argument(
         "-o",
         "--output",
         type=Path,
-        default=Path("ddrf_fast_demo"),
         metavar="DIR",
-        help="(default: %(default)s)",
+        help="no page: write the fused sample pair there, and print the time that it took and its measures",
     )
+    demo.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve the page at; 0.0.0.0 lets the whole network use it (default: %(default)s)",
+    )
+    demo.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860 on)")
+    demo.add_argument("--no-browser", action="store_true", help="print the page's address, open no browser")
     demo.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ddrf_fast.demo import run_demo
+    if options.output is not None:
+        from ddrf_fast.demo import run_demo
 
-    print(run_demo(options.output, weights=options.weights, device=options.device))
+        print(run_demo(options.output, weights=options.weights, device=options.device))
+        return 0
+    try:
+        from ddrf_fast.demo.page import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the page needs {error.name}: pip install 'ddrf-fast[demo]' (without it: ddrf-fast demo -o DIR)"
+        ) from error
+    from ddrf_fast.inference import Fuser
+
+    serve(
+        Fuser(options.weights, options.device),
+        host=options.host,
+        port=options.port,
+        open_browser=not options.no_browser,
+    )
     return 0

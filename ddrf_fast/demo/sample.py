@@ -1,4 +1,4 @@
-"""`ddrf-fast demo`: fuses the sample pair of the package, and shows result, time and quality."""
+"""Fuses the sample pair of the package, and shows result, time and quality."""
 
 import os
 import statistics
@@ -16,7 +16,8 @@ from ddrf_fast import metrics
 from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float, write_image
 from ddrf_fast.inference import Fuser
 
-ASSETS = Path(__file__).parent / "assets"
+_ASSETS = Path(__file__).parent.parent / "assets"
+SAMPLE_VISIBLE, SAMPLE_INFRARED = _ASSETS / "sample_visible.png", _ASSETS / "sample_infrared.png"
 MEASURES = ("EN", "AG", "SSIM", "VIF", "PSNR", "Qabf")
 REPETITIONS = 5
 
@@ -44,10 +45,10 @@ def run_demo(
         OSError: the folder cannot be written.
     """
     output = Path(output)
-    visible, infrared = read_image(ASSETS / "sample_visible.png"), read_image(ASSETS / "sample_infrared.png")
-    fuser, load = _timed(lambda: Fuser(weights, device))
-    fused, first = _timed(lambda: fuser(visible, infrared))
-    typical = statistics.median(_timed(lambda: fuser(visible, infrared))[1] for _ in range(REPETITIONS))
+    visible, infrared = read_image(SAMPLE_VISIBLE), read_image(SAMPLE_INFRARED)
+    fuser, load = timed(lambda: Fuser(weights, device))
+    fused, first = timed(lambda: fuser(visible, infrared))
+    typical = statistics.median(timed(lambda: fuser(visible, infrared))[1] for _ in range(REPETITIONS))
 
     output.mkdir(parents=True, exist_ok=True)
     write_image(output / "fused.png", fused)
@@ -86,7 +87,7 @@ def _luma(image: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(values if values.ndim == 2 else rgb_to_ycbcr(values)[..., 0])
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
     """The result, and the seconds that it took."""
     started = time.perf_counter()
     result = work()

@@ -1,0 +1,192 @@
+"""`ddrf-fast bench`: how fast this machine fuses, and its two operations beside plain torch.
+
+What is compared is timed in turn, in one process, so that a slow second of the machine hits all of it. The
+complete benchmarks, with every peer, are in the project's folder `benchmarks/`.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+import ddrf_fast
+from ddrf_fast import collect_env
+from ddrf_fast.inference import Fuser
+
+ROUNDS = 5
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call: the median of some rounds, and the distance between their quartiles."""
+
+    median_ms: float
+    iqr_ms: float
+
+
+def time_in_turn(calls: Mapping[str, Call], device: torch.device, seconds: float) -> dict[str, Timing]:
+    """Times some calls, each in :data:`ROUNDS` rounds that alternate with the others'.
+
+    Args:
+        calls: by name.
+        device: what they run on.
+        seconds: that each is timed for; one that takes longer runs once a round.
+
+    Example:
+        >>> timings = time_in_turn({"sum": torch.ones(9).sum}, torch.device("cpu"), seconds=0.01)
+        >>> timings["sum"].median_ms > 0
+        True
+    """
+
+    def took(call: Call, times: int) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(times):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - started) / times
+
+    once = {}
+    for name, call in calls.items():
+        call()  # what is done once, at the first call, does not count
+        once[name] = took(call, 1)
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(ROUNDS):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            times = max(1, round(seconds / ROUNDS / max(once[name], 1e-9)))
+            samples[name].append(1e3 * took(calls[name], times))
+    timings = {}
+    for name, values in samples.items():
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        timings[name] = Timing(middle, high - low)
+    return timings
+
+
+def measure(
+    fuser: Fuser, sizes: Sequence[tuple[int, int]], batch: int = 1, seconds: float = 1.0
+) -> dict[str, Any]:
+    """All that the command tells.
+
+    Args:
+        fuser: the network.
+        sizes: (width, height) of the images to fuse.
+        batch: how many pairs a call fuses, besides one alone.
+        seconds: that each case is timed for.
+
+    Returns:
+        "machine", "fuse": a record for each size and batch, "operations": a record for each operation with
+        its ratio to plain torch.
+    """
+    return {
+        "machine": machine(fuser.device),
+        "fuse": [
+            record
+            for width, height in sizes
+            for record in _fusing(fuser, width, height, sorted({1, batch}), seconds)
+        ],
+        "operations": [
+            _compare(name, call, fuser.device, seconds) for name, call in _operations(fuser.device).items()
+        ],
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the times depend on."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else collect_env.cpu()["model"],
+        "type": device.type,
+        "threads": torch.get_num_threads(),
+        "ddrf_fast": ddrf_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _fusing(
+    fuser: Fuser, width: int, height: int, batches: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """From tensors of 8 bit on the device to such tensors."""
+    records = []
+    for batch in batches:
+        visible, infrared = (
+            torch.randint(256, (batch, channels, height, width), dtype=torch.uint8, device=fuser.device)
+            for channels in (3, 1)
+        )
+
+        def call(visible: torch.Tensor = visible, infrared: torch.Tensor = infrared) -> torch.Tensor:
+            return fuser(visible, infrared)
+
+        timing = time_in_turn({"fuse": call}, fuser.device, seconds)["fuse"]
+        records.append(
+            {"width": width, "height": height, "batch": batch}
+            | asdict(timing)
+            | {"images_per_s": 1e3 * batch / timing.median_ms}
+        )
+    return records
+
+
+def _operations(device: torch.device) -> dict[str, Call]:
+    """At the sizes of the paper: a layer of the network and the degradation, for a pair of 400x400."""
+    x, code = torch.rand(1, 32, 200, 200, device=device), torch.rand(1, 16, device=device)
+    bank, attention = torch.rand(8, 32, 48, 3, 3, device=device), torch.rand(1, 8, device=device).softmax(1)
+    image, kernels = torch.rand(1, 1, 400, 400, device=device), torch.rand(12, 25, 25, device=device)
+    weights = torch.rand(1, 12, 8, 8, device=device).softmax(1)
+    return {
+        "dynamic_conv": lambda: ddrf_fast.dynamic_conv(x, bank, attention, code=code, padding=1),
+        "degrade": lambda: ddrf_fast.degrade(image, kernels, weights, grid=True),
+    }
+
+
+def _compare(name: str, call: Call, device: torch.device, seconds: float) -> dict[str, Any]:
+    """An operation beside the same in plain torch operators, without gradients."""
+
+    def reference() -> None:
+        with ddrf_fast.use_backend("reference"):
+            call()
+
+    with torch.inference_mode():
+        timings = time_in_turn({"ddrf_fast": call, "plain torch": reference}, device, seconds)
+    ours, plain = timings["ddrf_fast"], timings["plain torch"]
+    return {
+        "operation": name,
+        **asdict(ours),
+        "plain_torch_ms": plain.median_ms,
+        "ratio": plain.median_ms / ours.median_ms,
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """What :func:`measure` found, for people."""
+    about = results["machine"]
+    lines = [
+        f"{about['device']}, threads: {about['threads']}, torch {about['torch']}, "
+        f"ddrf_fast {about['ddrf_fast']}",
+        "",
+        f"{'fuse':14} {'batch':>5} {'median ms':>10} {'spread ms':>10} {'images/s':>9}",
+    ]
+    for r in results["fuse"]:
+        size = f"{r['width']}x{r['height']}"
+        lines.append(
+            f"{size:14} {r['batch']:5} {r['median_ms']:10.2f} {r['iqr_ms']:10.2f} {r['images_per_s']:9.1f}"
+        )
+    lines += [
+        "",
+        f"{'operation':20} {'median ms':>10} {'spread ms':>10} {'plain torch ms':>15} {'faster by':>9}",
+    ]
+    for r in results["operations"]:
+        lines.append(
+            f"{r['operation']:20} {r['median_ms']:10.2f} {r['iqr_ms']:10.2f} "
+            f"{r['plain_torch_ms']:15.2f} {r['ratio']:9.2f}"
+        )
+    return "\n".join(lines)

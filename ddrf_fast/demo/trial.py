@@ -1,0 +1,177 @@
+"""What the page does with a pair: degrades it if asked to, fuses, restores and measures it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddrf_fast import metrics
+from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float
+from ddrf_fast.degradation import DynamicDegradation, KernelBank
+from ddrf_fast.degradation.bank import FAMILIES
+from ddrf_fast.demo.sample import MEASURES, timed
+from ddrf_fast.inference import Fuser
+
+BLURS = ("none", *FAMILIES, "mixed")
+MODALITIES = ("visible", "infrared")
+
+_SMALLEST_MEASURED = 41  # what VIF needs
+
+
+# By image and measure.
+Scores = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """How a pair is degraded before it is fused; by default it is not.
+
+    Attributes:
+        modalities: which of its images.
+        blur: "none", a family of kernels ("motion", "isotropic", "anisotropic"), or "mixed": one of each.
+        strength: factor on the lengths and widths of the default bank's kernels, up to 1.4.
+        spatial: whether the blur varies over the image.
+        noise: standard deviation of white noise, of 255.
+        scale: every scale-th pixel is kept, and the image is then brought back to its size.
+        darkness: of the visible image's scene, from 0 to 1.
+        seed: of all that is drawn.
+    """
+
+    modalities: tuple[str, ...] = MODALITIES
+    blur: str = "none"
+    strength: float = 1.0
+    spatial: bool = True
+    noise: float = 0.0
+    scale: int = 1
+    darkness: float = 0.0
+    seed: int = 0
+
+    def __call__(self, image: Tensor, modality: str) -> Tensor:
+        """Tensor[1, C, H, W] in [0, 1] degraded, likewise; the image itself if nothing is asked for.
+
+        Raises:
+            ValueError: a setting is out of range.
+        """
+        darkness = self.darkness if modality == "visible" else 0.0
+        idle = self.blur == "none" and not self.noise and self.scale == 1 and not darkness
+        if modality not in self.modalities or idle:
+            return image
+        sample = torch.tensor([MODALITIES.index(modality)])
+        recipe = _degradation(self.blur, self.strength).sample(
+            1, seed=self.seed, sample_ids=sample, spatial=self.spatial
+        )
+        # At 1 the darkest scene of the preset "low_light": its gamma, gain and contrast.
+        tone = torch.tensor([[1 + 4 * darkness, 1 - darkness / 2, 1 - darkness / 2]])
+        noise_std = torch.tensor([self.noise / 255])
+        low = replace(recipe, tone=tone, noise_std=noise_std, scale=self.scale).apply(image)
+        if self.scale > 1:  # as in training
+            low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
+        return low.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a pair.
+
+    Attributes:
+        clean: the images as they were read, Tensor[1, C, H, W] in [0, 1], by modality.
+        images: likewise "visible" and "infrared" as the network got them, "fused", "visible-restored" and
+            "infrared-restored".
+        seconds: what each step took.
+    """
+
+    clean: Mapping[str, Tensor]
+    images: Mapping[str, Tensor]
+    seconds: Mapping[str, float]
+
+
+def try_pair(fuser: Fuser, visible: str | Path, infrared: str | Path, damage: Damage) -> Trial:
+    """Degrades, fuses and restores a pair of files.
+
+    Raises:
+        ValueError: as :class:`Fuser` for images that cannot be read or do not belong together, or a setting
+            of the damage is out of range.
+    """
+    clean = {"visible": read(visible), "infrared": read(infrared)}
+    given, degrading = timed(lambda: {name: damage(image, name) for name, image in clean.items()})
+    fused, fusing = timed(lambda: fuser(given["visible"], given["infrared"]))
+    restored, restoring = timed(lambda: restore_pair(fuser, given["visible"], given["infrared"]))
+    return Trial(
+        clean,
+        {**given, "fused": fused, **{f"{name}-restored": image for name, image in restored.items()}},
+        {"degrade": degrading, "fuse": fusing, "restore": restoring},
+    )
+
+
+def measure_fused(trial: Trial) -> Scores:
+    """Of the fused image, and of the plainest fusion of the same images, against the clean ones.
+
+    Nothing where the images are too small to be measured.
+    """
+    lumas = {name: luma(image) for name, image in trial.images.items()}
+    visible, infrared = (luma(image) for image in trial.clean.values())
+    if min(visible.shape[2:]) < _SMALLEST_MEASURED:
+        return {}
+    average = (lumas["visible"] + lumas["infrared"]) / 2
+    return {
+        name: _numbers(metrics.evaluate(image, visible, infrared, MEASURES))
+        for name, image in (("fused", lumas["fused"]), ("average of both", average))
+    }
+
+
+def measure_restored(trial: Trial) -> Scores:
+    """Of the images that were degraded, before and after their restoration, against the clean ones.
+
+    Nothing where none was, or the images are too small to be measured.
+    """
+    scores = {}
+    for name, clean in trial.clean.items():
+        if trial.images[name] is clean or min(clean.shape[2:]) < _SMALLEST_MEASURED:
+            continue
+        for state, image in (("degraded", name), ("restored", f"{name}-restored")):
+            found = metrics.evaluate_restored(luma(trial.images[image]), luma(clean))
+            scores[f"{name}, {state}"] = _numbers(found)
+    return scores
+
+
+def restore_pair(fuser: Fuser, visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
+    """Both images as the network's branches restore them, a colour image in its colours."""
+    given = {"visible": visible, "infrared": infrared}
+    lumas = [luma(image) for image in given.values()]
+    with torch.inference_mode():
+        output = fuser.model(*(image.to(fuser.device) for image in lumas))
+    restored = {"visible": output.visible, "infrared": output.infrared}
+    return {
+        name: (image + restored[name].clone().to(image.device) - old).clamp(0, 1)
+        for (name, image), old in zip(given.items(), lumas, strict=True)
+    }
+
+
+def read(path: str | Path) -> Tensor:
+    """An image file as float32 Tensor[1, 1 | 3, H, W] in [0, 1]."""
+    values = torch.from_numpy(to_float(read_image(path)))
+    return values[None, None] if values.dim() == 2 else values.permute(2, 0, 1)[None].contiguous()
+
+
+def luma(image: Tensor) -> Tensor:
+    """Y of Tensor[1, 1 | 3, H, W]."""
+    return image if image.shape[1] == 1 else rgb_to_ycbcr(image)[:, :1]
+
+
+@lru_cache(maxsize=8)
+def _degradation(blur: str, strength: float) -> DynamicDegradation:
+    """What draws kernels of that kind."""
+    bank = KernelBank.default(strength=strength)
+    if blur in bank.families:
+        first = bank.families.index(blur) * bank.per_family
+        bank = KernelBank(bank.kernels[first : first + bank.per_family], (blur,))
+    mixed = len(bank.families)
+    return DynamicDegradation("paper", kernels=bank, num_mixed=mixed, sharp_fraction=float(blur == "none"))
+
+
+def _numbers(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in scores.items()}

@@ -1,0 +1,51 @@
+"""`ddrf-fast bench`: what it measures and tells; never how long something takes."""
+
+import json
+
+import pytest
+import torch
+
+from ddrf_fast import bench, cli
+
+
+def test_every_call_is_timed_in_turn():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in ("first", "second")}
+    timings = bench.time_in_turn(calls, torch.device("cpu"), seconds=0.0)
+    assert set(timings) == {"first", "second"}
+    assert all(timing.median_ms > 0 and timing.iqr_ms >= 0 for timing in timings.values())
+    warm = ["first", "first", "second", "second"]
+    turns = [["second", "first"] if turn % 2 else ["first", "second"] for turn in range(bench.ROUNDS)]
+    assert order == warm + [name for turn in turns for name in turn]
+
+
+@pytest.fixture
+def threads():
+    """Restores their number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_table_and_json_tell_the_same(tmp_path, weights, capsys, threads):
+    file = tmp_path / "bench.json"
+    options = ["--size", "40x30", "--batch", "2", "--seconds", "0.001", "--threads", "1", "--device", "cpu"]
+    assert cli.main(["bench", *options, "--weights", str(weights), "--json", str(file)]) == 0
+    table, results = capsys.readouterr().out, json.loads(file.read_text())
+    assert results["machine"]["threads"] == 1
+    assert [(r["width"], r["height"], r["batch"]) for r in results["fuse"]] == [(40, 30, 1), (40, 30, 2)]
+    for record in results["fuse"]:
+        assert record["images_per_s"] == pytest.approx(1e3 * record["batch"] / record["median_ms"])
+        assert f"{record['images_per_s']:.1f}" in table
+    assert [r["operation"] for r in results["operations"]] == ["dynamic_conv", "degrade"]
+    for record in results["operations"]:
+        assert record["ratio"] == pytest.approx(record["plain_torch_ms"] / record["median_ms"])
+        assert f"{record['ratio']:.2f}" in table
+
+
+@pytest.mark.parametrize("wrong", [["--size", "40"], ["--size", "0x3"], ["--batch", "0"], ["--threads", "x"]])
+def test_wrong_options_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *wrong])
+    assert stop.value.code == 2
+    assert f"argument {wrong[0]}: must be" in capsys.readouterr().err

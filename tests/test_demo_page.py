@@ -1,0 +1,190 @@
+"""The page of `ddrf-fast demo`, served by a real process and used in a real Chromium.
+
+`DDRF_FAST_SCREENSHOTS=docs/images pytest tests/test_demo_page.py` makes the documentation's pictures anew.
+"""
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddrf_fast
+from ddrf_fast.data import from_float, read_image, write_image
+from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
+from ddrf_fast.demo.trial import Damage, measure_fused, measure_restored, try_pair
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
+    pytest.mark.xdist_group("page"),
+]
+PATIENCE = 60_000  # ms, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of the page; the server ends well when it is interrupted, and leaves no uploads behind."""
+    temporary = tmp_path_factory.mktemp("uploads")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "ddrf_fast", "demo", "--no-browser", "--device", "cpu"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    line = server.stdout.readline()
+    match = re.match(r"http://127\.0\.0\.1:\d+/", line)
+    assert match, line
+    yield match.group()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=60) == 0
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 900)], ids=["desktop"])
+def page(request, browser, address):
+    """The page, once it has fused the sample pair; it must not complain, nor speak to another host."""
+    width, height = request.param
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    wrong = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url)
+    )
+    page.goto(address)
+    page.wait_for_selector("#tables td")
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def _shown(page, name):
+    """The pixels of one of the pictures, RGB or grey as sent."""
+    content = page.request.get(page.locator(f"#{name} img").get_attribute("src")).body()
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    return image[..., ::-1] if image.ndim == 3 else image
+
+
+def _choose(page, number, path):
+    """Replaces the visible (0) or the infrared (1) image."""
+    box = page.locator(".page-file").nth(number)
+    box.get_by_label("Clear").click()
+    box.locator("input[type=file]").set_input_files(path)
+    box.get_by_text(Path(path).suffix, exact=False).first.wait_for()
+
+
+def _fuse(page):
+    page.locator("#fuse").press("Enter")
+
+
+def _picture(page, name):
+    folder = os.environ.get("DDRF_FAST_SCREENSHOTS")
+    if folder:
+        _settled(page)
+        page.wait_for_timeout(1500)  # until what moves has come to rest
+        content = page.screenshot(full_page=True)
+        picture = Image.open(io.BytesIO(content)).convert("RGB").quantize(128)  # a third of the size
+        picture.save(Path(folder) / name, optimize=True)
+
+
+def _settled(page):
+    """Waits until the tables are those of the picture: the time in them is that of the message."""
+    page.wait_for_function(
+        """() => {
+            const said = document.querySelector('#status').innerText.match(/ in ([0-9]+) ms/);
+            const listed = document.querySelector('#tables').innerText.match(/fuse\\s+([0-9.]+) ms/);
+            return said && listed && Math.abs(said[1] - listed[1]) < 0.6;
+        }"""
+    )
+
+
+def test_an_uploaded_pair_is_fused_as_by_the_library(page, tmp_path):
+    visible, infrared = tmp_path / "mine.png", tmp_path / "thermal.tif"
+    write_image(visible, read_image(SAMPLE_VISIBLE)[40:281, 100:301])
+    write_image(infrared, read_image(SAMPLE_INFRARED)[40:281, 100:301].astype(np.uint16) * 257)
+    _choose(page, 0, visible)
+    _choose(page, 1, infrared)
+    page.get_by_text("Press Fuse").wait_for()
+    _fuse(page)
+    page.get_by_text(re.compile(r"Fused 201 × 241 pixels in \d+ ms")).wait_for()
+    np.testing.assert_array_equal(_shown(page, "fused"), ddrf_fast.fuse(visible, infrared, device="cpu"))
+    page.get_by_label("Infrared | restored").check()
+    page.wait_for_function("document.querySelectorAll('#slider img').length == 2")
+
+
+def test_degradations_change_the_result_and_its_measures(page):
+    before, scores = _shown(page, "fused"), page.locator("#tables").inner_text()
+    assert "Restored images" not in scores
+    source = page.locator("#fused img").get_attribute("src")
+    page.get_by_label("All of them").check()
+    page.get_by_label("number input for Noise").fill("15")
+    page.get_by_label("number input for Noise").press("Enter")
+    expected = try_pair(
+        ddrf_fast.Fuser(device="cpu"), SAMPLE_VISIBLE, SAMPLE_INFRARED, Damage(blur="mixed", noise=15)
+    )
+    page.get_by_text("Restored images").wait_for()
+    fused = from_float(expected.images["fused"][0].permute(1, 2, 0).numpy())
+    for _ in range(60):
+        shown = _shown(page, "fused")
+        if np.array_equal(shown, fused):
+            break
+        page.wait_for_timeout(500)
+    np.testing.assert_array_equal(shown, fused)
+    assert np.abs(shown.astype(int) - before).mean() > 1
+    assert page.locator("#fused img").get_attribute("src") != source
+    _settled(page)
+    scores = page.locator("#tables").inner_text()
+    for measured in (measure_fused(expected)["fused"], measure_restored(expected)["infrared, restored"]):
+        assert f"{measured['SSIM']:.3f}" in scores
+    _picture(page, "page.png")
+
+
+@pytest.mark.parametrize("kind", ["size", "swapped", "damaged"])
+def test_a_bad_pair_is_told_in_words(page, tmp_path, kind):
+    bad = tmp_path / "bad.png"
+    if kind == "size":
+        write_image(bad, read_image(SAMPLE_INFRARED)[:100, :120])
+    elif kind == "swapped":
+        write_image(bad, read_image(SAMPLE_VISIBLE))
+    else:
+        bad.write_bytes(SAMPLE_INFRARED.read_bytes()[:20])
+    _choose(page, 1, bad)
+    page.locator("#status").get_by_text("bad.png" if kind == "damaged" else "Press Fuse").wait_for()
+    _fuse(page)
+    words = {"size": "120x100", "swapped": "swapped?", "damaged": "bad.png: "}[kind]
+    page.locator("#fused img").wait_for(state="detached")
+    problem = page.get_by_role("alert").get_by_text(words)
+    problem.wait_for()
+    assert str(tmp_path.parent) not in problem.inner_text()
+    assert page.locator("#tables td").count() == 0
+
+
+@pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])
+def test_it_fits_a_phone_and_every_control_has_a_name(page):
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('.gradio-container :is(button, input, textarea)')].filter(
+            e => e.offsetParent && !(e.ariaLabel || e.title || e.innerText || e.labels?.length
+                                     || e.querySelector('img[alt]:not([alt=""])'))).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    _picture(page, "page-phone.png")
