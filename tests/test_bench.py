@@ -16,7 +16,7 @@ def test_every_call_is_timed_in_turn():
     assert all(timing.median_ms > 0 and timing.iqr_ms >= 0 for timing in timings.values())
     warm = ["first", "first", "second", "second"]
     turns = [["second", "first"] if turn % 2 else ["first", "second"] for turn in range(bench.ROUNDS)]
-    assert order == warm + [name for turn in turns for name in turn]
+    assert order == [*warm, *(name for turn in turns for name in turn)]
 
 
 @pytest.fixture

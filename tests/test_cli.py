@@ -83,6 +83,7 @@ def _main(capfd, *arguments):
         ["reproduce", "--help"],
         ["train", "--help"],
         ["data", "check", "--help"],
+        ["bench", "--help"],
         ["demo", "--help"],
     ],
 )

@@ -14,7 +14,7 @@ from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float
 from ddrf_fast.degradation import DynamicDegradation, KernelBank
 from ddrf_fast.degradation.bank import FAMILIES
 from ddrf_fast.demo.sample import MEASURES, timed
-from ddrf_fast.inference import Fuser
+from ddrf_fast.inference import Fuser, Restorer
 
 BLURS = ("none", *FAMILIES, "mixed")
 MODALITIES = ("visible", "infrared")
@@ -99,10 +99,10 @@ def try_pair(fuser: Fuser, visible: str | Path, infrared: str | Path, damage: Da
     clean = {"visible": read(visible), "infrared": read(infrared)}
     given, degrading = timed(lambda: {name: damage(image, name) for name, image in clean.items()})
     fused, fusing = timed(lambda: fuser(given["visible"], given["infrared"]))
-    restored, restoring = timed(lambda: restore_pair(fuser, given["visible"], given["infrared"]))
+    restored, restoring = timed(lambda: Restorer(fuser.network)(**given))
     return Trial(
         clean,
-        {**given, "fused": fused, **{f"{name}-restored": image for name, image in restored.items()}},
+        {**given, "fused": fused, "visible-restored": restored[0], "infrared-restored": restored[1]},
         {"degrade": degrading, "fuse": fusing, "restore": restoring},
     )
 
@@ -136,19 +136,6 @@ def measure_restored(trial: Trial) -> Scores:
             found = metrics.evaluate_restored(luma(trial.images[image]), luma(clean))
             scores[f"{name}, {state}"] = _numbers(found)
     return scores
-
-
-def restore_pair(fuser: Fuser, visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
-    """Both images as the network's branches restore them, a colour image in its colours."""
-    given = {"visible": visible, "infrared": infrared}
-    lumas = [luma(image) for image in given.values()]
-    with torch.inference_mode():
-        output = fuser.model(*(image.to(fuser.device) for image in lumas))
-    restored = {"visible": output.visible, "infrared": output.infrared}
-    return {
-        name: (image + restored[name].clone().to(image.device) - old).clamp(0, 1)
-        for (name, image), old in zip(given.items(), lumas, strict=True)
-    }
 
 
 def read(path: str | Path) -> Tensor:
