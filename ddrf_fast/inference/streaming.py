@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
+PATIENCE = 10.0  # seconds for a source that is being waited for, as a camera, to give its next item
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -58,7 +60,8 @@ def ahead(
         finally:
             results.put(None)
 
-    threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True).start()
+    drawing = threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True)
+    drawing.start()
     try:
         while (entry := results.get()) is not None:
             result, price = entry
@@ -68,6 +71,7 @@ def ahead(
     finally:
         room.close()
         pool.shutdown(cancel_futures=True)
+        drawing.join(PATIENCE)  # a thread that still runs when Python ends can abort it
 
 
 class _Room:
