@@ -74,6 +74,7 @@ def _main(capfd, *arguments):
         ["eval", "--help"],
         ["reproduce", "--help"],
         ["train", "--help"],
+        ["export", "--help"],
         ["data", "check", "--help"],
         ["demo", "--help"],
     ],

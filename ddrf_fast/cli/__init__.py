@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from ddrf_fast._version import __version__
-from ddrf_fast.cli import data, demo, eval, fuse, info, reproduce, train
+from ddrf_fast.cli import data, demo, eval, export, fuse, info, reproduce, train
 from ddrf_fast.cli.options import PROGRAM, Parser, is_expected, one_line
 
-COMMANDS = (fuse, eval, reproduce, train, data, demo, info)
+COMMANDS = (fuse, eval, reproduce, train, export, data, demo, info)
 
 
 def build_parser() -> Parser:
