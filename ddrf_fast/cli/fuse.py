@@ -5,14 +5,15 @@ import sys
 import time
 from pathlib import Path
 
+from ddrf_fast.cli import video
 from ddrf_fast.cli.options import Commands, common_options, model_options, one_line
 
 
 def add_parser(commands: Commands) -> None:
     fuse = commands.add_parser(
         "fuse",
-        parents=[model_options(), common_options()],
-        help="fuse a pair of images, or two folders paired by name",
+        parents=[model_options(), video.video_options(), common_options()],
+        help="fuse a pair of images, two folders paired by name, or two videos",
         description="Fuses a visible and an infrared image, or those images of two folders that have the "
         "same name but for the extension. The result has the colour and the bit depth of the visible image.",
         epilog="A pair that fails, or an image without a partner, does not stop the others: it is listed "
@@ -41,6 +42,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if video.are_videos(options.visible, options.infrared):
+        return video.run(options)
     import cv2
 
     from ddrf_fast import batch
