@@ -3,9 +3,9 @@
 Video stores luma and chroma apart, and the network fuses luma: that plane is replaced, and the chroma of the
 visible video stays as it is, without a conversion to RGB and back.
 
-Noise and a thermal camera's automatic gain make the whole image a little brighter or darker from one frame to
-the next, which is seen as flicker. So the mean of the fused frames is averaged over time, within narrow limits:
-what changes by more is taken to be the scene.
+Noise and a thermal camera's automatic gain make the whole image a little brighter or darker from one frame
+to the next, which is seen as flicker. So the mean of the fused frames is averaged over time, within narrow
+limits: what changes by more is taken to be the scene.
 """
 
 import os
@@ -52,12 +52,13 @@ CONTAINERS = {
 }
 """What a fused video may be, by extension; qualities that are hardly told from the source."""
 
-SMOOTHING = 10
+SMOOTHING = 4
 LIMIT = 0.02  # how much brighter or darker, in [0, 1], the smoothing may make a frame
 GREY_TOLERANCE = (
     0.02  # mean distance from grey up to which the chroma of an infrared frame is taken for noise
 )
-MISSING = 0.05  # part of a video's length that may lack at its end before that is told
+HOLD = 0.9  # how long the last infrared frame goes on being the nearest, in frames
+MISSING = 0.5  # seconds of a video that may lack at its end before that is told
 
 
 @dataclass
@@ -130,33 +131,32 @@ def fuse_video(
         raise ValueError(f"smoothing must be at least 1 frame, got {smoothing}")
     report = VideoReport()
     with ExitStack() as stack:
-        sources = [_Source(Path(path)) for path in (visible, infrared)]
-        for source in sources:
-            stack.callback(source.container.close)
-        _check(*sources, resize, sync, report)
+        first = stack.enter_context(_Source(Path(visible)))
+        second = stack.enter_context(_Source(Path(infrared)))
+        _check(first, second, resize, sync, report)
         fuser = fuser or Fuser()
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(replacing(output))
-        writer = stack.enter_context(_Writer(temporary, output, sources[0], codec, crf, report))
+        writer = stack.enter_context(_Writer(temporary, output, first, codec, crf, report))
         steady = _Steady(fuser, smoothing)
-        pairs = _pairs(*sources, sync, writer.copy_audio, report)
+        pairs = _pairs(first, second, sync, writer.copy_audio, report)
         bar = tqdm(
             pairs,
             desc="fuse",
             unit="frame",
-            total=sources[0].stream.frames or None,
+            total=first.stream.frames or None,
             file=sys.stderr,
             disable=None if progress else True,
         )
         for seen, thermal in bar:
             seen, thermal = _planar(seen), _planar(thermal, seen if resize else thermal)
             if not report.frames:
-                _refuse_colour(thermal, sources[1].path)
+                _refuse_colour(thermal, second.path)
             writer.write(seen, steady(_luma(seen), _luma(thermal)))
             report.frames += 1
         writer.finish()
         if not report.frames:
-            raise ValueError(f"{sources[0].path} and {sources[1].path} have no frame in common")
+            raise ValueError(f"{first.path} and {second.path} have no frame in common")
     return report
 
 
@@ -176,6 +176,12 @@ class _Source:
         self.stream.thread_type = "AUTO"
         self.audio = self.container.streams.audio[0] if self.container.streams.audio else None
         self.rate = self.stream.average_rate or self.stream.guessed_rate or 25
+
+    def __enter__(self) -> "_Source":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.container.close()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -211,10 +217,15 @@ class _Source:
             report.problems.append(f"{self.path}: cannot be read after {time:.1f} s ({error.strerror})")
         if damaged:
             report.problems.append(f"{self.path}: {damaged} damaged frames")
-        if self.container.duration and count:
-            length = self.container.duration / av.time_base
-            if time + 1 / self.rate < (1 - MISSING) * length:
-                report.problems.append(f"{self.path}: ends after {time:.1f} of {length:.1f} s")
+        length = self._length()
+        if time + MISSING < length:
+            report.problems.append(f"{self.path}: ends after {time:.1f} of {length:.1f} s")
+
+    def _length(self) -> float:
+        """In seconds, as the file says it; 0 where it does not."""
+        if self.stream.duration:
+            return float(self.stream.duration * self.stream.time_base)
+        return (self.container.duration or 0) / av.time_base
 
 
 def _check(visible: _Source, infrared: _Source, resize: bool, sync: Sync, report: VideoReport) -> None:
@@ -227,8 +238,8 @@ def _check(visible: _Source, infrared: _Source, resize: bool, sync: Sync, report
         )
     if sync == "frame" and abs(visible.rate / infrared.rate - 1) > 0.01:
         report.notes.append(
-            f"the frame rates differ, {float(visible.rate):.4g} and {float(infrared.rate):.4g}, and frames are "
-            "paired by number: --sync timestamp pairs them by time"
+            f"frames are paired by number, but the frame rates are {float(visible.rate):.4g} and "
+            f"{float(infrared.rate):.4g}: --sync timestamp pairs them by time"
         )
 
 
@@ -249,11 +260,11 @@ def _pairs(
                 return
             yield one[1], other[1]
         return
-    current = following = next(thermal, None)
+    current, following = next(thermal, None), next(thermal, None)
     for time, frame in seen:
-        while following is not None and abs(following[0] - time) <= abs(current[0] - time):
+        while current and following and abs(following[0] - time) < abs(current[0] - time):
             current, following = following, next(thermal, None)
-        if current is None or (following is None and time > current[0] + 1.5 / infrared.rate):
+        if current is None or (following is None and time > current[0] + HOLD / infrared.rate):
             report.notes.append(f"{infrared.path} ended first, the rest of the other video was left out")
             return
         yield frame, current[1]
@@ -332,12 +343,15 @@ class _Writer:
             options |= {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         self.file = av.open(os.fspath(path), "w", format=container.format)
         try:
+            if av.Codec(codec or container.codec, "w").type != "video":
+                raise ValueError("it is no video codec")
             self.stream = self.file.add_stream(codec or container.codec, rate=source.rate, options=options)
             context, given = self.stream.codec_context, source.stream.codec_context
             context.width, context.height = (side + side % 2 for side in source.size)
             context.pix_fmt = "yuv420p"
             context.time_base = source.stream.time_base
-            context.sample_aspect_ratio = given.sample_aspect_ratio
+            if given.sample_aspect_ratio is not None:
+                context.sample_aspect_ratio = given.sample_aspect_ratio
             self.audio = None
             if source.audio is not None:
                 name = source.audio.codec_context.name
@@ -374,9 +388,8 @@ class _Writer:
         height, width = planes[0].shape
         planes[0] = np.pad(planes[0], ((0, height % 2), (0, width % 2)), mode="edge")
         even = planes[0].shape[1]
-        frame = av.VideoFrame.from_ndarray(
-            np.concatenate([plane.reshape(-1, even) for plane in planes]), format="yuv420p"
-        )
+        together = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, even)
+        frame = av.VideoFrame.from_ndarray(together, format="yuv420p")
         frame.pts, frame.time_base = seen.pts, seen.time_base
         frame.color_range, frame.colorspace = seen.color_range, seen.colorspace
         self.file.mux(self.stream.encode(frame))

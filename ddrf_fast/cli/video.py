@@ -26,9 +26,9 @@ def video_options() -> Parser:
     group.add_argument(
         "--smoothing",
         type=int,
-        default=10,
+        default=4,
         metavar="N",
-        help="against flicker: frames over which brightness is averaged; 1: none (default: 10)",
+        help="against flicker: frames over which brightness is averaged; 1: none (default: 4)",
     )
     group.add_argument(
         "--codec", help="FFmpeg's name of a video codec (default: libx264; libvpx-vp9 for .webm)"
