@@ -40,12 +40,12 @@ lint: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) docs/cpp/*.cpp
 
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(CXX_FILES) docs/cpp/*.cpp
 
 bench: $(VENV)/.developing $(VENV)/.compiled
 	mkdir -p $(OUT)
@@ -75,7 +75,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
-	DDRF_FAST_SKIP_CPP=1 $(PIP) --no-build-isolation --editable '.[train,triton,demo,test,bench,dev]'
+	DDRF_FAST_SKIP_CPP=1 $(PIP) --no-build-isolation --editable '.[train,triton,export,hub,video,demo,test,bench,dev]'
 	touch $@
 
 # Not through pip, which would compile every file again each time.

@@ -1,4 +1,10 @@
-"""Comparison by flash-attention's rule: an error is judged by what torch itself loses at that precision."""
+"""What tests share: comparison by flash-attention's rule, and C++ programs against libtorch.
+
+The rule: an error is judged by what torch itself loses at that precision.
+"""
+
+import subprocess
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,3 +51,15 @@ def assert_accurate(
     assert error <= allowed, (
         f"{name}: error {error:.3e} is above {allowed:.3e} ({actual.dtype}, magnitude {scale:.3e})"
     )
+
+
+def compile_against_torch(source: Path, program: Path) -> Path:
+    """Compiles a C++ program that links the libtorch of this process; returns the program."""
+    root = Path(torch.__file__).parent
+    command = ["c++", "-std=c++20", "-O0", str(source), "-o", str(program)]
+    command += [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}"]
+    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    command += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
+    return program

@@ -82,6 +82,7 @@ def _main(capfd, *arguments):
         ["eval", "--help"],
         ["reproduce", "--help"],
         ["train", "--help"],
+        ["export", "--help"],
         ["data", "check", "--help"],
         ["bench", "--help"],
         ["demo", "--help"],

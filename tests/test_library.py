@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import compile_against_torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 from torch.library import opcheck
@@ -349,12 +350,7 @@ def test_runs_ahead_of_time_compiled_without_python(tmp_path):
     torch.testing.assert_close(torch._inductor.aoti_load_package(package)(*inputs), expected)
 
     (tmp_path / "run.cpp").write_text(RUNNER)
-    root = Path(torch.__file__).parent
-    command = ["c++", "-std=c++20", "-O0", str(tmp_path / "run.cpp"), "-o", str(tmp_path / "run")]
-    command += [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}"]
-    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    command += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
-    subprocess.run(command, check=True, capture_output=True)
+    program = compile_against_torch(tmp_path / "run.cpp", tmp_path / "run")
 
     class Values(torch.nn.Module):
         """How C++ reads a list of tensors."""
@@ -367,7 +363,7 @@ def test_runs_ahead_of_time_compiled_without_python(tmp_path):
     torch.jit.script(Values()).save(str(tmp_path / "in.pt"))
     ran = subprocess.run(
         [
-            str(tmp_path / "run"),
+            program,
             package,
             str(tmp_path / "in.pt"),
             str(tmp_path / "out.pt"),

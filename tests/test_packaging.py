@@ -278,5 +278,6 @@ README_EXAMPLES = re.findall(
 
 
 @pytest.mark.parametrize("number", range(len(README_EXAMPLES)))
-def test_examples_of_the_readme_run(number: int):
+def test_examples_of_the_readme_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(README_EXAMPLES[number], f"README.md, example {number + 1}", "exec"), {})

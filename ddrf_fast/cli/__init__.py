@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from ddrf_fast._version import __version__
-from ddrf_fast.cli import bench, data, degrade, demo, eval, fuse, info, reproduce, restore, train
+from ddrf_fast.cli import bench, data, degrade, demo, eval, export, fuse, info, reproduce, restore, train
 from ddrf_fast.cli.completion import PrintCompletion
 from ddrf_fast.cli.options import PROGRAM, Parser, is_expected, one_line
 
-COMMANDS = (fuse, restore, degrade, eval, reproduce, train, data, bench, demo, info)
+COMMANDS = (fuse, restore, degrade, eval, reproduce, train, export, data, bench, demo, info)
 
 
 def build_parser() -> Parser:

@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from ddrf_fast.cli import video
 from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, session_settings
 from ddrf_fast.cli.options import Commands, common_options, session_options
 
@@ -10,11 +11,11 @@ from ddrf_fast.cli.options import Commands, common_options, session_options
 def add_parser(commands: Commands) -> None:
     fuse = commands.add_parser(
         "fuse",
-        parents=[file_options(), session_options(), common_options()],
-        help="fuse a pair of images, or two folders paired by name",
+        parents=[file_options(), session_options(), video.video_options(), common_options()],
+        help="fuse a pair of images, two folders paired by name, or two videos",
         description="Fuses a visible and an infrared image, or those images of two folders (or patterns) "
-        "that have the same name but for the extension. The result has the colour, the alpha and the bit "
-        "depth of the visible image.",
+        "that have the same name but for the extension, or two videos. The result has the colour, the alpha "
+        "and the bit depth of the visible image.",
         epilog=EPILOG.format(command="fuse"),
     )
     fuse.add_argument("visible", metavar="VIS", help="visible image, a folder of them, or a pattern")
@@ -36,6 +37,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if video.are_videos(options.visible, options.infrared):
+        return video.run(options)
     from ddrf_fast.inference import Fuser
 
     plan, share = plan_files(options, (options.visible, options.infrared))

@@ -1,4 +1,8 @@
-"""Files of DDRF-Net: safetensors, with the configuration and the training record in the metadata."""
+"""Files of DDRF-Net: safetensors, with the configuration and the training record in the metadata.
+
+A folder in the layout of Hugging Face (``save_pretrained``) is such a file, ``model.safetensors``, and the
+configuration once more in ``config.json``, which is what counts there.
+"""
 
 import dataclasses
 import json
@@ -17,6 +21,8 @@ from ddrf_fast.models.ddrfnet import DDRFNet, DDRFNetConfig
 FORMAT = "ddrf_fast.ddrfnet"
 FORMAT_VERSION = 1
 DEFAULT_WEIGHTS = Path(__file__).parent.parent / "assets" / "ddrfnet.safetensors"
+PRETRAINED_WEIGHTS, PRETRAINED_CONFIG = "model.safetensors", "config.json"  # as the hub knows them
+MODEL_TYPE = "ddrfnet"
 
 
 def save_model(model: DDRFNet, path: str | os.PathLike[str], record: dict[str, Any] | None = None) -> Path:
@@ -50,10 +56,10 @@ def save_model(model: DDRFNet, path: str | os.PathLike[str], record: dict[str, A
 
 
 def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> DDRFNet:
-    """Reads a network written by :func:`save_model`.
+    """Reads a network written by :func:`save_model` or ``DDRFNet.save_pretrained``.
 
     Args:
-        path: the file; None: the weights that come with the package.
+        path: the file, or the folder; None: the weights that come with the package.
         device: where the model shall be.
 
     Returns:
@@ -68,11 +74,11 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
         >>> model.training
         False
     """
-    path = _existing(path)
+    file = _existing(path)
     config, _ = read_metadata(path)
     model = DDRFNet(config)
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    with safe_open(file, framework="pt") as tensors:
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     expected = model.state_dict()
     problems = [
         *(f"missing {name} {list(expected[name].shape)}" for name in expected.keys() - state.keys()),
@@ -87,8 +93,8 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
         shown = "; ".join(sorted(problems)[:8]) + (
             f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         )
-        raise ValueError(f"{path} does not fit DDRF-Net with {config}: {shown}")
-    _check_finite(state, str(path))
+        raise ValueError(f"{file} does not fit DDRF-Net with {config}: {shown}")
+    _check_finite(state, str(file))
     model.load_state_dict(state)
     return model.to(device).eval()
 
@@ -97,7 +103,8 @@ def read_metadata(path: str | os.PathLike[str] | None = None) -> tuple[DDRFNetCo
     """Reads the configuration and the training record of a weights file, without its weights.
 
     Args:
-        path: the file; None: the weights that come with the package.
+        path: the file, or a folder of ``DDRFNet.save_pretrained``; None: the weights that come with the
+            package.
 
     Returns:
         The configuration and the record.
@@ -105,31 +112,56 @@ def read_metadata(path: str | os.PathLike[str] | None = None) -> tuple[DDRFNetCo
     Raises:
         ValueError: as :func:`load_model`, as far as the metadata goes.
     """
-    path = _existing(path)
+    file = _existing(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        with safe_open(file, framework="pt") as tensors:
+            metadata = tensors.metadata() or {}
     except (SafetensorError, OSError) as error:
-        pickled = path.read_bytes()[:2] in (b"PK", b"\x80\x02")  # as torch.save begins
+        pickled = file.read_bytes()[:2] in (b"PK", b"\x80\x02")  # as torch.save begins
         reason = "torch.save wrote it, whose files can run code and are never unpickled" if pickled else error
-        raise ValueError(f"{path} cannot be read as a safetensors file: {reason}") from error
+        raise ValueError(f"{file} cannot be read as a safetensors file: {reason}") from error
+    if path is not None and Path(path).is_dir():
+        return _read_config(file.with_name(PRETRAINED_CONFIG)), json.loads(metadata.get("record", "{}"))
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"{path} holds no DDRF-Net: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+            f"{file} holds no DDRF-Net: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
         )
     try:
         if int(metadata["format_version"]) > FORMAT_VERSION:
             raise ValueError(f"format version {metadata['format_version']} is newer than {FORMAT_VERSION}")
         return DDRFNetConfig(**json.loads(metadata["config"])), json.loads(metadata["record"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has metadata that cannot be read: {error}") from error
+        raise ValueError(f"{file} has metadata that cannot be read: {error}") from error
+
+
+def write_config(config: DDRFNetConfig, path: Path) -> None:
+    """Writes ``config.json``."""
+    with replacing(path) as temporary:
+        temporary.write_text(
+            json.dumps({"model_type": MODEL_TYPE, **dataclasses.asdict(config)}, indent=2) + "\n"
+        )
+
+
+def _read_config(path: Path) -> DDRFNetConfig:
+    try:
+        settings = json.loads(path.read_text())
+        if (found := settings.pop("model_type")) != MODEL_TYPE:
+            raise ValueError(f"model_type is {found!r}, expected {MODEL_TYPE!r}")
+        return DDRFNetConfig(**settings)
+    except KeyError as error:
+        raise ValueError(f"{path} describes no DDRF-Net: {error} is missing") from error
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _existing(path: str | os.PathLike[str] | None) -> Path:
-    path = DEFAULT_WEIGHTS if path is None else Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist")
-    return path
+    """The weights file; that of a folder is found by its name."""
+    file = DEFAULT_WEIGHTS if path is None else Path(path)
+    if file.is_dir():
+        file = file / PRETRAINED_WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"weights file {file} does not exist")
+    return file
 
 
 def _check_finite(state: dict[str, Tensor], where: str) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddrf_fast.models.estimator import CodeEstimator
+from ddrf_fast.models.pretrained import PretrainedMixin
 from ddrf_fast.models.static_conv import StaticConv2d
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.nn.dynamic_conv import Activation, stretch
@@ -74,7 +75,7 @@ class DDRFOutput(NamedTuple):
     infrared: Tensor
 
 
-class DDRFNet(nn.Module):
+class DDRFNet(PretrainedMixin, nn.Module):
     """The network of the paper: two restoration branches that share no weights, and a dynamic fusion.
 
     All convolutions but those of the blind estimators are dynamic, with the 1/N of eq. 6, unless the

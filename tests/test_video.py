@@ -1,0 +1,281 @@
+"""Fused videos: real encoded clips in, and what a decoder finds in the result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ddrf_fast import Fuser
+from ddrf_fast.video import LIMIT, fuse_video
+
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture(scope="module")
+def fuser(weights):
+    return Fuser(weights, "cpu")
+
+
+def scene(count, colour=True, height=HEIGHT, width=WIDTH, seed=0):
+    """A texture that moves; in colour [H, W, 3], else [H, W]."""
+    texture = np.random.default_rng(seed).integers(40, 200, (height // 8 + 2, width // 8 + 9, 3), np.uint8)
+    large = texture.repeat(8, axis=0).repeat(8, axis=1)
+    images = [np.roll(large, -2 * n, axis=1)[:height, :width] for n in range(count)]
+    return [image if colour else image[..., 0] for image in images]
+
+
+def write(path, images, *, rate=25, codec="libx264", pix_fmt="yuv420p", crf="4", audio=None, **attributes):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, options={"crf": crf})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for name, value in attributes.items():
+            setattr(stream.codec_context, name, value)
+        sound = file.add_stream(audio, rate=8000) if audio else None
+        for image in images:
+            kind = "rgb24" if image.ndim == 3 else "gray"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+        if sound is not None:
+            tone = np.sin(np.arange(8000 * len(images) // rate) / 5)[None].astype(np.float32)
+            samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            samples.sample_rate = 8000
+            file.mux(sound.encode(samples))
+            file.mux(sound.encode())
+    return path
+
+
+def frames(path):
+    with av.open(str(path)) as file:
+        return list(file.decode(video=0))
+
+
+def luma(frame):
+    plane = frame.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+
+
+def planes_of(frame):
+    return frame.reformat(format="yuv420p").to_ndarray()
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return (
+        write(tmp_path / "vis.mp4", scene(8), audio="aac"),
+        write(tmp_path / "ir.mp4", scene(8, colour=False, seed=1)),
+        tmp_path / "out.mp4",
+    )
+
+
+def test_every_frame_is_the_fused_one(clips, fuser):
+    visible, _, output = clips
+    report = fuse_video(*clips, fuser=fuser, smoothing=1, crf=4)
+    assert (report.frames, report.notes, report.problems) == (8, [], [])
+    for seen, thermal, fused in zip(*map(frames, clips), strict=True):
+        assert (fused.width, fused.height, fused.format.name) == (WIDTH, HEIGHT, "yuv420p")
+        v, i = (
+            torch.from_numpy((luma(frame).astype(np.float32) - 16) / 219).clamp(0, 1)[None, None]
+            for frame in (seen, thermal)
+        )
+        with torch.inference_mode():
+            expected = fuser.model(v, i).fused.clamp(0, 1)[0, 0].numpy() * 219 + 16
+        assert np.abs(luma(fused) - expected).mean() < 2, "luma"
+        chroma = [planes_of(frame)[HEIGHT:].astype(float) for frame in (seen, fused)]
+        assert np.abs(chroma[0] - chroma[1]).mean() < 2, "chroma"
+        assert fused.time == seen.time
+    with av.open(str(visible)) as ours, av.open(str(output)) as theirs:
+        assert ours.streams.video[0].average_rate == theirs.streams.video[0].average_rate
+        packets = [
+            [bytes(packet) for packet in file.demux(file.streams.audio[0]) if packet.size]
+            for file in (ours, theirs)
+        ]
+    assert packets[0] and packets[0] == packets[1], "the audio is the visible video's"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "name"),
+    [(".mkv", None, "h264"), (".webm", None, "vp9"), (".mov", None, "h264"), (".mkv", "ffv1", "ffv1")],
+)
+def test_container_and_codec(clips, fuser, tmp_path, suffix, codec, name):
+    output = tmp_path / f"out{suffix}"
+    report = fuse_video(*clips[:2], output, fuser=fuser, codec=codec)
+    with av.open(str(output)) as file:
+        assert file.streams.video[0].codec_context.name.startswith(name)
+        assert bool(file.streams.audio) == (suffix != ".webm")
+        assert len(list(file.decode(video=0))) == 8
+    assert report.notes == (
+        [".webm cannot hold the audio (aac), it was left out"] if suffix == ".webm" else []
+    )
+
+
+def test_ranges_and_odd_sizes(fuser, tmp_path):
+    """Sources in full range, in RGB and in grey give the same picture; odd sides are made even."""
+    images, thermal = scene(2, height=45, width=61), scene(2, colour=False, height=45, width=61, seed=1)
+    infrared = write(tmp_path / "ir.mkv", thermal, codec="ffv1", pix_fmt="gray")
+    results = []
+    for name, codec, pix_fmt in (
+        ("444", "ffv1", "yuv444p"),
+        ("rgb", "ffv1", "bgr0"),
+        ("full", "mjpeg", "yuvj444p"),
+    ):
+        visible = write(tmp_path / f"{name}.mkv", images, codec=codec, pix_fmt=pix_fmt)
+        fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=fuser, codec="ffv1")
+        results.append(frames(tmp_path / "out.mkv")[0])
+    for frame in results:
+        assert (frame.width, frame.height) == (62, 46)
+        rgb = [f.to_ndarray(format="rgb24").astype(float) for f in (results[0], frame)]
+        assert np.abs(rgb[0] - rgb[1])[:45, :61].mean() < 3
+    picture = luma(results[0])
+    assert np.array_equal(picture[44], picture[45]) and np.array_equal(picture[:, 60], picture[:, 61])
+
+
+def levels(path):
+    """The mean luma of each frame: with flat clips, which frame it was."""
+    return [float(luma(frame).mean()) for frame in frames(path)]
+
+
+class FirstOfInfrared(torch.nn.Module):
+    """In place of the network: the infrared image as it is, so that a result tells which frame it was."""
+
+    def forward(self, visible, infrared):
+        return type("Output", (), {"fused": infrared})
+
+
+@pytest.fixture
+def passing(fuser):
+    passing = Fuser.__new__(Fuser)
+    passing.device, passing.model = torch.device("cpu"), FirstOfInfrared()
+    return passing
+
+
+def flat(values):
+    return [np.full((HEIGHT, WIDTH), value, np.uint8) for value in values]
+
+
+def test_frames_of_other_rates_are_paired_by_time_or_by_number(passing, tmp_path):
+    visible = write(tmp_path / "vis.mp4", scene(30), rate=30)
+    infrared = write(tmp_path / "ir.mp4", flat(range(60, 160, 10)), rate=10)
+    output = tmp_path / "out.mp4"
+
+    report = fuse_video(visible, infrared, output, fuser=passing, smoothing=1)
+    assert (report.frames, report.notes) == (30, [])
+    shown = levels(infrared)
+    nearest = [shown[min(9, round(n / 3))] for n in range(30)]
+    np.testing.assert_allclose(levels(output), nearest, atol=2)
+
+    report = fuse_video(visible, infrared, output, fuser=passing, smoothing=1, sync="frame")
+    assert report.frames == 10
+    assert "the frame rates are 30 and 10" in report.notes[0] and "ir.mp4 ended first" in report.notes[1]
+    np.testing.assert_allclose(levels(output), shown, atol=2)
+
+
+def test_ends_where_the_first_of_both_ends(passing, tmp_path):
+    visible = write(tmp_path / "vis.mp4", scene(12))
+    infrared = write(tmp_path / "ir.mp4", flat(range(60, 120, 10)))
+    report = fuse_video(visible, infrared, tmp_path / "out.mp4", fuser=passing)
+    assert report.frames == 6 and "ir.mp4 ended first" in report.notes[0]
+    assert not report.problems
+
+
+def test_smoothing_keeps_flicker_down_and_follows_the_scene(passing, tmp_path):
+    visible = write(tmp_path / "vis.mp4", scene(30))
+    wavering = [100 + 3 * (-1) ** n for n in range(15)] + [200] * 15
+    infrared = write(tmp_path / "ir.mp4", flat(wavering))
+    series = {}
+    for smoothing in (1, 4):
+        fuse_video(visible, infrared, tmp_path / "out.mp4", fuser=passing, smoothing=smoothing, crf=4)
+        series[smoothing] = np.array(levels(tmp_path / "out.mp4"))
+    flicker = {smoothing: np.abs(np.diff(values[3:15])).mean() for smoothing, values in series.items()}
+    assert flicker[4] < flicker[1] / 3
+    assert np.abs(series[4] - series[1]).max() <= 219 * LIMIT + 2, "a cut is followed at once"
+
+
+def test_reads_damaged_videos_as_far_as_they_go(fuser, tmp_path):
+    output = tmp_path / "out.mp4"
+    long = write(tmp_path / "long.mkv", scene(60), crf="20")
+    thermal = write(tmp_path / "thermal.mkv", scene(60, colour=False, seed=1), crf="20")
+    whole = long.read_bytes()
+    long.write_bytes(whole[: len(whole) // 2])
+    report = fuse_video(long, thermal, output, fuser=fuser)
+    assert 0 < report.frames < 60 and len(frames(output)) == report.frames
+    assert any("ends after" in problem or "read after" in problem for problem in report.problems)
+
+    content = bytearray(whole)
+    content[len(whole) // 3 : len(whole) // 3 + 400] = bytes(400)
+    long.write_bytes(content)
+    report = fuse_video(long, thermal, output, fuser=fuser)
+    assert report.frames and len(frames(output)) == report.frames
+    assert report.problems
+
+
+def test_says_what_is_wrong_and_leaves_no_file(clips, fuser, tmp_path):
+    visible, infrared, output = clips
+    truncated = tmp_path / "truncated.mp4"
+    truncated.write_bytes(visible.read_bytes()[:900])
+    (tmp_path / "empty.mp4").touch()
+    small = write(tmp_path / "small.mp4", scene(2, colour=False, height=32, width=32))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments, options, message in (
+        ((truncated, infrared, output), {}, r"truncated.mp4: cannot be read as a video"),
+        ((tmp_path / "empty.mp4", infrared, output), {}, r"empty.mp4: cannot be read as a video"),
+        (
+            (tmp_path / "none.mp4", infrared, output),
+            {},
+            r"none.mp4: cannot be read as a video \(No such file",
+        ),
+        ((visible, small, output), {}, r"vis.mp4 is 64x48 and .*small.mp4 is 32x32"),
+        ((visible, visible, output), {}, r"in colour, but an infrared video must be grey"),
+        ((visible, infrared, visible), {}, "is an input and would be replaced"),
+        ((visible, infrared, tmp_path / "out.avi"), {}, r"no known video format; use one of .mp4"),
+        (clips, {"sync": "index"}, "sync must be 'timestamp' or 'frame'"),
+        (clips, {"smoothing": 0}, "smoothing must be at least 1"),
+        (clips, {"codec": "h266"}, "cannot be encoded with h266"),
+        (clips, {"codec": "aac"}, "cannot be encoded with aac: it is no video codec"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fuse_video(*arguments, fuser=fuser, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert fuse_video(visible, small, output, fuser=fuser, resize=True).frames == 2
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "ddrf_fast", "fuse", *map(str, arguments)]
+
+
+def test_command_fuses_videos(clips, weights, tmp_path):
+    visible, infrared, _ = clips
+    ran = subprocess.run(
+        command(visible, infrared, "-o", tmp_path / "new", "--suffix", "_fused", "--weights", weights),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"fused 8 frames into {tmp_path / 'new' / 'vis_fused.mp4'}" in ran.stdout
+    assert len(frames(tmp_path / "new" / "vis_fused.mp4")) == 8
+
+
+def test_interrupted_leaves_nothing(weights, tmp_path):
+    visible = write(tmp_path / "vis.mp4", scene(250, height=240, width=320))
+    infrared = write(tmp_path / "ir.mp4", scene(250, colour=False, height=240, width=320, seed=1))
+    process = subprocess.Popen(
+        command(visible, infrared, "-o", tmp_path / "out.mp4", "--weights", weights),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ir.mp4", "vis.mp4"]
