@@ -142,17 +142,17 @@ def levels(path):
     return [float(luma(frame).mean()) for frame in frames(path)]
 
 
-class FirstOfInfrared(torch.nn.Module):
+class FirstOfInfrared:
     """In place of the network: the infrared image as it is, so that a result tells which frame it was."""
 
-    def forward(self, visible, infrared):
-        return type("Output", (), {"fused": infrared})
+    def fuse(self, visible, infrared):
+        return infrared
 
 
 @pytest.fixture
-def passing(fuser):
+def passing():
     passing = Fuser.__new__(Fuser)
-    passing.device, passing.model = torch.device("cpu"), FirstOfInfrared()
+    passing.network = FirstOfInfrared()
     return passing
 
 
