@@ -234,6 +234,19 @@ inline void store_row(Scalar* target, const accumulate_t<Scalar>* source, int64_
   if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
 }
 
+// target += source
+template <class Scalar>
+inline void add_row(Scalar* target, const accumulate_t<Scalar>* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    store_vector(target + i, load_vector(target + i) + load_vector(source + i));
+  }
+  if (i == count) return;
+  const int64_t left = count - i;
+  store_partial(target + i, load_partial(target + i, left) + load_partial(source + i, left), left);
+}
+
 // target = sum over k of factors[k] * (the row at rows + k * stride)
 template <class Scalar>
 inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar>* factors,

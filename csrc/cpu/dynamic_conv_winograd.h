@@ -139,9 +139,9 @@ class Winograd {
 
   // As Correlation::run.
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
-           const Image<Scalar>& result, Acc* sums) const {
+           const Image<Scalar>& result, Acc* sums, bool accumulate = false) const {
     if constexpr (std::is_same_v<Acc, float>) {
-      const Job job{mixer, image, activation, result, sums};
+      const Job job{mixer, image, activation, result, sums, accumulate};
       in_blocks_ ? run_in_blocks(job) : run_once(job);
     }
   }
@@ -380,7 +380,12 @@ class Winograd {
         invert(at, o, lines);
         Scalar* target = place(at) + o * result.stride[1];
         for (int64_t y = 0; y < rows_of(at); ++y) {
-          store_row(target + y * result.stride[2], lines + y * kRow, columns_of(at));
+          Scalar* row = target + y * result.stride[2];
+          if (job.accumulate) {
+            add_row(row, lines + y * kRow, columns_of(at));
+          } else {
+            store_row(row, lines + y * kRow, columns_of(at));
+          }
         }
       }
     }
