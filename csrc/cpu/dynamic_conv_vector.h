@@ -402,6 +402,17 @@ inline accumulate_t<Scalar> sum_row(const Scalar* source, int64_t count) {
   return sum;
 }
 
+// The sums over every kLanes-th number, lane by lane.
+template <class Scalar>
+DDRF_INLINE Vector<accumulate_t<Scalar>> folded_row(const Scalar* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  Vector<accumulate_t<Scalar>> sum{};
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) sum += load_vector(source + i);
+  if (i < count) sum += load_partial(source + i, count - i);
+  return sum;
+}
+
 // The lanes of a and, after them, b: every second one from kFirst on.
 template <class Acc, int kFirst, size_t... kIndex>
 DDRF_INLINE Vector<Acc> every_second(Vector<Acc> a, Vector<Acc> b, std::index_sequence<kIndex...>) {
