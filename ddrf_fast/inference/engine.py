@@ -108,8 +108,8 @@ class Engine:
         visible, infrared = (image.to(self.device) for image in (visible, infrared))
         if any(code is not None and code.dim() == 4 for code in (visible_code, infrared_code)):
             parameters = self.model.code_basis.dtype
-            codes = (c if c is None else c.to(self.device) for c in (visible_code, infrared_code))
-            output = self.model(visible.to(parameters), infrared.to(parameters), *codes)
+            maps = [c if c is None else c.to(self.device) for c in (visible_code, infrared_code)]
+            output = self.model(visible.to(parameters), infrared.to(parameters), *maps)
             return DDRFOutput(*(image.to(dtype) for image in output))
         if self._in_strips(visible.shape):
             pairs = range(len(visible))

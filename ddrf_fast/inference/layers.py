@@ -1,4 +1,4 @@
-"""The layers of DDRF-Net as the engine runs them: one form for dynamic and static ones, and for estimators."""
+"""The layers of DDRF-Net as the engine runs them: one form for dynamic, static and estimators' ones."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Layer:
         self.weight, self.bias = (weight, bias) if dynamic else (weight[None], bias[None])
         self.activation: Activation | None = getattr(layer, "activation", activation)
         self.channels = self.weight.shape[1]
-        self.stride = 1 if dynamic else layer.stride[0]
+        self.stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
         self._router: tuple[Tensor, ...] = ()
         if isinstance(layer, DynamicConv2d):
             squeeze, excite = layer.router.squeeze, layer.router.excite
@@ -129,10 +129,12 @@ class Network:
             Branch.of(model.visible_branch, model.visible_estimator, dtype),
         )
         fusion = model.fusion
-        layers = (Layer(layer, dtype) for layer in (fusion.merge, fusion.mix1, fusion.mix2, fusion.output))
         return cls(
             branches,
-            *layers,
+            merge=Layer(fusion.merge, dtype),
+            mix1=Layer(fusion.mix1, dtype),
+            mix2=Layer(fusion.mix2, dtype),
+            output=Layer(fusion.output, dtype),
             width=model.config.width,
             dtype=dtype,
             picture_dtype=torch.promote_types(dtype, torch.float32),

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddrf_fast.inference.engine import Engine
 from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 
@@ -50,6 +51,7 @@ class Fuser:
     def __init__(self, weights: PathLike | None = None, device: str | torch.device = "auto") -> None:
         self.device = resolve_device(device)
         self.model = load_model(weights, device=self.device)
+        self.engine = Engine(self.model)
 
     @overload
     def __call__(self, visible: PathLike, infrared: Any) -> NDArray[Any]: ...
@@ -68,7 +70,7 @@ class Fuser:
         infrared.check_grey()
         luma = visible.luma()
         with torch.inference_mode():
-            fused = self.model(luma.to(self.device), infrared.luma().to(self.device)).fused.clamp(0, 1)
+            fused = self.engine(luma, infrared.luma()).fused.clamp(0, 1)
         # Outside of inference mode, so that a later computation with gradients may use the result.
         return visible.give_back((visible.values + (fused.to(luma.device) - luma)).clamp(0, 1))
 

@@ -268,21 +268,21 @@ class _File:
         needed, free = height * self._row_bytes, shutil.disk_usage(tempfile.gettempdir()).free
         if needed > free:
             raise OSError(
-                f"features of this image need {needed / 1e9:.1f} GB more in {tempfile.gettempdir()}, which has "
+                f"features need {needed / 1e9:.1f} GB more in {tempfile.gettempdir()}, which has "
                 f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with more room"
             )
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store)
 
     def read(self, first: int, last: int) -> Tensor:
         rows = torch.empty((last - first, *self._row), dtype=self._dtype)
         self._file.seek(first * self._row_bytes)
-        self._file.readinto(rows.view(torch.uint8).numpy())
+        self._file.readinto(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return rows.to(self._device).transpose(0, 1)[None]
 
     def write(self, first: int, last: int, strip: Tensor) -> None:
         rows = strip[0].transpose(0, 1).contiguous().cpu()
         self._file.seek(first * self._row_bytes)
-        self._file.write(rows.view(torch.uint8).numpy())
+        self._file.write(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
 
 _Store = _Memory | _File

@@ -38,8 +38,8 @@ _PLAN_SCHEMA = SCHEMAS[0].replace("dynamic_conv(", "dynamic_conv_plan(").replace
 
 # Of the compiled CPU kernels, behind `dynamic_conv_into`.
 _INTO_SCHEMA = (
-    "dynamic_conv_into(Tensor(a!) y, bool accumulate, Tensor x, Tensor weight, Tensor attention, Tensor? bias, "
-    "Tensor? code, int[2] stride, int[2] padding, str activation) -> Tensor"
+    "dynamic_conv_into(Tensor(a!) y, bool accumulate, Tensor x, Tensor weight, Tensor attention, "
+    "Tensor? bias, Tensor? code, int[2] stride, int[2] padding, str activation) -> Tensor"
 )
 
 Activation = Literal["relu", "leaky_relu"]
