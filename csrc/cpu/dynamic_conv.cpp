@@ -155,8 +155,9 @@ DynamicConvOperands<Scalar> operands_of(const Arguments& a) {
 
 template <class Scalar>
 void call_forward(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                  Activation activation, const Image<Scalar>& y, Scalar* mean) {
-  DDRF_CALL(dynamic_conv<Scalar>, shape, operands, activation, y, mean)
+                  Activation activation, const Image<Scalar>& y, Scalar* mean,
+                  bool accumulate = false) {
+  DDRF_CALL(dynamic_conv<Scalar>, shape, operands, activation, y, mean, accumulate)
 }
 
 template <class Scalar>
@@ -288,6 +289,30 @@ std::tuple<Tensor, Tensor> dynamic_conv_mean_cpu(
   return run_forward(a, activation, true);
 }
 
+// For inference with memory of its own: into y, in which a row's pixels lie side by side and which
+// may be part of a larger tensor, or added to it. Returns the convolution's mean over the pixels.
+Tensor dynamic_conv_into_cpu(Tensor y, bool accumulate, Tensor x, Tensor weight, Tensor attention,
+                             std::optional<Tensor> bias, std::optional<Tensor> code,
+                             std::vector<int64_t> stride, std::vector<int64_t> padding,
+                             std::string activation) {
+  Arguments a{x, weight, attention, bias, code, {}, {}, {}, stride, padding, {1, 1}, 1};
+  const DynamicConvShape shape = checked_shape(a);
+  const std::vector<int64_t> expected{shape.batch, shape.out_channels, shape.out_size[0],
+                                      shape.out_size[1]};
+  check_tensor("y", y, expected, a.x);
+  STD_TORCH_CHECK(y.stride(3) == 1, "y: expected a row's pixels side by side, got strides ",
+                  shape_text(y.strides()));
+  const Activation act = activation_of(activation);
+  make_contiguous(a);
+  Tensor mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
+  DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_into", ([&] {
+                           call_forward(shape, operands_of<scalar_t>(a), act,
+                                        mutable_image<scalar_t>(y),
+                                        mean.mutable_data_ptr<scalar_t>(), accumulate);
+                         }));
+  return mean;
+}
+
 std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention,
                                   std::optional<Tensor> bias, std::optional<Tensor> code,
                                   std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
@@ -387,6 +412,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddrf_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ddrf_fast_native, CPU, m) {
   m.impl("dynamic_conv_plan", TORCH_BOX(&dynamic_conv_plan_cpu));
+  m.impl("dynamic_conv_into", TORCH_BOX(&dynamic_conv_into_cpu));
 }
 
 }  // namespace ddrf_fast

@@ -59,12 +59,14 @@ struct DynamicConvGradients {
 enum class OneKernel { kNone, kOfBank, kMixed };
 
 // The same functions for every instruction set; each is compiled in a file of its own. `mean`
-// [B, O] is that of y over the pixels, or null.
+// [B, O] is that of the convolution over the pixels, or null. `accumulate` adds the convolution to
+// what y holds; its columns must lie side by side, and there must be one group.
 #define DDRF_DECLARE_DYNAMIC_CONV(CAPABILITY)                                                     \
   namespace CAPABILITY {                                                                          \
   template <class Scalar>                                                                         \
   void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,   \
-                    Activation activation, const Image<Scalar>& y, Scalar* mean);                 \
+                    Activation activation, const Image<Scalar>& y, Scalar* mean,                  \
+                    bool accumulate);                                                             \
   template <class Scalar>                                                                         \
   OneKernel one_kernel(const DynamicConvShape& shape,                                             \
                        const DynamicConvOperands<Scalar>& operands);                              \

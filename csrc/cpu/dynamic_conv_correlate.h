@@ -69,11 +69,11 @@ class Correlation {
   }
 
   // result[b] = act(sum + bias[b]) for all samples; with `sums`, also the sum over the pixels of
-  // each [batch][out channels][parts()].
+  // each [batch][out channels][parts()]. With `accumulate` it is added to the result.
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
-           const Image<Scalar>& result, Acc* sums) const {
+           const Image<Scalar>& result, Acc* sums, bool accumulate = false) const {
     const int64_t batch = mixer.shape().batch;
-    const Job job{mixer, image, activation, result, sums};
+    const Job job{mixer, image, activation, result, sums, accumulate};
     if (in_blocks_) {
       const int64_t sample_size = groups_ * channels_ * tiles_.channel_stride();
       const int64_t step =
@@ -476,7 +476,7 @@ class Correlation {
     const bool last = end == channels_;
     if (last) target.epilogue = &epilogue;
     if constexpr (std::is_same_v<Scalar, Acc>) {
-      if (last && in_place(job.result, part.place)) {
+      if (last && in_place(job, part.place)) {
         target.data = first_of(job.result, part);
         target.row = job.result.stride[1];
         target.width = part.place.pixels;
@@ -500,10 +500,10 @@ class Correlation {
            (tiles_.row_stride() == place.columns && line == place.columns * step);
   }
 
-  // Whether the pixels of a place lie side by side in the result.
-  bool in_place(const Image<Scalar>& result, const Tiles::Place& place) const {
-    return std::is_same_v<Scalar, Acc> && result.stride[3] * x_.out_step == 1 &&
-           rows_follow(result, place);
+  // Whether the sums of a place can go straight to the result: its pixels lie there side by side.
+  bool in_place(const Job& job, const Tiles::Place& place) const {
+    return std::is_same_v<Scalar, Acc> && !job.accumulate &&
+           job.result.stride[3] * x_.out_step == 1 && rows_follow(job.result, place);
   }
 
   // Stores those of the complete sums that are outputs, row by row, if they are not in the result.
@@ -523,7 +523,7 @@ class Correlation {
       const int64_t plane = part.sample * groups_ * outputs_ + part.output + o;
       job.sums[plane * parts() + part.tile] = sum;
     }
-    if (in_place(result, part.place)) return;
+    if (in_place(job, part.place)) return;
     Scalar* target = first_of(result, part);
     if (result.stride[1] == 1 && step != 1) {
       for (int64_t row = 0; row < rows; ++row) {
@@ -536,7 +536,9 @@ class Correlation {
       const int64_t o = i / rows, row = i % rows;
       const Acc* pixels = source + o * complete.row + row * row_stride;
       Scalar* out = target + o * result.stride[1] + row * line;
-      if (step == 1) {
+      if (job.accumulate) {
+        add_row(out, pixels, columns);
+      } else if (step == 1) {
         store_row(out, pixels, columns);
       } else {
         for (int64_t x = 0; x < columns; ++x) out[x * step] = static_cast<Scalar>(pixels[x]);

@@ -69,7 +69,7 @@ inline bool has_ones(const DynamicConvShape& shape, const TapAxis& y, const TapA
 
 template <class Scalar>
 void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scalar>& operands,
-                  Activation activation, const Image<Scalar>& y, Scalar* mean) {
+                  Activation activation, const Image<Scalar>& y, Scalar* mean, bool accumulate) {
   using Acc = accumulate_t<Scalar>;
   const int64_t planes = given.batch * given.out_channels;
   const int64_t pixels = given.out_size[0] * given.out_size[1];
@@ -79,15 +79,21 @@ void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scala
   const bool ones = has_ones(shape, axis_y, axis_x);
   Mixer<Scalar> mixer(shape, operands);
   mixer.fold(ones);
-  with_plan<Scalar>(
-      Direction::kForward, axis_y, axis_x, shape, ones, operands.x, y, [&](const auto& plan) {
-        const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
-        plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr);
-        for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
-          mean[i] = static_cast<Scalar>(sum_row(&sums[i * plan.parts()], plan.parts()) /
-                                        static_cast<Acc>(pixels));
-        }
-      });
+  const auto run = [&](const auto& plan, auto... options) {
+    const Scratch<Acc> sums(mean != nullptr ? planes * plan.parts() : 0);
+    plan.run(mixer, operands.x, activation, y, mean != nullptr ? sums.get() : nullptr, options...);
+    for (int64_t i = 0; mean != nullptr && i < planes; ++i) {
+      mean[i] = static_cast<Scalar>(sum_row(&sums[i * plan.parts()], plan.parts()) /
+                                    static_cast<Acc>(pixels));
+    }
+  };
+  if (!accumulate) {
+    with_plan<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones, operands.x, y, run);
+  } else if (Winograd<Scalar>::fits(shape)) {
+    run(Winograd<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones), true);
+  } else {
+    run(Correlation<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones), true);
+  }
 }
 
 template <class Scalar>
@@ -275,7 +281,7 @@ void dynamic_conv_backward(const DynamicConvShape& given,
 
 #define DDRF_INSTANTIATE(SCALAR)                                                                   \
   template void dynamic_conv(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,          \
-                             Activation, const Image<SCALAR>&, SCALAR*);                           \
+                             Activation, const Image<SCALAR>&, SCALAR*, bool);                     \
   template OneKernel one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&);      \
   template void mix_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,        \
                                SCALAR*);                                                           \

@@ -265,6 +265,7 @@ struct PlanJob {
   Activation activation;
   const Image<Scalar>& result;
   accumulate_t<Scalar>* sums;
+  bool accumulate;  // add to the result, whose columns then lie side by side
 };
 
 // Contracts dW_b, sample after sample in batches, to the gradients of everything W_b is made of.

@@ -234,6 +234,19 @@ inline void store_row(Scalar* target, const accumulate_t<Scalar>* source, int64_
   if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
 }
 
+// target += source
+template <class Scalar>
+inline void add_row(Scalar* target, const accumulate_t<Scalar>* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    store_vector(target + i, load_vector(target + i) + load_vector(source + i));
+  }
+  if (i == count) return;
+  const int64_t left = count - i;
+  store_partial(target + i, load_partial(target + i, left) + load_partial(source + i, left), left);
+}
+
 // target = sum over k of factors[k] * (the row at rows + k * stride)
 template <class Scalar>
 inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar>* factors,
@@ -386,6 +399,17 @@ inline accumulate_t<Scalar> sum_row(const Scalar* source, int64_t count) {
   }
   Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
   for (; i < count; ++i) sum += load_as_accumulate(source + i);
+  return sum;
+}
+
+// The sums over every kLanes-th number, lane by lane.
+template <class Scalar>
+DDRF_INLINE Vector<accumulate_t<Scalar>> folded_row(const Scalar* source, int64_t count) {
+  constexpr int kStep = kLanes<accumulate_t<Scalar>>;
+  Vector<accumulate_t<Scalar>> sum{};
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) sum += load_vector(source + i);
+  if (i < count) sum += load_partial(source + i, count - i);
   return sum;
 }
 

@@ -139,9 +139,9 @@ class Winograd {
 
   // As Correlation::run.
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
-           const Image<Scalar>& result, Acc* sums) const {
+           const Image<Scalar>& result, Acc* sums, bool accumulate = false) const {
     if constexpr (std::is_same_v<Acc, float>) {
-      const Job job{mixer, image, activation, result, sums};
+      const Job job{mixer, image, activation, result, sums, accumulate};
       in_blocks_ ? run_in_blocks(job) : run_once(job);
     }
   }
@@ -358,9 +358,7 @@ class Winograd {
     const Image<Scalar>& result = job.result;
     const bool forward = direction_ == Direction::kForward;
     const int64_t step = result.stride[3];
-    for (int64_t o = 0; job.sums != nullptr && o < channels; ++o) {
-      sum_of(job, sample, channel + o, part) = Acc(0);
-    }
+    Vector<Acc> sums[kBlock] = {};
     constexpr int64_t kRow = 2 * kLane, kPlane = kTileRows * kRow;
     const std::vector<Segment> segments = segments_of(first, count);
     const auto place = [&](const Segment& at) {
@@ -372,19 +370,37 @@ class Winograd {
       inverse_tiles(m + o * m_row + at.done, m_entry, bias, job.activation, line, kRow);
       if (job.sums == nullptr) return;
       for (int64_t y = 0; y < rows_of(at); ++y) {
-        sum_of(job, sample, channel + o, part) += sum_row(line + y * kRow, columns_of(at));
+        sums[o] += folded_row(line + y * kRow, columns_of(at));
+      }
+    };
+    const auto finish_sums = [&] {
+      for (int64_t o = 0; job.sums != nullptr && o < channels; ++o) {
+        job.sums[(sample * groups_ * outputs_ + channel + o) * chunks_ + part] =
+            sum_lanes<Acc>(sums[o]);
       }
     };
     for (int64_t o = 0; step == 1 && o < channels; ++o) {
       for (const Segment& at : segments) {
         invert(at, o, lines);
         Scalar* target = place(at) + o * result.stride[1];
+        // The same rows of a later channel, as for the inputs.
+        for (int64_t y = 0; o + kAhead < channels && y < rows_of(at); ++y) {
+          const Scalar* row = target + kAhead * result.stride[1] + y * result.stride[2];
+          for (int64_t x = 0; x < 2 * kLane; x += 64 / int64_t{sizeof(Scalar)}) {
+            __builtin_prefetch(row + x, 1);
+          }
+        }
         for (int64_t y = 0; y < rows_of(at); ++y) {
-          store_row(target + y * result.stride[2], lines + y * kRow, columns_of(at));
+          Scalar* row = target + y * result.stride[2];
+          if (job.accumulate) {
+            add_row(row, lines + y * kRow, columns_of(at));
+          } else {
+            store_row(row, lines + y * kRow, columns_of(at));
+          }
         }
       }
     }
-    if (step == 1) return;
+    if (step == 1) return finish_sums();
     for (const Segment& at : segments) {
       for (int64_t o = 0; o < channels; ++o) invert(at, o, lines + o * kPlane);
       for (int64_t y = 0; y < rows_of(at); ++y) {
@@ -392,6 +408,7 @@ class Winograd {
                     kPlane, channels, columns_of(at));
       }
     }
+    finish_sums();
   }
 
   // Pixels of a segment of output tiles.
@@ -400,10 +417,6 @@ class Winograd {
   }
   int64_t columns_of(const Segment& at) const {
     return std::min<int64_t>(kTileColumns * at.taken, x_.count - at.column * kTileColumns);
-  }
-
-  Acc& sum_of(const Job& job, int64_t sample, int64_t channel, int64_t part) const {
-    return job.sums[(sample * groups_ * outputs_ + channel) * chunks_ + part];
   }
 
   static void store_lines(Scalar* target, int64_t channel_step, int64_t step, const Acc* lines,

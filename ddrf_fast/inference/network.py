@@ -3,14 +3,24 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ddrf_fast.inference.engine import Engine
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 from ddrf_fast.models.ddrfnet import Modality
 
 PathLike = str | os.PathLike[str]
+
+DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What the network can compute in, by name."""
 
 
 class Network:
@@ -19,8 +29,10 @@ class Network:
     Args:
         weights: a weights file; None: the one that comes with the package.
         device: as for :func:`resolve_device`.
-        dtype: what it computes in: "auto", "float32", "bfloat16" or "float16".
-        tile: side of the tiles of large images; 0: none; "auto": by the size of the image.
+        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`; a
+            restoration of one image in float32.
+        tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
+            "auto": by the size of the image.
 
     Attributes:
         model: the network, in evaluation mode.
@@ -39,17 +51,21 @@ class Network:
     ) -> None:
         self.device = resolve_device(device)
         self.model = load_model(weights, device=self.device)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
     def fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
         """Fuses float32 Tensor[B, 1, H, W] on any device to one on the network's, not clipped."""
-        with torch.inference_mode():
-            return self.model(visible.to(self.device), infrared.to(self.device)).fused
+        return self.engine(visible, infrared).fused
 
     def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
         """Restores float32 Tensor[B, 1, H, W]; `code` Tensor[1 or B, 16] is that of a known degradation."""
         with torch.inference_mode():
             image = image.to(self.device)
             code = None if code is None else code.to(self.device).expand(len(image), -1)
+            if self.engine.in_strips(image.shape):  # of pairs only, so the image is its own partner
+                return getattr(self.engine(image, image, code, code), modality)
             return self.model.restore(modality, image, code)
 
 

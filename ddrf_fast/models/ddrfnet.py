@@ -133,14 +133,8 @@ class DDRFNet(PretrainedMixin, nn.Module):
             ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
                 shape.
         """
-        if visible.dim() != 4 or visible.shape[1] != 1 or visible.shape != infrared.shape:
-            raise ValueError(
-                "visible and infrared must both be [B, 1, H, W] and of one size, "
-                f"got {list(visible.shape)} and {list(infrared.shape)}"
-            )
+        check_images(visible, infrared)
         height, width = visible.shape[2:]
-        if height < 1 or width < 1:
-            raise ValueError(f"visible and infrared must have at least one pixel, got {list(visible.shape)}")
         visible, infrared = pad_to_even(visible), pad_to_even(infrared)
         visible_code = self._network_code("visible_code", visible_code, visible, self.visible_estimator)
         infrared_code = self._network_code("infrared_code", infrared_code, infrared, self.infrared_estimator)
@@ -335,6 +329,21 @@ class FusionHead(nn.Module):
         x = _concatenate(_apply(self.mix2, _apply(self.mix1, x)), sources)
         share, correction = F.pixel_shuffle(self.output(x.values, pooled=x.mean), 2).chunk(2, dim=1)
         return infrared + torch.sigmoid(share) * (visible - infrared) + correction
+
+
+def check_images(visible: Tensor, infrared: Tensor) -> None:
+    """Refuses what is not a batch of pairs of one size.
+
+    Raises:
+        ValueError: images that are not [B, 1, H, W], differ in shape or are empty.
+    """
+    if visible.dim() != 4 or visible.shape[1] != 1 or visible.shape != infrared.shape:
+        raise ValueError(
+            "visible and infrared must both be [B, 1, H, W] and of one size, "
+            f"got {list(visible.shape)} and {list(infrared.shape)}"
+        )
+    if visible.shape[2] < 1 or visible.shape[3] < 1:
+        raise ValueError(f"visible and infrared must have at least one pixel, got {list(visible.shape)}")
 
 
 def pad_to_even(image: Tensor) -> Tensor:

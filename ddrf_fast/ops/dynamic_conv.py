@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ddrf_fast.ops import _backend, _checks, _library
+from ddrf_fast.ops import _backend, _checks, _library, _native
 from ddrf_fast.reference import dynamic_conv as reference
 
 SCHEMAS = (
@@ -35,6 +35,12 @@ SCHEMAS = (
 )
 # How the compiled CPU kernels run a shape, in words; for `explain`.
 _PLAN_SCHEMA = SCHEMAS[0].replace("dynamic_conv(", "dynamic_conv_plan(").replace("-> Tensor", "-> str")
+
+# Of the compiled CPU kernels, behind `dynamic_conv_into`.
+_INTO_SCHEMA = (
+    "dynamic_conv_into(Tensor(a!) y, bool accumulate, Tensor x, Tensor weight, Tensor attention, "
+    "Tensor? bias, Tensor? code, int[2] stride, int[2] padding, str activation) -> Tensor"
+)
 
 Activation = Literal["relu", "leaky_relu"]
 Size = int | Sequence[int]
@@ -90,6 +96,7 @@ for _schema, _reference, _fake_of in (
     )
 
 _library.define_native(_PLAN_SCHEMA)
+_library.define_native(_INTO_SCHEMA)
 
 call, _ = _library.differentiable(
     "dynamic_conv",
@@ -337,3 +344,43 @@ def dynamic_conv(
         y = call(*args)
         return y, y.mean(dim=(2, 3))
     return _backend.run("dynamic_conv_mean", *args)
+
+
+def dynamic_conv_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    bias: Tensor,
+    code: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    activation: Activation | None,
+    accumulate: bool = False,
+) -> Tensor:
+    """:func:`dynamic_conv` into memory of the caller's, for inference; nothing is differentiated.
+
+    Args:
+        y: Tensor[B, O, H', W'], may be some channels of a larger tensor; the result is written there, or
+            with ``accumulate`` added to what is there. x must not lie in the same memory.
+
+    Returns:
+        The mean of the convolution over its pixels, Tensor[B, O].
+    """
+    if x.is_cpu and _backend._forced in (None, "native") and _native.status()["_C"][0]:
+        return torch.ops.ddrf_fast_native.dynamic_conv_into.default(
+            y, accumulate, x, weight, attention, bias, code, stride, padding, activation or "none"
+        )
+    result, mean = dynamic_conv(
+        x,
+        weight,
+        attention,
+        bias,
+        stride=stride,
+        padding=padding,
+        code=code,
+        activation=activation,
+        return_mean=True,
+    )
+    y.add_(result) if accumulate else y.copy_(result)
+    return mean

@@ -1,0 +1,293 @@
+"""DDRF-Net on images whose features do not fit into memory: strip by strip, with the result of the whole.
+
+What couples distant pixels is the attention of the dynamic layers, which needs the mean of each layer's input
+over all of the image, and so the layers before it, everywhere. Independent tiles would have other attentions,
+and feathering would only hide that. Here the layers come one after the other instead, each over all strips of
+rows, with features kept in between, in memory or in a temporary file:
+
+    head          writes x; its mean
+    block, once   expand(x) for its mean alone, nothing is kept
+    block, twice  x += project(expand(x)), in place; its mean
+    tail          the restored image
+    fusion        merge, mix1, mix2 in the place of x; output and blend give the strips
+
+So two maps of features are kept, one of each modality, where whole images need three and a half, and the
+blocks' first convolutions are computed twice (a third more operations). A convolution waits for the row below
+a strip and keeps the rows above, so that the strips of its output lie one row higher than its input's; no
+row is computed twice, none is blended, and results are those of the whole to rounding.
+"""
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddrf_fast.inference.layers import Branch, Estimator, Layer, NetworkLayers, blend
+from ddrf_fast.models.ddrfnet import DDRFOutput
+from ddrf_fast.models.estimator import details
+
+STRIP_BYTES = 16 << 20  # of features, in one strip
+LEAST_ROWS = 8
+_PEAKS = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+class Strip(NamedTuple):
+    """Some rows of a result.
+
+    Attributes:
+        row: the first of them.
+        output: the fused and the restored images, each Tensor[1, 1, rows, W].
+    """
+
+    row: int
+    output: DDRFOutput
+
+
+class Strips:
+    """One pair of images on its way through the network.
+
+    Args:
+        network: the layers.
+        images: infrared and visible, Tensor[1, 1, H, W].
+        codes: theirs, in the network's units, or None.
+        memory: bytes of features to keep in memory; more go to temporary files.
+        rows: of a strip, at half resolution; None: as many as make 16 MiB of features.
+    """
+
+    def __init__(
+        self,
+        network: NetworkLayers,
+        images: tuple[Tensor, Tensor],
+        codes: tuple[Tensor | None, Tensor | None],
+        memory: int,
+        rows: int | None,
+    ) -> None:
+        self.network, self.images, self.codes = network, images, codes
+        self.height, self.width = (-(-side // 2) for side in images[0].shape[2:])
+        row_bytes = self.width * network.width * network.dtype.itemsize
+        self.rows = rows or max(LEAST_ROWS, STRIP_BYTES // row_bytes)
+        picture_bytes = 8 * self.width * network.picture_dtype.itemsize
+        self.in_memory = self.height * (2 * row_bytes + picture_bytes) <= memory
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Strip]:
+        network = self.network
+        features = [self._store(network.width, network.dtype) for _ in range(2)]
+        pictures = [self._store(4, network.picture_dtype) for _ in range(2)]
+        means, codes = [], []
+        for i, branch in enumerate(network.branches):
+            given = self.codes[i]
+            code = self._estimate(branch.estimator, i) if given is None else given
+            means.append(self._restore(branch, i, code, features[i], pictures[i]))
+            codes.append(code)
+
+        image_mean = torch.cat([self._mean(self._read(picture)) for picture in pictures], dim=1)
+        code = torch.cat(codes, dim=1)
+        attention = network.merge.attention(torch.cat((*means, image_mean), dim=1), code)
+        x = features[0]
+        merged = self._convolved(network.merge, self._read(*features, *pictures), attention, code)
+        mean = self._write(x, merged)
+        for layer in (network.mix1, network.mix2):
+            mean = self._write(x, self._convolved(layer, self._read(x), layer.attention(mean)))
+        attention = network.output.attention(torch.cat((mean, image_mean), dim=1))
+        first = 0
+        for output in self._convolved(network.output, self._read(x, *pictures), attention):
+            last = first + output.shape[2]
+            infrared, visible = (picture.read(first, last) for picture in pictures)
+            images = torch.cat((infrared, visible, blend(infrared, visible, output)), dim=1)
+            height, width = self.images[0].shape[2:]
+            images = F.pixel_shuffle(images, 2)[:, :, : height - 2 * first, :width]
+            yield Strip(2 * first, DDRFOutput(images[:, 2:], images[:, 1:2], images[:, :1]))
+            first = last
+
+    def _estimate(self, estimator: Estimator, index: int) -> Tensor:
+        precise, dtype, height = self.network.picture_dtype, self.network.dtype, self.height
+        strips: Iterator[Tensor] = (details(rows).to(dtype) for rows in self._source(index, precise))
+        for layer in estimator.layers:
+            strips = self._convolved(layer, strips, layer.attention(layer.bias), height=height)
+            height = -(-height // layer.stride)
+        energies = _Mean()
+        for strip in strips:
+            energies.add(strip.to(precise).square())
+        return estimator.code(energies.value().to(precise)).to(dtype)
+
+    def _restore(self, branch: Branch, index: int, code: Tensor, x: "_Store", picture: "_Store") -> Tensor:
+        """Leaves the features in ``x`` and the restored image in ``picture``; the mean of the features."""
+        precise, dtype = self.network.picture_dtype, self.network.dtype
+        attention = branch.head.attention(self._mean(self._source(index, precise)), code)
+        mean = self._write(x, self._convolved(branch.head, self._source(index, dtype), attention, code))
+        for expand, project in branch.blocks:
+            inner = functools.partial(self._expanded, expand, x, expand.attention(mean, code), code)
+            change = self._convolved(project, inner(), project.attention(self._mean(inner())))
+            mean = mean + self._write(x, change, add=True)
+        for (first, last), rows in zip(self._spans(), self._source(index, precise), strict=True):
+            picture.write(first, last, rows)
+        tail = self._convolved(branch.tail, self._read(x), branch.tail.attention(mean))
+        self._write(picture, tail, add=True)
+        return mean
+
+    def _expanded(self, expand: Layer, x: "_Store", attention: Tensor, code: Tensor) -> Iterator[Tensor]:
+        return self._convolved(expand, self._read(x), attention, code)
+
+    def _convolved(
+        self,
+        layer: Layer,
+        strips: Iterable[Tensor],
+        attention: Tensor,
+        code: Tensor | None = None,
+        height: int | None = None,
+    ) -> Iterator[Tensor]:
+        def convolve(x: Tensor) -> Tensor:
+            y = x.new_empty(1, layer.channels, *(-(-side // layer.stride) for side in x.shape[2:]))
+            layer.into(y, x, attention, code)
+            return y
+
+        return convolved(strips, height or self.height, convolve, layer.stride)
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        for first in range(0, self.height, self.rows):
+            yield first, min(first + self.rows, self.height)
+
+    def _source(self, index: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The unshuffled image, Tensor[1, 4, rows, W/2]."""
+        image = self.images[index]
+        for first, last in self._spans():
+            rows = image[:, :, 2 * first : 2 * last].to(self.network.device, self.network.picture_dtype)
+            rows = rows / _PEAKS[image.dtype] if image.dtype in _PEAKS else rows
+            missing = (0, 2 * self.width - rows.shape[3], 0, 2 * (last - first) - rows.shape[2])
+            rows = F.pad(rows, missing, mode="replicate") if any(missing) else rows
+            yield F.pixel_unshuffle(rows, 2).to(dtype)
+
+    def _store(self, channels: int, dtype: torch.dtype) -> "_Store":
+        store = _Memory if self.in_memory else _File
+        return store((self.height, channels, self.width), dtype, self.network.device)
+
+    def _read(self, *stores: "_Store") -> Iterator[Tensor]:
+        """What they hold, one after the other along the channels."""
+        for first, last in self._spans():
+            parts = [store.read(first, last).to(self.network.dtype) for store in stores]
+            yield torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _write(self, store: "_Store", strips: Iterable[Tensor], add: bool = False) -> Tensor:
+        """Writes strips, or adds them to what is there; returns their mean.
+
+        A store may be written while it is read for them: they lie above the rows that were read.
+        """
+        mean, first = _Mean(), 0
+        for strip in strips:
+            mean.add(strip)
+            last = first + strip.shape[2]
+            store.write(first, last, store.read(first, last).add_(strip) if add else strip)
+            first = last
+        return mean.value().to(self.network.dtype)
+
+    def _mean(self, strips: Iterable[Tensor]) -> Tensor:
+        mean = _Mean()
+        for strip in strips:
+            mean.add(strip)
+        return mean.value().to(self.network.dtype)
+
+
+def convolved(
+    strips: Iterable[Tensor], height: int, convolve: Callable[[Tensor], Tensor], stride: int = 1
+) -> Iterator[Tensor]:
+    """The convolution of an image that comes in strips of rows, in strips.
+
+    Args:
+        strips: Tensor[1, C, rows, W], from the top down. They are not referred to any longer when the next
+            one is asked for.
+        height: of all of them together.
+        convolve: a 3x3 convolution of this stride with padding 1.
+        stride: 1 or 2.
+
+    Yields:
+        Rows of the output, as soon as all that they depend on is there.
+    """
+    held, start, end, done = None, 0, 0, 0  # input rows [start, end) are held; `done` output rows are out
+    for strip in strips:
+        held = strip if held is None else torch.cat((held, strip), dim=2)
+        end += strip.shape[2]
+        ready = -(-height // stride) if end == height else (end - 2) // stride + 1
+        if ready <= done:
+            held = held.clone()
+            continue
+        # From the row above the first, whose own output is dropped: only the image has a border there.
+        above = stride if done else 0
+        last = end if end == height else stride * (ready - 1) + 2
+        result = convolve(held[:, :, stride * done - above - start : last - start])
+        result = result[:, :, above // stride :][:, :, : ready - done]
+        done = ready
+        held = held[:, :, stride * (done - 1) - start :].clone()
+        start = stride * (done - 1)
+        yield result
+
+
+class _Mean:
+    """The mean over all pixels of strips."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._pixels = 0
+
+    def add(self, strip: Tensor) -> None:
+        precise = torch.promote_types(strip.dtype, torch.float32)
+        part = strip.sum(dim=(2, 3), dtype=precise).double()
+        self._sum = part if self._sum is None else self._sum + part
+        self._pixels += strip.shape[2] * strip.shape[3]
+
+    def value(self) -> Tensor:
+        assert self._sum is not None
+        return self._sum / self._pixels
+
+
+class _Memory:
+    """Rows of an image [H, C, W], kept in memory; strips are Tensor[1, C, rows, W]."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._rows = torch.empty(shape, dtype=dtype, device=device)
+
+    def read(self, first: int, last: int) -> Tensor:
+        """These rows; they may be those of the store."""
+        return self._rows[first:last].transpose(0, 1)[None]
+
+    def write(self, first: int, last: int, strip: Tensor) -> None:
+        self.read(first, last).copy_(strip)
+
+
+class _File:
+    """The same in a temporary file, which vanishes with it.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        height, *self._row = shape
+        self._dtype, self._device = dtype, device
+        self._row_bytes = self._row[0] * self._row[1] * dtype.itemsize
+        needed, free = height * self._row_bytes, shutil.disk_usage(tempfile.gettempdir()).free
+        if needed > free:
+            raise OSError(
+                f"features need {needed / 1e9:.1f} GB more in {tempfile.gettempdir()}, which has "
+                f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with more room"
+            )
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store)
+
+    def read(self, first: int, last: int) -> Tensor:
+        rows = torch.empty((last - first, *self._row), dtype=self._dtype)
+        self._file.seek(first * self._row_bytes)
+        self._file.readinto(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return rows.to(self._device).transpose(0, 1)[None]
+
+    def write(self, first: int, last: int, strip: Tensor) -> None:
+        rows = strip[0].transpose(0, 1).contiguous().cpu()
+        self._file.seek(first * self._row_bytes)
+        self._file.write(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+
+
+_Store = _Memory | _File
