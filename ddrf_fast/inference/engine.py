@@ -29,7 +29,7 @@ from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import DDRFOutput, check_images, pad_to_even
 from ddrf_fast.models.estimator import details, energy
 
-MEMORY = 900 << 20  # bytes of features, unless less is free
+MEMORY = 600 << 20  # bytes of features, unless less is free
 MOST_GRAPHS = 8  # image sizes whose CUDA graphs are kept
 
 Tile = int | str
@@ -46,7 +46,7 @@ class Engine:
             devices that have it), or a floating dtype. Images and what is added to them stay float32 (float64
             with float64).
         tile: whether an image is computed whole or in strips of rows, with equal results: "auto" (whole as
-            long as its features fit into 900 MiB and into half of the memory that is free), "never", or the
+            long as its features fit into 600 MiB and into half of the memory that is free), "never", or the
             height of a strip in pixels.
 
     Attributes:

@@ -18,6 +18,7 @@ row is computed twice, none is blended, and results are those of the whole to ro
 """
 
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +73,7 @@ class Strips:
         row_bytes = self.width * network.width * network.dtype.itemsize
         self.rows = rows or max(LEAST_ROWS, STRIP_BYTES // row_bytes)
         picture_bytes = 8 * self.width * network.picture_dtype.itemsize
+        self._scratch = _Scratch()
         self.in_memory = self.height * (2 * row_bytes + picture_bytes) <= memory
 
     @torch.inference_mode()
@@ -108,8 +110,9 @@ class Strips:
     def _estimate(self, estimator: Estimator, index: int) -> Tensor:
         precise, dtype, height = self.network.picture_dtype, self.network.dtype, self.height
         strips: Iterator[Tensor] = (details(rows).to(dtype) for rows in self._source(index, precise))
-        for layer in estimator.layers:
-            strips = self._convolved(layer, strips, layer.attention(layer.bias), height=height)
+        for number, layer in enumerate(estimator.layers):
+            attention = layer.attention(layer.bias)
+            strips = self._convolved(layer, strips, attention, height=height, place=number)
             height = -(-height // layer.stride)
         energies = _Mean()
         for strip in strips:
@@ -123,7 +126,7 @@ class Strips:
         mean = self._write(x, self._convolved(branch.head, self._source(index, dtype), attention, code))
         for expand, project in branch.blocks:
             inner = functools.partial(self._expanded, expand, x, expand.attention(mean, code), code)
-            change = self._convolved(project, inner(), project.attention(self._mean(inner())))
+            change = self._convolved(project, inner(), project.attention(self._mean(inner())), place=1)
             mean = mean + self._write(x, change, add=True)
         for (first, last), rows in zip(self._spans(), self._source(index, precise), strict=True):
             picture.write(first, last, rows)
@@ -141,13 +144,18 @@ class Strips:
         attention: Tensor,
         code: Tensor | None = None,
         height: int | None = None,
+        place: int = 0,
     ) -> Iterator[Tensor]:
+        """The output of a layer; ``place`` is another for each of the layers that run in turns."""
+
         def convolve(x: Tensor) -> Tensor:
-            y = x.new_empty(1, layer.channels, *(-(-side // layer.stride) for side in x.shape[2:]))
+            size = (-(-side // layer.stride) for side in x.shape[2:])
+            y = self._scratch(f"output {place}", (1, layer.channels, *size), x)
             layer.into(y, x, attention, code)
             return y
 
-        return convolved(strips, height or self.height, convolve, layer.stride)
+        join = functools.partial(self._scratch.join, f"input {place}")
+        return convolved(strips, height or self.height, convolve, layer.stride, join)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self.height, self.rows):
@@ -171,7 +179,7 @@ class Strips:
         """What they hold, one after the other along the channels."""
         for first, last in self._spans():
             parts = [store.read(first, last).to(self.network.dtype) for store in stores]
-            yield torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            yield self._scratch.join("channels", parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _write(self, store: "_Store", strips: Iterable[Tensor], add: bool = False) -> Tensor:
         """Writes strips, or adds them to what is there; returns their mean.
@@ -194,7 +202,11 @@ class Strips:
 
 
 def convolved(
-    strips: Iterable[Tensor], height: int, convolve: Callable[[Tensor], Tensor], stride: int = 1
+    strips: Iterable[Tensor],
+    height: int,
+    convolve: Callable[[Tensor], Tensor],
+    stride: int,
+    join: Callable[[list[Tensor], int], Tensor],
 ) -> Iterator[Tensor]:
     """The convolution of an image that comes in strips of rows, in strips.
 
@@ -204,13 +216,14 @@ def convolved(
         height: of all of them together.
         convolve: a 3x3 convolution of this stride with padding 1.
         stride: 1 or 2.
+        join: ``torch.cat``, or the like.
 
     Yields:
-        Rows of the output, as soon as all that they depend on is there.
+        Rows of the output, as soon as all that they depend on is there; the memory is that of ``convolve``.
     """
     held, start, end, done = None, 0, 0, 0  # input rows [start, end) are held; `done` output rows are out
     for strip in strips:
-        held = strip if held is None else torch.cat((held, strip), dim=2)
+        held = strip if held is None else join([held, strip], 2)
         end += strip.shape[2]
         ready = -(-height // stride) if end == height else (end - 2) // stride + 1
         if ready <= done:
@@ -225,6 +238,30 @@ def convolved(
         held = held[:, :, stride * (done - 1) - start :].clone()
         start = stride * (done - 1)
         yield result
+
+
+class _Scratch:
+    """Memory of strips, by what it is for, that is used again.
+
+    malloc would not do: aligned memory of a strip's size, freed and asked for again, gets a new place in
+    glibc's heap, which grew to twice what is in use.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def __call__(self, purpose: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = math.prod(shape)
+        memory = self._memory.get(purpose)
+        if memory is None or len(memory) < size:
+            memory = self._memory[purpose] = like.new_empty(size)
+        return memory[:size].view(shape)
+
+    def join(self, purpose: str, parts: list[Tensor], dim: int) -> Tensor:
+        """``torch.cat``, there."""
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        return torch.cat(parts, dim, out=self(purpose, tuple(shape), parts[0]))
 
 
 class _Mean:
