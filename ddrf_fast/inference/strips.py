@@ -305,7 +305,7 @@ class _File:
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         height, *self._row = shape
-        self._dtype, self._device = dtype, device
+        self._device = device
         self._row_bytes = self._row[0] * self._row[1] * dtype.itemsize
         needed, free = height * self._row_bytes, shutil.disk_usage(tempfile.gettempdir()).free
         if needed > free:
@@ -314,15 +314,17 @@ class _File:
                 f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with more room"
             )
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store)
+        self._scratch, self._like = _Scratch(), torch.empty(0, dtype=dtype)
 
     def read(self, first: int, last: int) -> Tensor:
-        rows = torch.empty((last - first, *self._row), dtype=self._dtype)
+        """These rows, until the next ones are read."""
+        rows = self._scratch("read", (last - first, *self._row), self._like)
         self._file.seek(first * self._row_bytes)
         self._file.readinto(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return rows.to(self._device).transpose(0, 1)[None]
 
     def write(self, first: int, last: int, strip: Tensor) -> None:
-        rows = strip[0].transpose(0, 1).contiguous().cpu()
+        rows = self._scratch("write", (last - first, *self._row), self._like).copy_(strip[0].transpose(0, 1))
         self._file.seek(first * self._row_bytes)
         self._file.write(memoryview(rows.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
