@@ -61,30 +61,29 @@ enum class OneKernel { kNone, kOfBank, kMixed };
 // The same functions for every instruction set; each is compiled in a file of its own. `mean`
 // [B, O] is that of the convolution over the pixels, or null. `accumulate` adds the convolution to
 // what y holds; its columns must lie side by side, and there must be one group.
-#define DDRF_DECLARE_DYNAMIC_CONV(CAPABILITY)                                                     \
-  namespace CAPABILITY {                                                                          \
-  template <class Scalar>                                                                         \
-  void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,   \
-                    Activation activation, const Image<Scalar>& y, Scalar* mean,                  \
-                    bool accumulate);                                                             \
-  template <class Scalar>                                                                         \
-  OneKernel one_kernel(const DynamicConvShape& shape,                                             \
-                       const DynamicConvOperands<Scalar>& operands);                              \
-  template <class Scalar>                                                                         \
-  void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands, \
-                      Scalar* kernel);                                                            \
-  template <class Scalar>                                                                         \
-  void finish_one_kernel(const DynamicConvShape& shape,                                           \
-                         const DynamicConvOperands<Scalar>& operands, Activation activation,      \
-                         const Image<Scalar>& y, Scalar* mean);                                   \
-  template <class Scalar>                                                                         \
-  std::string dynamic_conv_plan(const DynamicConvShape& shape,                                    \
-                                const DynamicConvOperands<Scalar>& operands);                     \
-  template <class Scalar>                                                                         \
-  void dynamic_conv_backward(const DynamicConvShape& shape,                                       \
-                             const DynamicConvOperands<Scalar>& operands,                         \
-                             const Image<const Scalar>& grad,                                     \
-                             const DynamicConvGradients<Scalar>& gradients);                      \
+#define DDRF_DECLARE_DYNAMIC_CONV(CAPABILITY)                                                      \
+  namespace CAPABILITY {                                                                           \
+  template <class Scalar>                                                                          \
+  void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,    \
+                    Activation activation, const Image<Scalar>& y, Scalar* mean, bool accumulate); \
+  template <class Scalar>                                                                          \
+  OneKernel one_kernel(const DynamicConvShape& shape,                                              \
+                       const DynamicConvOperands<Scalar>& operands);                               \
+  template <class Scalar>                                                                          \
+  void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,  \
+                      Scalar* kernel);                                                             \
+  template <class Scalar>                                                                          \
+  void finish_one_kernel(const DynamicConvShape& shape,                                            \
+                         const DynamicConvOperands<Scalar>& operands, Activation activation,       \
+                         const Image<Scalar>& y, Scalar* mean);                                    \
+  template <class Scalar>                                                                          \
+  std::string dynamic_conv_plan(const DynamicConvShape& shape,                                     \
+                                const DynamicConvOperands<Scalar>& operands);                      \
+  template <class Scalar>                                                                          \
+  void dynamic_conv_backward(const DynamicConvShape& shape,                                        \
+                             const DynamicConvOperands<Scalar>& operands,                          \
+                             const Image<const Scalar>& grad,                                      \
+                             const DynamicConvGradients<Scalar>& gradients);                       \
   }
 DDRF_DECLARE_DYNAMIC_CONV(baseline)
 DDRF_DECLARE_DYNAMIC_CONV(avx2)
