@@ -622,3 +622,29 @@ def test_degradation_depends_on_seed_and_name_alone():
     assert np.abs(degrader(rgba, "b").astype(int) - first).max() > 5
     other_seed = Degrader(DynamicDegradation("paper", scale=2), seed=6, spatial=True)
     assert np.abs(other_seed(rgba, "a").astype(int) - first).max() > 5
+
+
+@pytest.mark.parametrize("tile", [16, 50])
+def test_strips_give_what_whole_images_give(tile):
+    visible, infrared = torch.rand(2, 3, 61, 45), torch.rand(2, 1, 61, 45)
+    whole, strips = Fuser(tile=0), Fuser(tile=tile)
+    torch.testing.assert_close(strips(visible, infrared), whole(visible, infrared), atol=2e-5, rtol=0)
+    kernel = np.full((3, 3), 1 / 9)
+    for given in ({}, {"kernel": kernel, "noise_std": 0.05}):
+        whole, strips = Restorer(tile=0, **given), Restorer(tile=tile, **given)
+        torch.testing.assert_close(strips(visible), whole(visible), atol=2e-5, rtol=0)
+        restored = strips(infrared=infrared)
+        torch.testing.assert_close(restored, whole(infrared=infrared), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_low_precision_is_near(dtype, tolerance):
+    visible, infrared = torch.rand(1, 1, 40, 50), torch.rand(1, 1, 40, 50)
+    exact, found = Fuser(dtype="float32")(visible, infrared), Fuser(dtype=dtype)(visible, infrared)
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().max() < tolerance
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(ValueError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int8'"):
+        Fuser(dtype="int8")

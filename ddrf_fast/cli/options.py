@@ -48,7 +48,7 @@ def session_options() -> Parser:
         default="auto",
         type=tile,
         metavar="N",
-        help="side of the tiles of large images; 0: none (default: auto)",
+        help="rows of the strips of large images, with equal results; 0: no strips (default: auto)",
     )
     parser.add_argument(
         "--color",

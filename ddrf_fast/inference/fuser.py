@@ -24,7 +24,7 @@ class Fuser(Session):
             already; None: the weights that come with the package.
         device: "auto" (CUDA where there is one, else the CPU), or what ``torch.device`` takes.
         dtype: what the network computes in; see :class:`Network`.
-        tile: side of the tiles of large images; see :class:`Network`.
+        tile: rows of the strips of large images; see :class:`Network`.
         color: "ycbcr": the luminance is fused, the colour is the visible image's; "rgb": each channel is
             fused with the infrared image; "gray": the result is the fused luminance.
         thermal_range: which values of the infrared image become black and white: "full" (0 and the largest

@@ -56,17 +56,29 @@ class Network:
         self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
     def fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Fuses float32 Tensor[B, 1, H, W] on any device to one on the network's, not clipped."""
+        """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one."""
+        if self.engine.in_strips(visible.shape):
+            return self._in_strips("fused", visible, infrared)
         return self.engine(visible, infrared).fused
 
     def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
         """Restores float32 Tensor[B, 1, H, W]; `code` Tensor[1 or B, 16] is that of a known degradation."""
+        code = None if code is None else code.to(self.device).expand(len(image), -1)
+        if self.engine.in_strips(image.shape):  # they are of pairs, so the image is its own partner
+            return self._in_strips(modality, image, image, code)
         with torch.inference_mode():
-            image = image.to(self.device)
-            code = None if code is None else code.to(self.device).expand(len(image), -1)
-            if self.engine.in_strips(image.shape):  # of pairs only, so the image is its own partner
-                return getattr(self.engine(image, image, code, code), modality)
-            return self.model.restore(modality, image, code)
+            return self.model.restore(modality, image.to(self.device), code)
+
+    def _in_strips(self, name: str, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
+        """One of the images of :class:`DDRFOutput`; no other one is held as a whole."""
+        result = torch.empty_like(visible)
+        for i in range(len(visible)):
+            one = slice(i, i + 1)
+            codes = [None if code is None else code[one]] * 2
+            for strip in self.engine.strips(visible[one], infrared[one], *codes):
+                rows = getattr(strip.output, name)
+                result[one, :, strip.row : strip.row + rows.shape[2]] = rows
+        return result
 
 
 def cached_network(weights: PathLike | None, device: str | torch.device) -> Network:
