@@ -122,6 +122,7 @@ def test_the_papers_settings():
         ("device=tpu", "device=tpu: Invalid value 'tpu'"),
         ("ema_decay=2", r"ema_decay must be in \[0, 1\], got 2"),
         ("scales=[1,5]", r"scales must be divisors of the crop of 96, got \[1, 5\]"),
+        ("degraded_positive_fusion=mean", "degraded_positive_fusion must be one of average, .*got 'mean'"),
         ("degradation=fog", "degradation must be one of paper, .*got 'fog'"),
         ("data=[{path: a, spilt: b}]", "data: expected a folder or {path, layout, split}, got {'path': 'a'"),
         ("epochs", "expected a setting as key=value, got 'epochs'"),
@@ -204,6 +205,22 @@ def test_the_best_of_the_chosen_fusions_makes_the_positive_sample(folder):
     crop = RandomCrops(chosen, 32, seed=0)[5]
     expected = CLASSICAL_FUSIONS["laplacian_salient"](crop.visible[None], crop.infrared[None])[0]
     torch.testing.assert_close(crop.positive, expected.clamp(0, 1))
+
+
+def test_the_positive_sample_gives_way_as_pairs_lose_detail():
+    torch.manual_seed(0)
+    visible, infrared = torch.rand(2, 3, 1, 32, 32).unbind(0)
+    crops = Crops(torch.arange(3), visible, infrared, torch.rand(3, 1, 32, 32))
+    nothing, half = torch.zeros(1, 32, 32), 0.5 * visible[1] + 0.25
+    degraded = [torch.stack((visible[0], half, nothing)), torch.stack((infrared[0], infrared[1], nothing))]
+    average = (visible + infrared) / 2
+    module = TrainingModule(TrainingConfig(degraded_positive_fusion="average"), 1)
+    clean, partly, lost = module.positive(crops, degraded)
+    torch.testing.assert_close(clean, crops.positive[0])
+    kept = similarity(half[None], visible[1:2])
+    torch.testing.assert_close(partly, kept * crops.positive[1] + (1 - kept) * average[1])
+    torch.testing.assert_close(lost, average[2], atol=0.01, rtol=0)
+    assert TrainingModule(TrainingConfig(), 1).positive(crops, degraded) is crops.positive
 
 
 def test_every_pair_has_its_turn(folder):

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, NetworkLayers, blend
+from ddrf_fast.inference.layers import Branch, NetworkLayers
 from ddrf_fast.inference.strips import Strip, Strips
 from ddrf_fast.models import DDRFNet
-from ddrf_fast.models.ddrfnet import DDRFOutput, check_images, pad_to_even
+from ddrf_fast.models.ddrfnet import DDRFOutput, blend, check_images, low_pass, pad_to_even
 from ddrf_fast.models.estimator import details, energy
 
 MEMORY = 600 << 20  # bytes of features, unless less is free
@@ -263,7 +263,7 @@ class _Space:
         self.pictures = empty(12, size, network.picture_dtype)
         self.joint = empty(2 * network.width + 8, size)
         self.work = empty(network.width, size)
-        self.last = empty(8, size)
+        self.last = empty(network.output.channels, size)
         self.estimated: list[Tensor] = []
         for layer in network.branches[0].estimator.layers:
             size = tuple(-(-side // layer.stride) for side in size)  # type: ignore[assignment]
@@ -277,7 +277,7 @@ class _Space:
         for layer in network.branches[0].estimator.layers:
             side *= layer.stride
             estimator += layer.channels / side**2
-        features = 3 * network.width + 16 + int(estimator)
+        features = 3 * network.width + 8 + network.output.channels + int(estimator)
         return pixels * (features * element + 12 * picture)
 
     def run(
@@ -305,7 +305,7 @@ class _Space:
         mean = network.mix2.into(self.joint[:, width : 2 * width], mix, network.mix2.attention(mean))
         attention = network.output.attention(torch.cat((mean, image_mean), dim=1))
         network.output.into(self.last, self.joint[:, width:], attention)
-        self.pictures[:, 8:] = blend(sources[:, :4], sources[:, 4:], self.last)
+        self.pictures[:, 8:] = blend(sources, low_pass(sources), self.last, network.selectivity)
         return F.pixel_shuffle(self.pictures, 2)
 
     def _take(self, image: Tensor, target: Tensor) -> None:

@@ -109,6 +109,7 @@ class NetworkLayers:
     Attributes:
         branches: infrared and visible, the order in which the fusion takes them.
         merge, mix1, mix2, output: the fusion.
+        selectivity: of its :func:`~ddrf_fast.models.ddrfnet.blend`.
         width: channels of the features.
         dtype: of the features and the parameters.
         picture_dtype: of images and what is added to them: bfloat16 would show in an 8-bit image.
@@ -120,6 +121,7 @@ class NetworkLayers:
     mix1: Layer
     mix2: Layer
     output: Layer
+    selectivity: float
     width: int
     dtype: torch.dtype
     picture_dtype: torch.dtype
@@ -138,14 +140,9 @@ class NetworkLayers:
             mix1=Layer(fusion.mix1, dtype),
             mix2=Layer(fusion.mix2, dtype),
             output=Layer(fusion.output, dtype),
+            selectivity=100 * fusion.selectivity.item(),
             width=model.config.width,
             dtype=dtype,
             picture_dtype=torch.promote_types(dtype, torch.float32),
             device=model.code_basis.device,
         )
-
-
-def blend(infrared: Tensor, visible: Tensor, output: Tensor) -> Tensor:
-    """P of ``FusionHead`` from the restored images and what its last layer gives; all unshuffled."""
-    share, correction = output.to(infrared.dtype).chunk(2, dim=1)
-    return torch.lerp(infrared, visible, share.sigmoid_()).add_(correction)

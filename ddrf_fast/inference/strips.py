@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, Estimator, Layer, NetworkLayers, blend
-from ddrf_fast.models.ddrfnet import DDRFOutput
+from ddrf_fast.inference.layers import Branch, Estimator, Layer, NetworkLayers
+from ddrf_fast.models.ddrfnet import DDRFOutput, blend, low_pass
 from ddrf_fast.models.estimator import details
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
@@ -100,8 +100,12 @@ class Strips:
         first = 0
         for output in self._convolved(network.output, self._read(x, *pictures), attention):
             last = first + output.shape[2]
-            infrared, visible = (picture.read(first, last) for picture in pictures)
-            images = torch.cat((infrared, visible, blend(infrared, visible, output)), dim=1)
+            # With the rows above and below, where there are some, for the low pass.
+            above, below = max(first - 1, 0), min(last + 1, self.height)
+            images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
+            rows = slice(first - above, last - above)
+            low, images = low_pass(images)[:, :, rows], images[:, :, rows]
+            images = torch.cat((images, blend(images, low, output, network.selectivity)), dim=1)
             height, width = self.images[0].shape[2:]
             images = F.pixel_shuffle(images, 2)[:, :, : height - 2 * first, :width]
             yield Strip(2 * first, DDRFOutput(images[:, 2:], images[:, 1:2], images[:, :1]))

@@ -289,12 +289,12 @@ class FusionHead(nn.Module):
     r"""Four layers of dynamic convolution over C(f_i, f_v, k_di, k_dv), eq. 6.
 
     The features of a modality are those of its branch together with its restored image; the last layer sees
-    the restored images again. It gives, for each pixel, a share m and a correction r:
+    the restored images again. It gives shares and a correction for :func:`blend`, so that taking over either
+    source, or the detail of both, need not pass through few channels at half resolution. At the start the
+    base of P is near the mean of the restored images, and its detail that of the livelier one.
 
-    .. math:: P = \sigma(m) H_1 + (1 - \sigma(m)) H_2 + r
-
-    so that taking over either source, or the detail of both, need not pass through few channels at half
-    resolution. At the start P is near the mean of the restored images.
+    Attributes:
+        selectivity: s of :func:`blend`, in hundreds, so that it learns as fast as other parameters.
     """
 
     def __init__(self, config: DDRFNetConfig) -> None:
@@ -306,8 +306,9 @@ class FusionHead(nn.Module):
         )
         self.mix1 = _conv(config, dynamic, width, width, activation="leaky_relu")
         self.mix2 = _conv(config, dynamic, width, width, activation="leaky_relu")
-        self.output = _conv(config, dynamic, width + 8, 8)
+        self.output = _conv(config, dynamic, width + 8, 12)
         _shrink(self.output)
+        self.selectivity = nn.Parameter(torch.tensor(0.5))
 
     def forward(
         self,
@@ -327,8 +328,53 @@ class FusionHead(nn.Module):
         code = torch.cat((infrared_code, visible_code), dim=1)
         x = _apply(self.merge, _concatenate(infrared_features, visible_features, sources), code)
         x = _concatenate(_apply(self.mix2, _apply(self.mix1, x)), sources)
-        share, correction = F.pixel_shuffle(self.output(x.values, pooled=x.mean), 2).chunk(2, dim=1)
-        return infrared + torch.sigmoid(share) * (visible - infrared) + correction
+        output = self.output(x.values, pooled=x.mean)
+        return F.pixel_shuffle(blend(images, low_pass(images), output, 100 * self.selectivity), 2)
+
+
+def blend(images: Tensor, low: Tensor, output: Tensor, selectivity: Tensor | float) -> Tensor:
+    r"""The fused image, from the restored ones and the last layer's shares m, n and correction r.
+
+    .. math::
+        P = L_2 + \sigma(m) (L_1 - L_2) + D_2 + \sigma\bigl(n + s (|D_1| - |D_2|)\bigr) (D_1 - D_2) + r
+
+    with the base L of each restored image (:func:`low_pass`) and its detail D = H - L. So the livelier detail
+    is taken unless the network knows better, as fusions of pyramids do: an average would have half of it.
+
+    Args:
+        images: Tensor[B, 8, h, w], H2 and H1 (infrared and visible), unshuffled.
+        low: Tensor[B, 2, h, w], their bases.
+        output: Tensor[B, 12, h, w], m, n and r.
+        selectivity: s.
+
+    Returns:
+        Tensor[B, 4, h, w], P unshuffled.
+    """
+    base_share, detail_share, correction = output.to(images.dtype).chunk(3, dim=1)
+    low_infrared, low_visible = low.chunk(2, dim=1)
+    infrared, visible = images.chunk(2, dim=1)
+    infrared, visible = infrared - low_infrared, visible - low_visible
+    detail_share = detail_share + selectivity * (visible.abs() - infrared.abs())
+    base = low_infrared + torch.sigmoid(base_share) * (low_visible - low_infrared)
+    return base + torch.lerp(infrared, visible, torch.sigmoid(detail_share)) + correction
+
+
+def low_pass(images: Tensor) -> Tensor:
+    """The bases of unshuffled images: means of 2x2 pixels, and of these binomial means of 3x3.
+
+    Args:
+        images: Tensor[B, 4 n, h, w]. Beyond the border they go on as at the border.
+
+    Returns:
+        Tensor[B, n, h, w].
+
+    Example:
+        >>> low_pass(torch.ones(1, 8, 3, 4)).shape
+        torch.Size([1, 2, 3, 4])
+    """
+    x = F.pad(images.unflatten(1, (-1, 4)).mean(dim=2), (1, 1, 1, 1), mode="replicate")
+    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+    return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 16
 
 
 def check_images(visible: Tensor, infrared: Tensor) -> None:

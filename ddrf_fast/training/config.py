@@ -94,6 +94,9 @@ class TrainingConfig:
         positive_weight: weight of eq. 9.
         positive_fusions: names in :data:`~ddrf_fast.models.classical.CLASSICAL_FUSIONS`; the one that is best
             for a pair makes its positive samples.
+        degraded_positive_fusion: the classical fusion whose result the positive sample gives way to, the more
+            the less is left of the pair (the product of the SSIM of both degraded images with the clean
+            ones); None: the sample is the same however degraded the pair is.
         estimator_weight: weight of the blind estimators' own loss.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.
@@ -144,6 +147,7 @@ class TrainingConfig:
     negative_weight: float = 0.1
     positive_weight: float = 1.0
     positive_fusions: tuple[str, ...] = tuple(CLASSICAL_FUSIONS)
+    degraded_positive_fusion: str | None = None
     estimator_weight: float = 0.02
     negative_mode: NegativeMode = "text"
     validation_pairs: int = 8
@@ -167,6 +171,10 @@ class TrainingConfig:
         if unknown or not self.positive_fusions:
             names = ", ".join(CLASSICAL_FUSIONS)
             raise ValueError(f"positive_fusions must be some of {names}, got {list(self.positive_fusions)}")
+        name = self.degraded_positive_fusion
+        if name is not None and name not in CLASSICAL_FUSIONS:
+            names = ", ".join(CLASSICAL_FUSIONS)
+            raise ValueError(f"degraded_positive_fusion must be one of {names}, got {name!r}")
         for name, smallest in _SMALLEST.items():
             value = getattr(self, name)
             if value is not None and not value >= smallest:

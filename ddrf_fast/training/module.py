@@ -15,18 +15,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ddrf_fast.degradation import DynamicDegradation, draws
-from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss
+from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
 from ddrf_fast.models import DDRFNet, DDRFOutput
+from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.nn import DynamicConv2d, anneal_temperature
 from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import Crops
 
 _VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
-_CHANCES, _SEEDS = (
-    3,
-    4,
-)  # a training has four seeds: of three degradations, and of who is clean or told the code
+# A training has four seeds: of three degradations, and of who is clean or told the code.
+_CHANCES, _SEEDS = 3, 4
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
@@ -131,6 +130,15 @@ class TrainingModule(lightning.LightningModule):
             codes.append(batch.codes)
         return degraded, codes[:2]
 
+    def positive(self, crops: Crops, degraded: list[Tensor]) -> Tensor:
+        """The positive samples, where wanted with regard to how degraded their pairs are."""
+        name = self.config.degraded_positive_fusion
+        if name is None:
+            return crops.positive
+        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0)
+        other = CLASSICAL_FUSIONS[name](crops.visible, crops.infrared).clamp(0, 1)
+        return other.lerp(crops.positive, kept.view(-1, 1, 1, 1))
+
     def losses(
         self,
         output: DDRFOutput,
@@ -147,7 +155,7 @@ class TrainingModule(lightning.LightningModule):
             fused,
             (crops.visible, crops.infrared),
             degraded[:2],
-            crops.positive,
+            self.positive(crops, degraded),
             degraded_positive=degraded[2],
             similarity_weight=config.similarity_weight,
             negative_weight=config.negative_weight,
