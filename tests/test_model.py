@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -11,6 +13,7 @@ from ddrf_fast.data import read_image
 from ddrf_fast.metrics import psnr
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, guided_filter, laplacian_pyramid
+from ddrf_fast.models.ddrfnet import blend, low_pass
 from ddrf_fast.nn import DynamicConv2d
 
 SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
@@ -124,8 +127,44 @@ def test_untrained_network_is_near_the_mean_of_its_inputs():
     torch.manual_seed(0)
     visible, infrared = pair(2, 1, 16, 16)
     output = DDRFNet()(visible, infrared)
-    for image, expected in zip(output, ((visible + infrared) / 2, visible, infrared), strict=True):
+    for image, expected in ((output.visible, visible), (output.infrared, infrared)):
         assert (image - expected).abs().mean() < 0.1
+    base_error = low_pass(F.pixel_unshuffle(output.fused - (visible + infrared) / 2, 2))
+    assert base_error.abs().mean() < 0.1
+
+
+def test_blend_takes_bases_and_details_where_the_shares_say():
+    torch.manual_seed(0)
+    images = torch.rand(2, 8, 4, 5, dtype=torch.float64)
+    infrared, visible = images.chunk(2, dim=1)
+    low = low_pass(images)
+    low_infrared, low_visible = low.chunk(2, dim=1)
+    none, all_, correction = (
+        torch.zeros_like(visible),
+        torch.full_like(visible, 50),
+        0.1 * torch.randn_like(visible),
+    )
+
+    def blended(*output, selectivity=0.0):
+        return blend(images, low, torch.cat(output, dim=1), selectivity)
+
+    torch.testing.assert_close(blended(all_, all_, none), visible)
+    torch.testing.assert_close(blended(-all_, -all_, correction), infrared + correction)
+    torch.testing.assert_close(blended(none, none, none), (infrared + visible) / 2)
+    torch.testing.assert_close(blended(all_, -all_, none), low_visible + infrared - low_infrared)
+    details = infrared - low_infrared, visible - low_visible
+    livelier = torch.where(details[1].abs() > details[0].abs(), details[1], details[0])
+    torch.testing.assert_close(blended(-all_, none, none, selectivity=1e9), low_infrared + livelier)
+
+
+def test_low_pass_is_a_binomial_mean_that_goes_on_at_the_border():
+    image = torch.rand(1, 4, 6, 7)
+    rows = np.pad(image[0].mean(dim=0).numpy(), 1, mode="edge")
+    expected = [
+        [(np.outer([1, 2, 1], [1, 2, 1]) / 16 * rows[i : i + 3, j : j + 3]).sum() for j in range(7)]
+        for i in range(6)
+    ]
+    np.testing.assert_allclose(low_pass(image)[0, 0], expected, rtol=1e-5)
 
 
 def test_gradients_reach_every_parameter():
@@ -216,9 +255,9 @@ def test_unfit_files_are_told(model, tmp_path):
         return str(error.value)
 
     without = {name: tensor for name, tensor in state.items() if name != "fusion.output.bias"}
-    assert "missing fusion.output.bias [2, 8]" in message(without)
+    assert "missing fusion.output.bias [2, 12]" in message(without)
     assert "unexpected extra [3]" in message({**state, "extra": torch.zeros(3)})
-    assert "fusion.output.bias is [5], expected [2, 8]" in message(
+    assert "fusion.output.bias is [5], expected [2, 12]" in message(
         {**state, "fusion.output.bias": torch.zeros(5)}
     )
     bad = state["fusion.output.bias"].clone()
