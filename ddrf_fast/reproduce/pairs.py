@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast.data import pair_folders
@@ -62,17 +63,15 @@ def degraded_pairs(data: Path, name: str, limit: int | None = None) -> tuple[lis
             for pair in clean
         ]
         return pairs, f"as in `{name}_degraded`"
-    degradation = DynamicDegradation("paper", spatial=True)
-    return (
-        [
-            pair._replace(
-                visible=degrade(degradation, pair.visible, 2 * index).image,
-                infrared=degrade(degradation, pair.infrared, 2 * index + 1).image,
-            )
-            for index, pair in enumerate(clean)
-        ],
-        "by `DynamicDegradation('paper', spatial=True)`",
-    )
+    scales = [DynamicDegradation("paper", spatial=True, scale=scale) for scale in (1, 2)]
+    pairs = []
+    for index, pair in enumerate(clean):
+        visible, infrared = (
+            full_size(degrade(scales[index % 2], image, 2 * index + offset).image, image)
+            for offset, image in enumerate((pair.visible, pair.infrared))
+        )
+        pairs.append(pair._replace(visible=visible, infrared=infrared))
+    return pairs, "by `DynamicDegradation('paper', spatial=True)`, every second one down-sampled by two"
 
 
 class Degraded(NamedTuple):
@@ -86,6 +85,15 @@ def degrade(degradation: DynamicDegradation, image: Tensor, index: int) -> Degra
     """Degrades image number `index` of a set; always alike, and rounded as in a file."""
     batch = degradation(image.float() / 255, seed=0, sample_ids=torch.tensor([index]))
     return Degraded(to_bytes(batch.image), batch.recipe)
+
+
+def full_size(image: Tensor, like: Tensor) -> Tensor:
+    """A down-sampled image brought back to its size by cubic interpolation, uint8."""
+    if image.shape == like.shape:
+        return image
+    return to_bytes(
+        F.interpolate(image.float() / 255, size=like.shape[2:], mode="bicubic", align_corners=False)
+    )
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,10 +23,20 @@ def results_of(fusion: Callable[[SourcePair], Tensor], pairs: Sequence[SourcePai
     return {pair.name: fusion(pair) for pair in pairs}
 
 
-def by_network(model: DDRFNet, pair: SourcePair, device: torch.device) -> DDRFOutput:
-    """The fused and the restored images that a network makes of a pair, blind; uint8."""
+def by_network(
+    model: DDRFNet, pair: SourcePair, device: torch.device, code: Tensor | None = None
+) -> DDRFOutput:
+    """The fused and the restored images that a network makes of a pair; uint8.
+
+    Args:
+        model: the network, on ``device``.
+        pair: the images.
+        device: where it runs.
+        code: Tensor[1, D], how both images were degraded; None: blind.
+    """
+    images = (image.to(device).float() / 255 for image in (pair.visible, pair.infrared))
     with torch.inference_mode():
-        output = model(*(image.to(device).float() / 255 for image in (pair.visible, pair.infrared)))
+        output = model(*images, code, code)
     return DDRFOutput(*map(to_bytes, output))
 
 
@@ -45,7 +55,7 @@ def score(
 
 
 def ranked(
-    scores: Sequence[MethodScores], columns: Sequence[str], ranked_by: Sequence[str], ours: str
+    scores: Sequence[MethodScores], columns: Sequence[str], ranked_by: Sequence[str], ours: Collection[str]
 ) -> tuple[str, list[str]]:
     """A table of the means, best mean rank first and ours in bold, and the methods in that order."""
     means = {method.name: method.means() for method in scores}
@@ -55,7 +65,7 @@ def ranked(
     )
     order = sorted(ranks, key=ranks.__getitem__)
     rows = [
-        [f"**{m}**" if m == ours else m, *(means[m][name] for name in columns), f"{ranks[m]:.2f}"]
+        [f"**{m}**" if m in ours else m, *(means[m][name] for name in columns), f"{ranks[m]:.2f}"]
         for m in order
     ]
     return _tables.markdown(["method", *columns, "mean rank"], rows), order
@@ -64,8 +74,6 @@ def ranked(
 def verdict(scores: Sequence[MethodScores], ours: str, others: Sequence[str], columns: Sequence[str]) -> str:
     """In a line, where our method stands among some others, by the mean rank of the columns and in each."""
     means = {method.name: method.means() for method in scores}
-    if not others:
-        return "No results of other methods are given for this set."
     ranks = _tables.mean_ranks({m: {c: means[m][c] for c in columns} for m in (ours, *others)})
     place = 1 + sum(rank < ranks[ours] for rank in ranks.values())
     below = [c for c in columns if means[ours][c] < statistics.median(means[m][c] for m in others)]

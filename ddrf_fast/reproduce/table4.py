@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast import _tables
@@ -20,7 +19,14 @@ from ddrf_fast.models import DDRFNet
 from ddrf_fast.reproduce import paper
 from ddrf_fast.reproduce.denoise import non_local_means
 from ddrf_fast.reproduce.figures import write_grid
-from ddrf_fast.reproduce.pairs import SourcePair, clean_pairs, degrade, degraded_pairs, to_bytes
+from ddrf_fast.reproduce.pairs import (
+    SourcePair,
+    clean_pairs,
+    degrade,
+    degraded_pairs,
+    full_size,
+    to_bytes,
+)
 from ddrf_fast.reproduce.scoring import write_values
 from ddrf_fast.reproduce.settings import Settings
 
@@ -84,7 +90,7 @@ def _degradations(
                 clean = getattr(pair, f"clean_{modality}")
                 degraded = degrade(degradation, clean, 2 * index + offset)
                 code = degraded.recipe.codes(KernelPCA(model.code_basis.cpu(), 1.0))
-                samples.append(Sample(pair.name, modality, clean, _full_size(degraded.image, clean), code))
+                samples.append(Sample(pair.name, modality, clean, full_size(degraded.image, clean), code))
         yield kind, samples
     if (settings.data / f"{name}_degraded" / "test").is_dir():
         given, how = degraded_pairs(settings.data, name, settings.limit)
@@ -96,14 +102,6 @@ def _degradations(
                 for modality in ("visible", "infrared")
             ],
         )
-
-
-def _full_size(image: Tensor, like: Tensor) -> Tensor:
-    if image.shape == like.shape:
-        return image
-    return to_bytes(
-        F.interpolate(image.float() / 255, size=like.shape[2:], mode="bicubic", align_corners=False)
-    )
 
 
 def _restored(sample: Sample, settings: Settings) -> dict[str, Tensor]:
