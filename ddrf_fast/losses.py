@@ -41,6 +41,26 @@ def gradient_difference(prediction: Tensor, target: Tensor) -> Tensor:
     return error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
 
 
+def activity_difference(prediction: Tensor, target: Tensor, window: int = 8) -> Tensor:
+    """Mean absolute error of the forward differences' mean magnitudes, in windows of Tensor[B, C, H, W].
+
+    An image that is undecided between two places of an edge is flatter than either, and so are the
+    minimisers of errors pixel by pixel. This asks for as much activity as in the target, wherever in the
+    window it is.
+
+    Args:
+        prediction: Tensor[B, C, H, W], H and W larger than the window.
+        target: Tensor[B, C, H, W].
+        window: side of the windows, side by side, in pixels.
+    """
+    rows, columns = (
+        F.avg_pool2d(prediction.diff(dim=dim).abs(), window)
+        - F.avg_pool2d(target.diff(dim=dim).abs(), window)
+        for dim in (2, 3)
+    )
+    return rows.abs().mean() + columns.abs().mean()
+
+
 def restoration_loss(restored: Tensor, clean: Tensor, ssim_weight: float = 0.1) -> Tensor:
     r"""Restoration loss of H1 and H2: :math:`\mathrm{charbonnier}(H, X) + w\,(1 - S(H, X))`.
 
@@ -138,22 +158,29 @@ def positive_sample(
 
 
 def positive_loss(
-    fused: Tensor, positive: Tensor, gradient_weight: float = 2.0, ssim_weight: float = 0.5
+    fused: Tensor,
+    positive: Tensor,
+    gradient_weight: float = 2.0,
+    ssim_weight: float = 0.5,
+    activity_weight: float = 2.0,
 ) -> Tensor:
     r"""Eq. 9: distance of P to the positive sample :math:`M^* = \arg\max_i O(M_i)`.
 
     .. math::
-        L(O) = \mathrm{charbonnier}(P, M^*) + w_g \lVert \nabla P - \nabla M^* \rVert_1 + w_s (1 - S(P, M^*))
+        L(O) = \mathrm{charbonnier}(P, M^*) + w_g \lVert \nabla P - \nabla M^* \rVert_1
+            + w_a A(P, M^*) + w_s (1 - S(P, M^*))
 
     Args:
         fused: Tensor[B, 1, H, W], P.
         positive: Tensor[B, 1, H, W] from :func:`positive_sample`.
         gradient_weight: :math:`w_g`.
         ssim_weight: :math:`w_s`.
+        activity_weight: :math:`w_a`, of :func:`activity_difference`.
     """
     return (
         charbonnier(fused, positive)
         + gradient_weight * gradient_difference(fused, positive)
+        + activity_weight * activity_difference(fused, positive)
         + ssim_weight * (1 - similarity(fused, positive).mean())
     )
 

@@ -148,6 +148,21 @@ def test_the_losses_of_two_by_two_images_by_hand():
     assert losses.gradient_difference(fused, positive).item() == pytest.approx(0.15 + 0.15)
 
 
+def test_activity_is_looked_for_anywhere_in_a_window():
+    edge, moved, none = torch.zeros(3, 1, 1, 17, 17).unbind(0)
+    edge[..., 3:] = 0.5
+    moved[..., 6:] = 0.5
+    assert losses.activity_difference(moved, edge).item() == 0
+    # One of 8 columns of differences has the step, in half of the windows.
+    assert losses.activity_difference(none, edge).item() == pytest.approx(0.5 / 8 / 2)
+    moved[..., :9] = 0  # into the window beside
+    assert losses.activity_difference(moved, edge).item() == pytest.approx(0.5 / 8)
+    fused = torch.rand(1, 1, 17, 17)
+    without = losses.positive_loss(fused, edge, activity_weight=0)
+    activity = losses.activity_difference(fused, edge)
+    torch.testing.assert_close(losses.positive_loss(fused, edge, activity_weight=3), without + 3 * activity)
+
+
 def test_losses_of_flat_images_by_hand():
     """SSIM of flat images is its luminance term (2 ab + C1) / (a² + b² + C1), C1 = 1e-4."""
 
