@@ -38,8 +38,9 @@ from benchmarks.registry import (
     load,
 )
 from benchmarks.report import OURS, print_case, short, summarise, summary_line, summary_table
-from benchmarks.timing import FEW_ROUNDS, measured_step, time_in_turn
+from benchmarks.timing import measured_step
 from benchmarks.verify import Gate
+from ddrf_fast._measuring import FEW_ROUNDS, time_in_turn
 
 # Input sets are rotated until they exceed this: beyond a CPU's second-level cache (a layer's input was just
 # written by the layer before, so it may be in the third), beyond all of a GPU's.

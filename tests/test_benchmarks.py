@@ -15,6 +15,7 @@ import torch
 from benchmarks import efficientnet, memory, plot, registry, report, results_schema, roof, run, timing, verify
 from benchmarks.models.efficientnet import EfficientNetB0
 from benchmarks.registry import Case, Provider, Setting, Work
+from ddrf_fast._measuring import CPU_PEAKS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("**/*.json"))
@@ -33,11 +34,6 @@ def test_geometric_mean_of_ratios():
     assert results_schema.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     assert results_schema.geometric_mean([3.0]) == pytest.approx(3.0)
     assert results_schema.geometric_mean([]) is None
-
-
-def test_quartiles_interpolate():
-    assert timing.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == pytest.approx((2.0, 3.0, 4.0))
-    assert timing.quartiles([1.0, 2.0]) == pytest.approx((1.25, 1.5, 1.75))
 
 
 def test_roof_takes_the_larger_of_arithmetic_and_traffic():
@@ -117,38 +113,6 @@ def test_summary_compares_with_the_fastest_static_network():
     )
     assert summary["all"]["to_static"] == {"a fwd": pytest.approx(0.8)}
     assert "relative to the static network: 0.800  a fwd" in report.summary_table(summary)
-
-
-def test_slow_providers_take_few_calls(monkeypatch: pytest.MonkeyPatch):
-    """Seconds a call, and how often each is called: those that can be the best peer at least five times."""
-    seconds = {"fastest": 1.0, "behind": 3.9, "far behind": 5.0, "hopeless": 21.0}
-    called = dict.fromkeys(seconds, 0)
-
-    def clock(step, first: int, calls: int) -> float:
-        called[step] += calls
-        return seconds[step] * calls
-
-    monkeypatch.setattr(timing, "_seconds_cpu", clock)
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=0.5)
-    assert {name: t.calls for name, t in timings.items()} == {
-        "fastest": 5,
-        "behind": 5,
-        "far behind": 2,
-        "hopeless": 1,
-    }
-    assert called == {"fastest": 7, "behind": 7, "far behind": 2, "hopeless": 1}
-    assert {name: t.median_ms / 1e3 for name, t in timings.items()} == pytest.approx(seconds)
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=90.0)
-    assert {name: t.calls for name, t in timings.items()} == {
-        "fastest": 9 * 10,
-        "behind": 9 * 3,
-        "far behind": 3 * 2,
-        "hopeless": 3,
-    }
-    # However fast ddrf_fast is, its peers are judged among themselves.
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", 0.5, ["far behind", "hopeless"])
-    assert [t.calls for t in timings.values()] == [5, 5, 5, 2]
-    assert timing.time_in_turn({}, "cpu", min_time=1.0) == {}
 
 
 def _small(op: str) -> tuple[registry.Operation, Case]:
@@ -329,7 +293,7 @@ def test_runner_end_to_end(tmp_path: Path):
     assert document["metadata"]["summary"]["all"]["geometric_mean"] == pytest.approx(expected, rel=1e-3)
     last = done.stdout.splitlines()[-1]
     assert last.startswith("geometric mean of ddrf_fast to the best peer")
-    if memory.CPU_PEAKS:
+    if CPU_PEAKS:
         assert all(r["peak_memory_mib"] > 0.1 for r in ours)
     for record in ours:
         peers = [
@@ -395,7 +359,7 @@ def test_efficientnet_with_uniform_kernels_is_the_static_one():
         torch.testing.assert_close(dynamic(image, efficientnet.grouped), static(image), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(not memory.CPU_PEAKS, reason="the system does not tell")
+@pytest.mark.skipif(not CPU_PEAKS, reason="the system does not tell")
 @pytest.mark.parametrize(
     ("code", "mib"),
     [
