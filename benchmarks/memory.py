@@ -16,7 +16,7 @@ import ctypes
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -59,15 +59,44 @@ def _prepare(threads: int) -> None:
 
 
 def _peaks(operation: str, case: Case, setting: Setting, names: Sequence[str]) -> dict[str, float]:
+    return {name: growth(call) for name, call in _calls(operation, case, setting, names)}
+
+
+def _calls(
+    operation: str, case: Case, setting: Setting, names: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Of one provider after the other."""
     loaded = load(operation)
-    found = {}
     for provider in loaded.providers:
         if provider.name in names and provider.skip(case, setting) is None:
             computed = provider.of or loaded
             inputs = computed.draw(case, setting, provider, seed=2)
             step = measured_step(computed, provider.build(case, setting), [inputs], setting)
-            found[provider.name] = growth(functools.partial(step, 0))
+            yield provider.name, functools.partial(step, 0)
+
+
+def peaks_of_processes(
+    operation: str, case: Case, setting: Setting, providers: Sequence[str]
+) -> dict[str, float]:
+    """MiB that a process takes at its peak which builds one of the providers and calls it once.
+
+    All of it counts, Python, libraries and weights too, and what malloc keeps; so each has its own.
+    """
+    if not CPU_PEAKS:
+        return {}
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    found = {}
+    for name in providers:
+        with ProcessPoolExecutor(1, context) as process:
+            found[name] = process.submit(_whole, operation, case, setting, name, threads).result()
     return found
+
+
+def _whole(operation: str, case: Case, setting: Setting, provider: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    for _, call in _calls(operation, case, setting, [provider]):
+        call()
+    return resident("VmHWM")
 
 
 def growth(step: Callable[[], object]) -> float:
