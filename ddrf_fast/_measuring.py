@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 ROUNDS = 9
-# When one call takes longer than all the rounds should; FEW_ROUNDS when it takes VERY_LONG times as long.
+# When one call takes longer than all the rounds should; when it takes VERY_LONG times as long, FEW_ROUNDS,
+# the first two calls counted.
 ROUNDS_OF_LONG_CALLS = 5
 FEW_ROUNDS = 3
 VERY_LONG = 10.0
@@ -98,10 +99,13 @@ def time_in_turn(
         if once > max(FAR_BEHIND * fastest, min_time):
             samples[name], rounds[name], calls[name] = [1e3 * t for t in pair], 0, 1
             continue
-        rounds[name] = ROUNDS_OF_LONG_CALLS if once > min_time else ROUNDS
-        if once > FAR_BEHIND * fastest or once > VERY_LONG * min_time:
-            rounds[name] = FEW_ROUNDS
         samples[name], calls[name] = [], max(1, round(min_time / ROUNDS / max(once, 1e-9)))
+        rounds[name] = ROUNDS_OF_LONG_CALLS if once > min_time else ROUNDS
+        if once > VERY_LONG * min_time:
+            samples[name] = [1e3 * t for t in pair]
+            rounds[name] = FEW_ROUNDS - len(pair)
+        elif once > FAR_BEHIND * fastest:
+            rounds[name] = FEW_ROUNDS
 
     names = list(steps)
     for turn in range(max(rounds.values())):
