@@ -16,30 +16,26 @@ import ctypes
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.registry import Case, Inputs, Run, Setting, load, targets
 from benchmarks.timing import measured_step
+from ddrf_fast._measuring import CPU_PEAKS, peak_memory, reset_peak, resident
 
 MAPPED_FROM = 64 << 10
 _M_MMAP_THRESHOLD = -3
-_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-CPU_PEAKS = os.access(_CLEAR_REFS, os.W_OK)  # whether the system tells them
 
 
 def peak_on_gpu(step: Callable[[], object]) -> float:
     """MiB that a call adds at its peak."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = torch.cuda.memory_allocated() / 2**20
+    peak = peak_memory(step, torch.device("cuda"))
+    assert peak is not None
+    return peak - before
 
 
 def peaks_on_cpu(operation: str, case: Case, setting: Setting, providers: Sequence[str]) -> dict[str, float]:
@@ -63,30 +59,54 @@ def _prepare(threads: int) -> None:
 
 
 def _peaks(operation: str, case: Case, setting: Setting, names: Sequence[str]) -> dict[str, float]:
+    return {name: growth(call) for name, call in _calls(operation, case, setting, names)}
+
+
+def _calls(
+    operation: str, case: Case, setting: Setting, names: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Of one provider after the other."""
     loaded = load(operation)
-    found = {}
     for provider in loaded.providers:
         if provider.name in names and provider.skip(case, setting) is None:
             computed = provider.of or loaded
             inputs = computed.draw(case, setting, provider, seed=2)
             step = measured_step(computed, provider.build(case, setting), [inputs], setting)
-            found[provider.name] = growth(functools.partial(step, 0))
+            yield provider.name, functools.partial(step, 0)
+
+
+def peaks_of_processes(
+    operation: str, case: Case, setting: Setting, providers: Sequence[str]
+) -> dict[str, float]:
+    """MiB that a process takes at its peak which builds one of the providers and calls it once.
+
+    All of it counts, Python, libraries and weights too, and what malloc keeps; so each has its own.
+    """
+    if not CPU_PEAKS:
+        return {}
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    found = {}
+    for name in providers:
+        with ProcessPoolExecutor(1, context) as process:
+            found[name] = process.submit(_whole, operation, case, setting, name, threads).result()
     return found
+
+
+def _whole(operation: str, case: Case, setting: Setting, provider: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    for _, call in _calls(operation, case, setting, [provider]):
+        call()
+    return resident("VmHWM")
 
 
 def growth(step: Callable[[], object]) -> float:
     """MiB by which the resident memory grows at most during the second call."""
     step()
     ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR_REFS.write_text("5")
-    before = _resident("VmRSS")
+    reset_peak()
+    before = resident("VmRSS")
     step()
-    return max(_resident("VmHWM") - before, 0.0)
-
-
-def _resident(field: str) -> float:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 2**10
+    return max(resident("VmHWM") - before, 0.0)
 
 
 def saved_mib(run: Run, inputs: Inputs) -> float:

@@ -3,6 +3,8 @@
 Every provider runs the same network with the same weights; only the function behind its dynamic convolutions
 differs, and in a training step the one that degrades the images beforehand (12 kernels of 25x25, mixed
 differently all over the image, and noise), too. The losses and the optimiser are the same for all.
+
+In the mode `arrays` (arrays.py) it is the session of ddrf_fast that competes, from arrays of 8 bit to such.
 """
 
 import contextlib
@@ -16,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import arrays
+from benchmarks.arrays import IMAGES
 from benchmarks.peers import degrade as degrade_peers
 from benchmarks.peers import dynamic_conv as peers
 from benchmarks.registry import (
-    MODES,
     PASSES,
     Case,
     Inputs,
@@ -36,7 +39,6 @@ Degrade = Callable[[Inputs, Tensor, Tensor], Tensor]
 # (B, H, W): images to fuse, and training batches of crops.
 SHAPES = ((1, 400, 400), (1, 480, 640), (16, 64, 64), (16, 96, 96), (16, 128, 128))
 QUICK = ((1, 400, 400), (4, 64, 64))
-IMAGES = ("visible", "infrared")
 
 
 def _cases() -> list[Case]:
@@ -47,10 +49,10 @@ def _cases() -> list[Case]:
             {"B": b, "H": h, "W": w},
             quick=(b, h, w) in QUICK,
             compiled=True,
-            modes=MODES if b > 1 else PASSES[:1],
+            modes=(*PASSES, "step") if b > 1 else PASSES[:1],
         )
         for b, h, w in dict.fromkeys(SHAPES + QUICK)
-    ]
+    ] + arrays.cases()
 
 
 def inputs(case: Case, setting: Setting, seed: int) -> Inputs:
@@ -58,6 +60,9 @@ def inputs(case: Case, setting: Setting, seed: int) -> Inputs:
 
     Of a step also the image to fuse to, and how both images are degraded.
     """
+    if setting.mode == arrays.MODE:
+        return arrays.inputs(case, setting, seed)
+
     from ddrf_fast.degradation import KernelBank
     from ddrf_fast.models import DDRFNet
 
@@ -120,6 +125,9 @@ def loss(t: Inputs, output: Tensor) -> Tensor:
 def reference(case: Case, t: Inputs) -> Tensor:
     import ddrf_fast
 
+    if "network" not in t:
+        return arrays.reference(case, t)
+
     with ddrf_fast.use_backend("reference"):
         return forward(t)
 
@@ -144,12 +152,22 @@ def replaced(function: Callable[..., Any]) -> Iterator[None]:
             module.dynamic_conv = original
 
 
-def _peer(name: str, formula: peers.Formula, layout: str, compiled: bool = False) -> Provider:
+def _peer(
+    name: str,
+    formula: peers.Formula,
+    layout: str,
+    skip: Callable[[Case, Setting], str | None] = arrays.but_large,
+    compiled: bool = False,
+) -> Provider:
     function = peers.as_public(formula)
+    prepare: Any = functools.partial(torch.compile, dynamic=False) if compiled else lambda eager: eager
 
     def build(case: Case, setting: Setting) -> Run:
-        eager = functools.partial(forward, degrade=eager_degrade)
-        run = torch.compile(eager, dynamic=False) if compiled else eager
+        if setting.mode == arrays.MODE:
+            network = prepare(arrays.ddrfnet(setting.device, setting.torch_dtype))
+            run = arrays.converted(network, setting.device, setting.torch_dtype)
+        else:
+            run = prepare(functools.partial(forward, degrade=eager_degrade))
 
         def run_replaced(t: Inputs) -> Tensor:
             with replaced(function):
@@ -157,7 +175,7 @@ def _peer(name: str, formula: peers.Formula, layout: str, compiled: bool = False
 
         return run_replaced
 
-    return Provider(name, build, layout=layout, warm_up=compiled)
+    return Provider(name, build, skip, layout, warm_up=compiled)
 
 
 def _loop_channels_last(case: Case, t: Inputs, x: Tensor) -> Tensor:
@@ -186,12 +204,15 @@ def work(case: Case, setting: Setting) -> Work:
 
     Not counted: a step's degradation, loss and optimiser.
     """
+    if setting.mode == arrays.MODE:
+        image = OPERATION.cases[0]
+        return arrays.work(_flops(image.name) / (image.H * image.W), case)
     passes = 3 if setting.backward else 1
     return Work(passes * _flops(case.name), passes * input_bytes(inputs(case, setting, seed=0)))
 
 
 def build(case: Case, setting: Setting) -> Run:
-    return forward
+    return arrays.build(case, setting) if setting.mode == arrays.MODE else forward
 
 
 def build_compiled(case: Case, setting: Setting) -> Run:
@@ -199,20 +220,23 @@ def build_compiled(case: Case, setting: Setting) -> Run:
 
 
 def plan(case: Case, t: Inputs) -> str:
-    return "every layer as in dynamic_conv"
+    return "every layer as in dynamic_conv" if "network" in t else arrays.plan(case)
 
 
+ONE_PAIR = arrays.elsewhere("for one pair as the grouped convolution")
+NO_SESSION = arrays.elsewhere("a session is not compiled")
 OPERATION = Operation(
     name="model",
     cases=_cases(),
     providers=(
-        Provider("ddrf_fast", build, peer=False),
+        Provider("ddrf_fast", build, arrays.but_large_on_gpu, peer=False),
         _peer("grouped_nchw", peers.grouped_nchw, "nchw"),
         _peer("grouped_channels_last", peers.grouped_channels_last, "channels_last"),
-        _peer("loop_nchw", peers.loop, "nchw"),
-        _peer("loop_channels_last", _loop_channels_last, "channels_last"),
-        Provider("compiled_ddrf_fast", build_compiled, peer=False, warm_up=True),
+        _peer("loop_nchw", peers.loop, "nchw", ONE_PAIR),
+        _peer("loop_channels_last", _loop_channels_last, "channels_last", ONE_PAIR),
+        Provider("compiled_ddrf_fast", build_compiled, NO_SESSION, peer=False, warm_up=True),
         _peer("compiled_grouped_nchw", peers.grouped_nchw, "nchw", compiled=True),
+        *arrays.PROVIDERS,
     ),
     inputs=inputs,
     reference=reference,
@@ -224,4 +248,5 @@ OPERATION = Operation(
     loss=loss,
     depth=5.0,
     kinked=True,
+    targets=arrays.targets,
 )

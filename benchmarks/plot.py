@@ -17,8 +17,8 @@ from benchmarks.registry import MODES
 from benchmarks.report import OURS
 
 ROW_INCHES, WIDTH_INCHES, MARGIN_INCHES = 0.3, 12.0, 1.1
-AHEAD = {"fwd": "#4c9f70", "fwdbwd": "#2b5f8a", "step": "#5b4a91"}
-LOST = {"fwd": "#e8855b", "fwdbwd": "#b3392f", "step": "#7d2248"}
+AHEAD = {"fwd": "#4c9f70", "fwdbwd": "#2b5f8a", "step": "#5b4a91", "arrays": "#3f8f9b"}
+LOST = {"fwd": "#e8855b", "fwdbwd": "#b3392f", "step": "#7d2248", "arrays": "#c9812b"}
 STYLE = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "ddrf_fast", "axes.axisbelow": True}
 
 

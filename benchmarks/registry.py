@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 OPERATIONS = ("dynamic_conv", "degrade", "model", "efficientnet")
 PASSES = ("fwd", "fwdbwd")
-# A whole training step: with the loss, the backward pass and the optimiser.
-MODES = (*PASSES, "step")
+# "step" is a whole training step, with the loss, the backward pass and the optimiser; "arrays" all that a
+# user waits for, from arrays of uint8 to such arrays.
+MODES = (*PASSES, "step", "arrays")
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # "tf32" is float32 tensors with TF32 allowed; "float32" is IEEE float32 for everybody, on GPUs too.
 DTYPES = {
@@ -48,7 +49,12 @@ class Setting:
 
     @property
     def backward(self) -> bool:
-        return self.mode != "fwd"
+        return self.mode in ("fwdbwd", "step")
+
+    @property
+    def whole_process(self) -> bool:
+        """Whether memory is that of a process with all that it holds, not what one call adds."""
+        return self.mode == "arrays" and self.device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What ddrf_fast was to reach in a case, and what it reached: reported, never asserted."""
+
+    case: str
+    figure: str
+    value: float
+    limit: float
+    at_most: bool = False  # else at least
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass(frozen=True)
 class Operation:
     """An operation with its cases and providers.
 
@@ -134,6 +155,7 @@ class Operation:
         kinked: Whether there are rectifiers inside, so that a number rounded to the other side of a kink
             changes the gradients by far more than itself.
         coupled: Whether the samples of a training batch depend on each other (by batch normalisation).
+        targets: Records -> what was to be reached, as far as they tell.
     """
 
     name: str
@@ -150,6 +172,7 @@ class Operation:
     loss: Callable[[Inputs, Tensor], Tensor] | None = None
     kinked: bool = False
     coupled: bool = False
+    targets: Callable[[Sequence[Mapping[str, Any]]], list[Target]] = field(default=lambda records: [])
 
     def draw(self, case: Case, setting: Setting, provider: Provider, seed: int) -> Inputs:
         """Random inputs as the provider wants to have them."""

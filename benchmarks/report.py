@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.registry import MODES, Case, Setting
@@ -84,10 +84,11 @@ def _to_static(records: list[dict[str, Any]]) -> dict[str, float]:
 def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], bound: str) -> None:
     """One table, the fastest first."""
     kind = f"{setting.mode} {setting.dtype} {setting.device}"
+    memory = "proc. MiB" if setting.whole_process else "peak MiB"
     print(f"\n{case.name}  [{kind}]  roof {records[0]['roof_ms']:.4g} ms ({bound})")
     print(
         f"{'':32} {'median ms':>10} {'IQR':>8} {'samples/s':>9} {'of roof':>8} {'to best peer':>12} "
-        f"{'peak MiB':>9}{' saved MiB' if setting.backward else ''}"
+        f"{memory:>9}{' saved MiB' if setting.backward else ''}"
     )
     for r in sorted(records, key=lambda r: r["median_ms"] or float("inf")):
         name = f"{'* ' if r['provider'] == OURS else '  '}{r['provider']}"
@@ -96,6 +97,8 @@ def print_case(case: Case, setting: Setting, records: list[dict[str, Any]], boun
             continue
         saved = f" {_or_dash(r['saved_memory_mib'], '9.1f')}" if setting.backward else ""
         note = "" if r["peer"] or r["provider"] == OURS else "  (not ranked)"
+        if note and r["computes"] != r["op"]:
+            note = f"  (not ranked: another method, {r['computes']})"
         print(
             f"{name:32} {r['median_ms']:10.4g} {r['iqr_ms']:8.2g} {r['samples_per_s']:9.5g} "
             f"{r['roof_fraction']:8.2f} {_or_dash(r['ratio_to_best_peer'], '12.2f')} "
@@ -124,6 +127,17 @@ def summary_table(summary: dict[str, dict[str, Any]]) -> str:
                 )
     for case, ratio in summary.get("all", {}).get("to_static", {}).items():
         lines.append(f"throughput relative to the static network: {ratio:.3f}  {case}")
+    return "\n".join(lines)
+
+
+def target_table(targets: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each target."""
+    lines = [f"\n{'target':7} {'reached':>8}    {'limit':<6}"]
+    for t in targets:
+        lines.append(
+            f"{'met' if t['met'] else 'MISSED':7} {t['value']:8.4g} {'<=' if t['at_most'] else '>='} "
+            f"{t['limit']:<6g} {t['figure']}: {t['case']}"
+        )
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.registry import DTYPES, LAYOUTS, MODES, OPERATIONS
@@ -32,6 +33,18 @@ METADATA: dict[str, Any] = {
     "skipped": dict,  # provider -> {reason: number of cases}
     "cases_not_run": list,  # [name, reason]
     "summary": dict,  # mode, or "all" -> SUMMARY
+}
+# Files that were written before there were these, lack them.
+OPTIONAL_METADATA: dict[str, Any] = {
+    "targets": list,  # of TARGET
+}
+TARGET: dict[str, Any] = {
+    "case": str,
+    "figure": str,  # what is measured, with its unit
+    "value": NUMBER,
+    "limit": NUMBER,
+    "at_most": bool,  # else the limit is the least
+    "met": bool,
 }
 # How ddrf_fast stands to the best peer. Cases in which it was refused or had no peer are not counted.
 FIGURES: dict[str, Any] = {
@@ -68,11 +81,14 @@ RECORD: dict[str, Any] = {
     "ratio_to_best_peer": OPTIONAL_NUMBER,  # above 1: faster than the best peer of the case
     "roof_ms": NUMBER,
     "roof_fraction": OPTIONAL_NUMBER,
-    "peak_memory_mib": OPTIONAL_NUMBER,  # that one call adds at its peak
+    "peak_memory_mib": OPTIONAL_NUMBER,  # that one call adds at its peak; in mode "arrays" the whole process
     "saved_memory_mib": OPTIONAL_NUMBER,  # kept for the backward; fwdbwd only
     "plan": str,  # how ddrf_fast ran it; empty for peers
     "versions": dict,
     "commit": str,
+}
+OPTIONAL_RECORD: dict[str, Any] = {
+    "computes": str,  # another operation than "op", for comparison
 }
 # What must not appear in a published file: somebody's folders.
 _PATH = re.compile(r"(?<![\w.)\]])(/[\w.+-]+){2,}/?")
@@ -95,14 +111,16 @@ def validate(document: Mapping[str, Any]) -> None:
     """
     if set(document) != {"metadata", "records"}:
         raise ValueError(f"a results file holds metadata and records, got {sorted(document)}")
-    _check_fields(document["metadata"], METADATA, "metadata")
+    _check_fields(document["metadata"], METADATA, "metadata", OPTIONAL_METADATA)
+    for number, target in enumerate(document["metadata"].get("targets", ())):
+        _check_fields(target, TARGET, f"metadata.targets[{number}]")
     for mode, summary in document["metadata"]["summary"].items():
         _check_fields(summary, SUMMARY, f"summary.{mode}")
         for group, figures in summary["groups"].items():
             _check_fields(figures, FIGURES, f"summary.{mode}.groups.{group}")
     for number, record in enumerate(document["records"]):
         place = f"records[{number}]"
-        _check_fields(record, RECORD, place)
+        _check_fields(record, RECORD, place, OPTIONAL_RECORD)
         for key, allowed in (
             ("op", OPERATIONS),
             ("mode", MODES),
@@ -122,14 +140,20 @@ def validate(document: Mapping[str, Any]) -> None:
         raise ValueError(f"a results file must not name a machine's folders, found {found.group()!r}")
 
 
-def _check_fields(actual: Mapping[str, Any], fields: Mapping[str, Any], place: str) -> None:
-    if set(actual) != set(fields):
-        missing, unknown = sorted(set(fields) - set(actual)), sorted(set(actual) - set(fields))
+def _check_fields(
+    actual: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    place: str,
+    optional: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    known = {**fields, **optional}
+    missing, unknown = sorted(set(fields) - set(actual)), sorted(set(actual) - set(known))
+    if missing or unknown:
         raise ValueError(f"{place}: missing {missing}, unknown {unknown}")
-    for key, kind in fields.items():
-        wrong_bool = isinstance(actual[key], bool) and kind is not bool
-        if wrong_bool or not isinstance(actual[key], kind):
-            raise ValueError(f"{place}.{key} has type {type(actual[key]).__name__}")
+    for key, value in actual.items():
+        wrong_bool = isinstance(value, bool) and known[key] is not bool
+        if wrong_bool or not isinstance(value, known[key]):
+            raise ValueError(f"{place}.{key} has type {type(value).__name__}")
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:

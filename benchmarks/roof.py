@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.registry import DTYPES, Work
-from benchmarks.timing import time_in_turn
+from ddrf_fast._measuring import time_in_turn
 
 
 @dataclass(frozen=True)

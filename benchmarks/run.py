@@ -3,8 +3,8 @@
     python -m benchmarks.run dynamic_conv --quick --json result.json
 
 Per case and setting: inputs, the float64 reference, the gate (verify.py), then all that passed are timed in
-turn (timing.py). The ratio of a provider is the median of the best peer of that case over its own: above 1 it
-is faster than everything that there was. README.md tells more.
+turn (ddrf_fast/_measuring.py). The ratio of a provider is the median of the best peer of that case over its
+own: above 1 it is faster than everything that there was. README.md tells more.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment, results_schema, roof
-from benchmarks.memory import peak_on_gpu, peaks_on_cpu, saved_mib
+from benchmarks.memory import peak_on_gpu, peaks_of_processes, peaks_on_cpu, saved_mib
 from benchmarks.registry import (
     DTYPES,
     LAYOUTS,
@@ -37,9 +37,10 @@ from benchmarks.registry import (
     input_bytes,
     load,
 )
-from benchmarks.report import OURS, print_case, short, summarise, summary_line, summary_table
-from benchmarks.timing import FEW_ROUNDS, measured_step, time_in_turn
+from benchmarks.report import OURS, print_case, short, summarise, summary_line, summary_table, target_table
+from benchmarks.timing import measured_step
 from benchmarks.verify import Gate
+from ddrf_fast._measuring import FEW_ROUNDS, time_in_turn
 
 # Input sets are rotated until they exceed this: beyond a CPU's second-level cache (a layer's input was just
 # written by the layer before, so it may be in the third), beyond all of a GPU's.
@@ -176,6 +177,7 @@ class Benchmark:
             own = {
                 "provider": provider.name,
                 "peer": provider.peer,
+                "computes": (provider.of or self.operation).name,
                 "layout": provider.layout or setting.layout,
                 "plan": results_schema.without_paths(plan) if provider.name == OURS else "",
                 "status": verdict.status,
@@ -219,7 +221,8 @@ class Benchmark:
             peaks = {name: peak_on_gpu(functools.partial(steps[name], 0)) for name in in_rounds}
         else:
             wanted = [p.name for p in providers if p.name in in_rounds and not p.warm_up]
-            peaks = peaks_on_cpu(self.operation.name, case, setting, wanted)
+            measure_peaks = peaks_of_processes if setting.whole_process else peaks_on_cpu
+            peaks = measure_peaks(self.operation.name, case, setting, wanted)
         saved = {name: saved_mib(runs[name], sets[name][0]) for name in in_rounds} if setting.backward else {}
         return {
             name: vars(timing) | {"peak_memory_mib": peaks.get(name), "saved_memory_mib": saved.get(name)}
@@ -250,6 +253,7 @@ class Benchmark:
             "skipped": {provider: dict(reasons) for provider, reasons in self.skipped.items()},
             "cases_not_run": self.not_run,
             "summary": summarise(self.records),
+            "targets": [short(vars(t) | {"met": t.met}) for t in self.operation.targets(self.records)],
         }
         return {"metadata": metadata, "records": self.records}
 
@@ -294,6 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         results_schema.write(document, options.json)
     print(summary_table(document["metadata"]["summary"]))
+    if document["metadata"]["targets"]:
+        print(target_table(document["metadata"]["targets"]))
     print(summary_line(document["metadata"]["summary"]))
     return 1 if document["metadata"]["summary"].get("all", {}).get("refused") else 0
 

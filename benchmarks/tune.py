@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from benchmarks.registry import LAYOUTS, Case, Setting, load
-from benchmarks.timing import time_in_turn
+from ddrf_fast._measuring import time_in_turn
 
 # What has to be set for a kind of product.
 SETTINGS = {

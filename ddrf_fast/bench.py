@@ -1,75 +1,22 @@
 """`ddrf-fast bench`: how fast this machine fuses, and its two operations beside plain torch.
 
-What is compared is timed in turn, in one process, so that a slow second of the machine hits all of it. The
-complete benchmarks, with every peer, are in the project's folder `benchmarks/`.
+What is compared is timed in turn, in one process, so that a slow second of the machine hits all of it
+(`_measuring.py`). The complete benchmarks, with every peer, are in the project's folder `benchmarks/`.
 """
 
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 import ddrf_fast
 from ddrf_fast import collect_env
+from ddrf_fast._measuring import Step, Timing, peak_memory, time_in_turn
 from ddrf_fast.inference import Fuser
 
-ROUNDS = 5
-
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of a call: the median of some rounds, and the distance between their quartiles."""
-
-    median_ms: float
-    iqr_ms: float
-
-
-def time_in_turn(calls: Mapping[str, Call], device: torch.device, seconds: float) -> dict[str, Timing]:
-    """Times some calls, each in :data:`ROUNDS` rounds that alternate with the others'.
-
-    Args:
-        calls: by name.
-        device: what they run on.
-        seconds: that each is timed for; one that takes longer runs once a round.
-
-    Example:
-        >>> timings = time_in_turn({"sum": torch.ones(9).sum}, torch.device("cpu"), seconds=0.01)
-        >>> timings["sum"].median_ms > 0
-        True
-    """
-
-    def took(call: Call, times: int) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(times):
-            call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - started) / times
-
-    once = {}
-    for name, call in calls.items():
-        call()  # what is done once, at the first call, does not count
-        once[name] = took(call, 1)
-    names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(ROUNDS):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            times = max(1, round(seconds / ROUNDS / max(once[name], 1e-9)))
-            samples[name].append(1e3 * took(calls[name], times))
-    timings = {}
-    for name, values in samples.items():
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-        timings[name] = Timing(middle, high - low)
-    return timings
 
 
 def measure(
@@ -84,8 +31,9 @@ def measure(
         seconds: that each case is timed for.
 
     Returns:
-        "machine", "fuse": a record for each size and batch, "operations": a record for each operation with
-        its ratio to plain torch.
+        "machine", "fuse": a record for each size and batch, with the peak memory (of the whole process on a
+        CPU, of what torch has allocated on a CUDA device; None where the system does not tell),
+        "operations": a record for each operation with its ratio to plain torch.
     """
     return {
         "machine": machine(fuser.device),
@@ -113,11 +61,23 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _timed(calls: Mapping[str, Call], device: torch.device, seconds: float) -> dict[str, Timing]:
+    """What is done once, at the first call, does not count."""
+
+    def step(call: Call) -> Step:
+        return lambda _: call()
+
+    for call in calls.values():
+        call()
+    return time_in_turn({name: step(call) for name, call in calls.items()}, device, seconds)
+
+
 def _fusing(
     fuser: Fuser, width: int, height: int, batches: Sequence[int], seconds: float
 ) -> list[dict[str, Any]]:
     """From tensors of 8 bit on the device to such tensors."""
     records = []
+    dtype = str(fuser.network.engine.dtype).removeprefix("torch.")
     for batch in batches:
         visible, infrared = (
             torch.randint(256, (batch, channels, height, width), dtype=torch.uint8, device=fuser.device)
@@ -127,11 +87,14 @@ def _fusing(
         def call(visible: torch.Tensor = visible, infrared: torch.Tensor = infrared) -> torch.Tensor:
             return fuser(visible, infrared)
 
-        timing = time_in_turn({"fuse": call}, fuser.device, seconds)["fuse"]
+        timing = _timed({"fuse": call}, fuser.device, seconds)["fuse"]
         records.append(
-            {"width": width, "height": height, "batch": batch}
+            {"width": width, "height": height, "batch": batch, "dtype": dtype}
             | asdict(timing)
-            | {"images_per_s": 1e3 * batch / timing.median_ms}
+            | {
+                "images_per_s": 1e3 * batch / timing.median_ms,
+                "peak_memory_mib": peak_memory(call, fuser.device),
+            }
         )
     return records
 
@@ -156,7 +119,7 @@ def _compare(name: str, call: Call, device: torch.device, seconds: float) -> dic
             call()
 
     with torch.inference_mode():
-        timings = time_in_turn({"ddrf_fast": call, "plain torch": reference}, device, seconds)
+        timings = _timed({"ddrf_fast": call, "plain torch": reference}, device, seconds)
     ours, plain = timings["ddrf_fast"], timings["plain torch"]
     return {
         "operation": name,
@@ -173,12 +136,14 @@ def table(results: Mapping[str, Any]) -> str:
         f"{about['device']}, threads: {about['threads']}, torch {about['torch']}, "
         f"ddrf_fast {about['ddrf_fast']}",
         "",
-        f"{'fuse':14} {'batch':>5} {'median ms':>10} {'spread ms':>10} {'images/s':>9}",
+        f"{'fuse':14} {'batch':>5} {'dtype':>9} {'median ms':>10} {'spread ms':>10} {'images/s':>9} "
+        f"{'peak MiB':>9}",
     ]
     for r in results["fuse"]:
-        size = f"{r['width']}x{r['height']}"
+        size, peak = f"{r['width']}x{r['height']}", r["peak_memory_mib"]
         lines.append(
-            f"{size:14} {r['batch']:5} {r['median_ms']:10.2f} {r['iqr_ms']:10.2f} {r['images_per_s']:9.1f}"
+            f"{size:14} {r['batch']:5} {r['dtype']:>9} {r['median_ms']:10.2f} {r['iqr_ms']:10.2f} "
+            f"{r['images_per_s']:9.1f} {'-' if peak is None else round(peak):>9}"
         )
     lines += [
         "",

@@ -5,18 +5,8 @@ import json
 import pytest
 import torch
 
-from ddrf_fast import bench, cli
-
-
-def test_every_call_is_timed_in_turn():
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in ("first", "second")}
-    timings = bench.time_in_turn(calls, torch.device("cpu"), seconds=0.0)
-    assert set(timings) == {"first", "second"}
-    assert all(timing.median_ms > 0 and timing.iqr_ms >= 0 for timing in timings.values())
-    warm = ["first", "first", "second", "second"]
-    turns = [["second", "first"] if turn % 2 else ["first", "second"] for turn in range(bench.ROUNDS)]
-    assert order == [*warm, *(name for turn in turns for name in turn)]
+from ddrf_fast import cli
+from ddrf_fast._measuring import CPU_PEAKS
 
 
 @pytest.fixture
@@ -30,6 +20,7 @@ def threads():
 def test_table_and_json_tell_the_same(tmp_path, weights, capsys, threads):
     file = tmp_path / "bench.json"
     options = ["--size", "40x30", "--batch", "2", "--seconds", "0.001", "--threads", "1", "--device", "cpu"]
+    options += ["--dtype", "bfloat16"]
     assert cli.main(["bench", *options, "--weights", str(weights), "--json", str(file)]) == 0
     table, results = capsys.readouterr().out, json.loads(file.read_text())
     assert results["machine"]["threads"] == 1
@@ -37,6 +28,10 @@ def test_table_and_json_tell_the_same(tmp_path, weights, capsys, threads):
     for record in results["fuse"]:
         assert record["images_per_s"] == pytest.approx(1e3 * record["batch"] / record["median_ms"])
         assert f"{record['images_per_s']:.1f}" in table
+        assert record["dtype"] == "bfloat16"
+        if CPU_PEAKS:  # of the process, torch included
+            assert record["peak_memory_mib"] > 50
+            assert f"{record['peak_memory_mib']:.0f}" in table
     assert [r["operation"] for r in results["operations"]] == ["dynamic_conv", "degrade"]
     for record in results["operations"]:
         assert record["ratio"] == pytest.approx(record["plain_torch_ms"] / record["median_ms"])

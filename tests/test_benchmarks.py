@@ -12,9 +12,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import efficientnet, memory, plot, registry, report, results_schema, roof, run, timing, verify
+from benchmarks import (
+    arrays,
+    efficientnet,
+    memory,
+    plot,
+    registry,
+    report,
+    results_schema,
+    roof,
+    run,
+    timing,
+    verify,
+)
 from benchmarks.models.efficientnet import EfficientNetB0
+from benchmarks.models.ifcnn import IFCNN
 from benchmarks.registry import Case, Provider, Setting, Work
+from ddrf_fast._measuring import CPU_PEAKS
+from ddrf_fast.inference import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("**/*.json"))
@@ -33,11 +48,6 @@ def test_geometric_mean_of_ratios():
     assert results_schema.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     assert results_schema.geometric_mean([3.0]) == pytest.approx(3.0)
     assert results_schema.geometric_mean([]) is None
-
-
-def test_quartiles_interpolate():
-    assert timing.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == pytest.approx((2.0, 3.0, 4.0))
-    assert timing.quartiles([1.0, 2.0]) == pytest.approx((1.25, 1.5, 1.75))
 
 
 def test_roof_takes_the_larger_of_arithmetic_and_traffic():
@@ -119,38 +129,6 @@ def test_summary_compares_with_the_fastest_static_network():
     assert "relative to the static network: 0.800  a fwd" in report.summary_table(summary)
 
 
-def test_slow_providers_take_few_calls(monkeypatch: pytest.MonkeyPatch):
-    """Seconds a call, and how often each is called: those that can be the best peer at least five times."""
-    seconds = {"fastest": 1.0, "behind": 3.9, "far behind": 5.0, "hopeless": 21.0}
-    called = dict.fromkeys(seconds, 0)
-
-    def clock(step, first: int, calls: int) -> float:
-        called[step] += calls
-        return seconds[step] * calls
-
-    monkeypatch.setattr(timing, "_seconds_cpu", clock)
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=0.5)
-    assert {name: t.calls for name, t in timings.items()} == {
-        "fastest": 5,
-        "behind": 5,
-        "far behind": 2,
-        "hopeless": 1,
-    }
-    assert called == {"fastest": 7, "behind": 7, "far behind": 2, "hopeless": 1}
-    assert {name: t.median_ms / 1e3 for name, t in timings.items()} == pytest.approx(seconds)
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", min_time=90.0)
-    assert {name: t.calls for name, t in timings.items()} == {
-        "fastest": 9 * 10,
-        "behind": 9 * 3,
-        "far behind": 3 * 2,
-        "hopeless": 3,
-    }
-    # However fast ddrf_fast is, its peers are judged among themselves.
-    timings = timing.time_in_turn({name: name for name in seconds}, "cpu", 0.5, ["far behind", "hopeless"])
-    assert [t.calls for t in timings.values()] == [5, 5, 5, 2]
-    assert timing.time_in_turn({}, "cpu", min_time=1.0) == {}
-
-
 def _small(op: str) -> tuple[registry.Operation, Case]:
     """An operation and a case of its own kind, made tiny."""
     operation = registry.load(op)
@@ -192,6 +170,45 @@ def test_every_provider_computes_the_operation(op: str, mode: str):
         assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
         judged += 1
     assert judged >= 4
+
+
+def _pair(**more: bool) -> Case:
+    return Case("tiny", {"B": 1, "H": 34, "W": 47, **more}, modes=("arrays",))
+
+
+def test_every_provider_fuses_arrays():
+    """Each against the float64 reference of its own method, IFCNN too."""
+    operation, setting = registry.load("model"), Setting(mode="arrays")
+    gate, judged = verify.Gate(operation, _pair(), setting), []
+    for provider in operation.providers:
+        if not provider.warm_up and not provider.skip(_pair(), setting):
+            run = provider.build(_pair(), setting)
+            verdict = gate.judge(provider, run)
+            assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
+            images = (provider.of or operation).inputs(_pair(), setting, 0)
+            assert all(image.dtype == torch.uint8 for image in (*images.values(), run(images)))
+            judged.append(provider.name)
+    assert judged == [
+        "ddrf_fast",
+        "grouped_nchw",
+        "grouped_channels_last",
+        "ddrf_fast_bfloat16",
+        "ifcnn_nchw",
+        "ifcnn_channels_last",
+    ]
+
+
+def test_a_large_pair_is_for_ddrf_fast_alone(monkeypatch: pytest.MonkeyPatch):
+    """It is fused in strips, and compared with the whole."""
+    operation, setting, case = registry.load("model"), Setting(mode="arrays"), _pair(large=True)
+    taking_part = [p for p in operation.providers if p.skip(case, setting) is None]
+    assert [p.name for p in taking_part] == ["ddrf_fast"]
+    assert operation.providers[0].skip(case, Setting("cuda", mode="arrays"))
+    monkeypatch.setattr(engine, "MEMORY", 0)
+    gate = verify.Gate(operation, case, setting)
+    verdict = gate.judge(taking_part[0], taking_part[0].build(case, setting))
+    assert verdict.status == "ok", verdict.detail
+    assert operation.plan(case, gate.truth(operation).inputs) == "strip by strip"
 
 
 @pytest.mark.parametrize("weights", ["sample", "image", "output"])
@@ -329,7 +346,7 @@ def test_runner_end_to_end(tmp_path: Path):
     assert document["metadata"]["summary"]["all"]["geometric_mean"] == pytest.approx(expected, rel=1e-3)
     last = done.stdout.splitlines()[-1]
     assert last.startswith("geometric mean of ddrf_fast to the best peer")
-    if memory.CPU_PEAKS:
+    if CPU_PEAKS:
         assert all(r["peak_memory_mib"] > 0.1 for r in ours)
     for record in ours:
         peers = [
@@ -338,6 +355,60 @@ def test_runner_end_to_end(tmp_path: Path):
             if r["mode"] == record["mode"] and r["peer"] and r["median_ms"]
         ]
         assert record["ratio_to_best_peer"] == pytest.approx(min(peers) / record["median_ms"], rel=1e-3)
+
+
+def test_runner_from_arrays_to_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """IFCNN is timed and not ranked; memory is that of whole processes; targets are told."""
+    operation, file = registry.load("model"), tmp_path / "r.json"
+    names = ("ddrf_fast", "grouped_nchw", "ifcnn_nchw")
+    providers = [provider for provider in operation.providers if provider.name in names]
+    operation = dataclasses.replace(operation, providers=providers, cases=[*operation.cases, _pair()])
+    monkeypatch.setattr(run, "load", lambda name: operation)
+    monkeypatch.setattr(roof, "measure", lambda device, dtype: roof.Roof(1e11, 1e10))
+    options = ["--mode", "arrays", "--filter", "tiny", "--min-time", "0.001", "--json", str(file)]
+    assert run.main(["model", *options]) == 0
+    document = json.loads(file.read_text())
+    results_schema.validate(document)
+    records = {record["provider"]: record for record in document["records"]}
+    assert set(records) == set(names)
+    assert all(record["median_ms"] > 0 for record in records.values())
+    assert (records["ifcnn_nchw"]["computes"], records["ifcnn_nchw"]["peer"]) == ("ifcnn", False)
+    assert records["grouped_nchw"]["ratio_to_best_peer"] == 1.0
+    figures = [target["figure"] for target in document["metadata"]["targets"]]
+    assert figures == ["times as fast as IFCNN", "times as fast as plain torch"]
+    printed = capsys.readouterr().out
+    assert "(not ranked: another method, ifcnn)" in printed
+    assert "times as fast as IFCNN: tiny" in printed
+    if CPU_PEAKS:
+        assert all(record["peak_memory_mib"] > 50 for record in records.values())
+
+
+def test_targets_are_told_of_what_was_measured():
+    def record(case: str, provider: str, median_ms: float | None, **more: object) -> dict:
+        shape = {"B": 1, "H": 400, "W": 400}
+        return _record(provider, "arrays", 1.0, case, shape=shape, device="cpu", median_ms=median_ms) | more
+
+    large = {"shape": {"B": 1, "H": 3000, "W": 4000, "large": True}, "peak_memory_mib": 2000.0}
+    found = arrays.targets(
+        [
+            record("a", "ddrf_fast", 50.0),
+            record("a", "ifcnn_nchw", 200.0),
+            record("a", "ifcnn_channels_last", 100.0),
+            record("a", "grouped_nchw", 140.0),
+            record("a", "compiled_grouped_nchw", None),
+            record("b", "grouped_nchw", 1.0),
+            record("c", "ddrf_fast", 9000.0, **large),
+            record("d", "ddrf_fast", 1.0, device="cuda"),
+        ]
+    )
+    assert [(t.case, t.figure, round(t.value, 3), t.met) for t in found] == [
+        ("a", "milliseconds", 50.0, True),
+        ("a", "times as fast as IFCNN", 2.0, True),
+        ("a", "times as fast as plain torch", 2.8, False),
+        ("c", "GB of memory", 2.097, False),
+    ]
 
 
 def test_runner_refuses_a_device_that_is_not_there(
@@ -378,6 +449,19 @@ def test_efficientnet_is_the_published_one(num_kernels: int, parameters: int, gm
     assert efficientnet.macs(num_kernels, 224, 224) / 1e9 == pytest.approx(gmacs, abs=0.005)
 
 
+def test_ifcnn_is_the_published_one():
+    """83.6 thousand parameters, all at full resolution; the fusion does not know which image is which."""
+    torch.manual_seed(0)
+    network = IFCNN().eval()
+    assert sum(p.numel() for p in network.parameters()) == 9408 + 2 * (36864 + 128) + 195
+    first, second = torch.rand(2, 2, 3, 21, 34)
+    with torch.no_grad():
+        fused = network(first, second)
+        torch.testing.assert_close(network(second, first), fused)
+    assert fused.shape == (2, 3, 21, 34)
+    assert ((fused > 0) & (fused < 1)).float().mean() > 0.9
+
+
 def test_efficientnet_with_uniform_kernels_is_the_static_one():
     """Every kernel of a bank alike and routings that sum to 1: the static network with these kernels."""
     torch.manual_seed(0)
@@ -395,7 +479,7 @@ def test_efficientnet_with_uniform_kernels_is_the_static_one():
         torch.testing.assert_close(dynamic(image, efficientnet.grouped), static(image), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(not memory.CPU_PEAKS, reason="the system does not tell")
+@pytest.mark.skipif(not CPU_PEAKS, reason="the system does not tell")
 @pytest.mark.parametrize(
     ("code", "mib"),
     [
@@ -429,7 +513,7 @@ def test_plot_is_drawn_from_files_alone_and_the_same_each_time(tmp_path: Path):
     assert drawn == (tmp_path / "b.svg").read_text()
     records = [record for path in COMMITTED for record in json.loads(path.read_text())["records"]]
     ratios = [record["ratio_to_best_peer"] for record in records if record["provider"] == "ddrf_fast"]
-    assert drawn.count("✗ ") == sum(ratio < 1 for ratio in ratios)
+    assert drawn.count("✗ ") == sum(ratio is not None and ratio < 1 for ratio in ratios)
     for record in records:
         assert record["case"].replace(">", "&gt;") in drawn
     with pytest.raises(SystemExit):
@@ -468,6 +552,16 @@ def test_schema_refuses(change: dict, message: str):
     results_schema.validate(document)
     document["records"][0] |= change
     with pytest.raises(ValueError, match=message):
+        results_schema.validate(document)
+
+
+def test_schema_refuses_a_target():
+    document = _document()
+    target = vars(registry.Target("tiny", "milliseconds", 3.0, 2.0, at_most=True)) | {"met": False}
+    document["metadata"]["targets"] = [target]
+    results_schema.validate(document)
+    target["met"] = 0
+    with pytest.raises(ValueError, match=r"targets\[0\]\.met has type int"):
         results_schema.validate(document)
 
 

@@ -4,18 +4,21 @@ import argparse
 import re
 from pathlib import Path
 
-from ddrf_fast.cli.options import Commands, common_options, model_options
+from ddrf_fast.cli.options import Commands, common_options, network_options
 
 
 def add_parser(commands: Commands) -> None:
     bench = commands.add_parser(
         "bench",
-        parents=[model_options(), common_options()],
+        parents=[network_options(), common_options()],
         help="measure how fast this machine fuses",
-        description="Measures how long fusing takes here, from 8 bit tensors to 8 bit tensors, and how much "
-        "faster the two operations behind it are than plain torch at the sizes of a pair of 400x400.",
+        description="Measures how long fusing takes here, from 8 bit tensors to 8 bit tensors, and in what "
+        "memory; and how much faster the two operations behind it are than plain torch at the sizes of a "
+        "pair of 400x400.",
         epilog="Medians, and as spread the distance between the quartiles; leave the machine alone "
-        "meanwhile. The complete benchmarks, with every peer, come with the source: benchmarks/README.md.",
+        "meanwhile. The peak of the memory is that of the whole process, Python and torch included; on a "
+        "GPU, of what torch has allocated there. The complete benchmarks, with every peer, come with the "
+        "source: benchmarks/README.md.",
     )
     bench.add_argument(
         "--size",
@@ -47,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sizes = options.size or [(400, 400), (640, 480), (1280, 1024)]
-    results = bench.measure(Fuser(options.weights, options.device), sizes, options.batch, options.seconds)
+    fuser = Fuser(options.weights, options.device, options.dtype)
+    results = bench.measure(fuser, sizes, options.batch, options.seconds)
     text = json.dumps(results, indent=2)
     if options.json == Path("-"):
         print(text)

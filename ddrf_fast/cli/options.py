@@ -34,8 +34,8 @@ def model_options() -> Parser:
     return parser
 
 
-def session_options() -> Parser:
-    """Options of the commands that run sessions, as a parent of their parsers."""
+def network_options() -> Parser:
+    """Options of the commands that may run the network in another precision, as a parent of their parsers."""
     parser = Parser(add_help=False, parents=[model_options()])
     parser.add_argument(
         "--dtype",
@@ -43,6 +43,12 @@ def session_options() -> Parser:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="what the network computes in (default: auto)",
     )
+    return parser
+
+
+def session_options() -> Parser:
+    """Options of the commands that run sessions, as a parent of their parsers."""
+    parser = Parser(add_help=False, parents=[network_options()])
     parser.add_argument(
         "--tile",
         default="auto",
