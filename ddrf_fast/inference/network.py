@@ -29,8 +29,7 @@ class Network:
     Args:
         weights: a weights file; None: the one that comes with the package.
         device: as for :func:`resolve_device`.
-        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`; a
-            restoration of one image in float32.
+        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`.
         tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
             "auto": by the size of the image.
 
@@ -55,30 +54,20 @@ class Network:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
-    def fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one."""
-        if self.engine.in_strips(visible.shape):
-            return self._in_strips("fused", visible, infrared)
-        return self.engine(visible, infrared).fused
+    def fuse(self, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
+        """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one.
+
+        `code` Tensor[1 or B, 16] is that of a known degradation of all the images.
+        """
+        code = self._expanded(code, visible)
+        return self.engine.fuse(visible, infrared, code, code)
 
     def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
-        """Restores float32 Tensor[B, 1, H, W]; `code` Tensor[1 or B, 16] is that of a known degradation."""
-        code = None if code is None else code.to(self.device).expand(len(image), -1)
-        if self.engine.in_strips(image.shape):  # they are of pairs, so the image is its own partner
-            return self._in_strips(modality, image, image, code)
-        with torch.inference_mode():
-            return self.model.restore(modality, image.to(self.device), code)
+        """Restores float32 Tensor[B, 1, H, W], likewise."""
+        return self.engine.restore(modality, image, self._expanded(code, image))
 
-    def _in_strips(self, name: str, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
-        """One of the images of :class:`DDRFOutput`; no other one is held as a whole."""
-        result = torch.empty_like(visible)
-        for i in range(len(visible)):
-            one = slice(i, i + 1)
-            codes = [None if code is None else code[one]] * 2
-            for strip in self.engine.strips(visible[one], infrared[one], *codes):
-                rows = getattr(strip.output, name)
-                result[one, :, strip.row : strip.row + rows.shape[2]] = rows
-        return result
+    def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
+        return None if code is None else code.to(self.device).expand(len(images), -1)
 
 
 def cached_network(weights: PathLike | None, device: str | torch.device) -> Network:
