@@ -215,6 +215,23 @@ def test_fuse_loads_once_and_again_when_the_file_has_changed(tmp_path):
         ddrf_fast.fuse(visible, infrared, weights=path, device="cpu")
 
 
+def test_one_liners_take_what_the_network_computes_in(weights):
+    visible, infrared = _pair()
+    given = {"weights": weights, "device": "cpu"}
+    for settings in ({"dtype": "bfloat16"}, {"tile": 16}):
+        fused = ddrf_fast.fuse(visible, infrared, **given, **settings)
+        np.testing.assert_array_equal(fused, Fuser(**given, **settings)(visible, infrared))
+        restored = ddrf_fast.restore(visible, **given, **settings)
+        np.testing.assert_array_equal(restored, Restorer(**given, **settings)(visible))
+        # Told by their last digits from what the usual settings give.
+        assert (fused != ddrf_fast.fuse(visible, infrared, **given)).any()
+        assert (restored != ddrf_fast.restore(visible, **given)).any()
+    with pytest.raises(ValueError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int8'"):
+        ddrf_fast.fuse(visible, infrared, **given, dtype="int8")
+    with pytest.raises(ValueError, match="tile must be 'auto', 'never' or a height in pixels, got -1"):
+        ddrf_fast.restore(visible, **given, tile=-1)
+
+
 GREY, COLOUR = np.zeros((8, 10), np.uint8), np.zeros((8, 10, 3), np.uint8)
 NAN = np.full((8, 10), np.nan, np.float32)
 
@@ -494,6 +511,33 @@ def test_swapped_modalities_are_named(fuser):
         Restorer(fuser.network)(infrared=colour)
 
 
+# --- clean images ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_of_clean_images_the_network_is_told_so(weights, fuser, tile):
+    clean = Fuser(weights, "cpu", tile=tile, clean=True)
+    pairs = [_pair(seed) for seed in range(3)]
+    lumas = [torch.from_numpy(_luma(visible))[None, None] for visible, _ in pairs]
+    thermal = [torch.from_numpy(infrared)[None, None].float() for _, infrared in pairs]
+    sharp = torch.zeros(3, 25, 25)
+    sharp[:, 12, 12] = 1
+    with torch.inference_mode():
+        codes = fuser.model.encode(sharp, torch.zeros(3))
+        expected = fuser.model(torch.cat(lumas), torch.cat(thermal), codes, codes).fused[:, 0]
+    given = [visible[..., None] for visible in (luma[0, 0].numpy() for luma in lumas)]
+    for fused in (
+        clean(given, [infrared for _, infrared in pairs]),
+        list(clean.stream(((g, p[1]) for g, p in zip(given, pairs, strict=True)), batch_size=3)),
+        clean(torch.cat(lumas), torch.cat(thermal)),
+    ):
+        for image, reference in zip(fused, expected, strict=True):
+            found = torch.as_tensor(image).reshape(SIZE)
+            torch.testing.assert_close(found, reference.clamp(0, 1), atol=2e-5, rtol=0)
+    blind = fuser(given[0], pairs[0][1])
+    assert np.abs(blind[..., 0] - expected[0].clamp(0, 1).numpy()).max() > 1e-4
+
+
 # --- restoration -------------------------------------------------------------------------------------------
 
 
@@ -646,9 +690,10 @@ def test_strips_give_what_whole_images_give(tile):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_low_precision_is_near(dtype, tolerance):
     visible, infrared = torch.rand(1, 1, 40, 50), torch.rand(1, 1, 40, 50)
-    exact, found = Fuser(dtype="float32")(visible, infrared), Fuser(dtype=dtype)(visible, infrared)
-    assert found.dtype == torch.float32
-    assert 0 < (found - exact).abs().max() < tolerance
+    for session, images in ((Fuser, (visible, infrared)), (Restorer, (visible,))):
+        exact, found = session(dtype="float32")(*images), session(dtype=dtype)(*images)
+        assert found.dtype == torch.float32
+        assert 0 < (found - exact).abs().max() < tolerance
 
 
 def test_an_unknown_precision_is_named():
