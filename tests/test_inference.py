@@ -35,10 +35,12 @@ def fuser(weights):
 def _save(path, seed):
     torch.manual_seed(seed)
     model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2))
-    with (
-        torch.no_grad()
-    ):  # an untrained network returns the mean of its inputs; this one adds something of its own
+    with torch.no_grad():
+        # An untrained network returns little but its inputs; this one adds something of its own. And it does
+        # not choose the livelier detail, which turns a rounding of the inputs into several of the output:
+        # what sessions do to the inputs is to be seen.
         model.fusion.output.weight.mul_(2)
+        model.fusion.selectivity.zero_()
     return save_model(model, path)
 
 
@@ -550,8 +552,12 @@ def test_each_kind_is_restored_by_its_branch_alone(fuser):
         expected = both.visible[0, 0].numpy(), both.infrared[0, 0].numpy()
     restored = restorer(visible, infrared)
     np.testing.assert_allclose(restored[1], expected[1].clip(0, 1), atol=1e-5)
-    np.testing.assert_allclose(_luma(restored[0]), expected[0], atol=1e-4)
-    assert np.abs(expected[0] - planes[0].numpy()).max() > 1e-4  # the network did change it
+    change = expected[0] - planes[0][0, 0].numpy()
+    assert np.abs(change).max() > 1e-4  # the network did change it
+    exact = visible + change[..., None]
+    inside = ((exact >= 0) & (exact <= 1)).all(axis=2)  # what is clipped changes its luma
+    assert inside.mean() > 0.9
+    np.testing.assert_allclose(_luma(restored[0])[inside], expected[0][inside], atol=1e-4)
     np.testing.assert_array_equal(restorer(visible), restored[0])
     np.testing.assert_array_equal(restorer(infrared=infrared), restored[1])
     one_line = ddrf_fast.restore(infrared=_as(infrared, np.uint8), device="cpu")
