@@ -209,6 +209,8 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("weights?")
     (tmp_path / "cut.png").write_bytes(street.read_bytes()[:600])
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"")
     given = ("--weights", weights, "--device", "cpu")
     cases = [
         ((), "COMMAND"),
@@ -237,6 +239,7 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         (("fuse", visible, infrared, "-o", output, "--device", "toaster"), "toaster"),
         (("fuse", street, infrared / "street.tif", "-o", street, *given), "is an input"),
         (("fuse", visible, infrared, "-o", visible, *given), "is an input"),
+        (("fuse", tmp_path / "a.mp4", tmp_path / "b.mp4", "-o", output, "--clean"), "--clean is for images"),
         (("demo", "-o", output, "--weights", tmp_path / "no.safetensors"), "no.safetensors"),
         (("train", f"data={tmp_path / 'empty'}", f"output={tmp_path / 'run'}"), "no pair of images"),
     ]
@@ -526,6 +529,19 @@ def test_sizes_are_made_alike_when_asked(folders, weights, tmp_path, capfd):
         code, _, stderr = _main(capfd, "fuse", *pair, "-o", tmp_path / name, *options)
         assert (code, stderr) == (0, "")
         assert _read(tmp_path / name).shape == size
+
+
+def test_clean_images_are_fused_as_such(folders, weights, tmp_path, capfd):
+    visible, infrared, output = folders
+    given = ("--weights", weights, "--device", "cpu")
+    code, stdout, stderr = _main(capfd, "fuse", visible, infrared, "-o", output, *given, "--clean")
+    assert (code, stderr) == (0, "")
+    assert "fused 3 of 3 pairs" in stdout
+    pair = visible / "street.png", infrared / "street.tif"
+    settings = {"weights": weights, "device": "cpu"}
+    clean = ddrf_fast.fuse(*pair, **settings, clean=True)
+    np.testing.assert_array_equal(_read(output / "street.png"), clean)
+    assert (clean != ddrf_fast.fuse(*pair, **settings)).any()
 
 
 def test_restore_takes_either_kind_or_both(folders, weights, tmp_path, capfd):

@@ -1,5 +1,7 @@
 """The inference engine: whole or in strips, on any backend, the numbers of the network itself."""
 
+import copy
+
 import pytest
 import torch
 
@@ -33,6 +35,92 @@ def test_equals_the_network(model, shape, tile, cpu_backend):
         torch.testing.assert_close(actual, image, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("modality", ["visible", "infrared"])
+@pytest.mark.parametrize("tile", ["never", 1, 16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 41, 30), (1, 1, 64, 33)])
+def test_a_branch_alone_equals_the_networks(model, shape, tile, modality, told, cpu_backend):
+    image = pair(*shape)[0]
+    code = torch.linspace(-0.1, 0.1, 16).repeat(shape[0], 1) if told else None
+    with torch.inference_mode():
+        expected = model.restore(modality, image, code)
+    restored = Engine(model, tile=tile).restore(modality, image, code)
+    torch.testing.assert_close(restored, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_what_ran_before_leaves_no_trace(model):
+    images, engine = pair(1, 1, 22, 31), Engine(model)
+    expected = Engine(model)(*images)
+    for _ in range(2):
+        assert torch.equal(engine.restore("visible", images[0]), expected.visible)
+        assert torch.equal(engine.restore("infrared", images[1]), expected.infrared)
+        assert torch.equal(engine.fuse(*images), expected.fused)
+
+
+@pytest.mark.parametrize("tile", ["never", 8])
+def test_of_a_fusion_only_the_fused_image_is_held(model, tile):
+    engine, images = Engine(model, tile=tile), pair(2, 1, 40, 26)
+    fused = engine.fuse(*images)
+    assert torch.equal(fused, engine(*images).fused)
+    assert fused.untyped_storage().nbytes() == images[0].nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tile", ["never", 8])
+def test_a_branch_computes_in_the_engines_dtype(model, tile, dtype):
+    image = pair(1, 1, 33, 40)[0].double()
+    with torch.inference_mode():
+        expected = copy.deepcopy(model).double().restore("visible", image)
+    restored = Engine(model, dtype, tile).restore("visible", image)
+    assert restored.dtype == torch.float64
+    error = (restored - expected).abs().max()
+    assert error < 1e-6 if dtype == torch.float64 else 1e-5 < error < 0.05  # the model's parameters: float32
+
+
+def test_a_branch_alone_needs_less_memory_than_a_pair(model, monkeypatch):
+    engine, shape = Engine(model), torch.Size((1, 1, 200, 300))
+    pixels = 100 * 150 * 4  # bytes of a channel of features
+    estimator = 24 + 32 / 4 + 48 / 16 + 72 / 64  # rounded up to whole pixels
+    for modality, channels in ((None, 12 + 3 * 8 + 8 + 12), ("visible", 4 + 2 * 8 + 4 + 4)):
+        needed = (channels + estimator) * pixels
+        monkeypatch.setattr("ddrf_fast.inference.engine.MEMORY", int(0.99 * needed))
+        assert engine.in_strips(shape, modality)
+        monkeypatch.setattr("ddrf_fast.inference.engine.MEMORY", int(1.01 * needed))
+        assert not engine.in_strips(shape, modality)
+
+
+def test_maps_of_codes_are_left_to_the_network(model):
+    visible, infrared = pair(2, 1, 20, 26)
+    codes = torch.rand(2, 16, 3, 4) / 10
+    with torch.inference_mode():
+        expected = model(visible, infrared, codes)
+        restored = model.restore("infrared", infrared, codes)
+    engine = Engine(model, tile=4)
+    for actual, image in zip(engine(visible, infrared, codes), expected, strict=True):
+        assert torch.equal(actual, image)
+    assert torch.equal(engine.fuse(visible, infrared, codes), expected.fused)
+    assert torch.equal(engine.restore("infrared", infrared, codes), restored)
+
+
+@pytest.mark.gpu
+def test_recorded_launches_give_what_the_cpu_gives(model):
+    engine = Engine(copy.deepcopy(model).cuda(), torch.float32)
+    for seed in range(4):  # the second is recorded, those after it are replayed
+        generator = torch.Generator().manual_seed(seed)
+        visible, infrared = torch.rand(2, 1, 1, 45, 38, generator=generator)
+        for given in (None, torch.full((1, 16), seed / 50)):
+            with torch.inference_mode():
+                expected = model(visible, infrared, given, given)
+            found = engine(visible, infrared, given, given), engine.fuse(visible, infrared, given, given)
+            alone = engine.restore("visible", visible, given), engine.restore("infrared", infrared, given)
+            for actual, image in zip(
+                (*found[0], found[1], *alone),
+                (*expected, expected.fused, expected.visible, expected.infrared),
+                strict=True,
+            ):
+                torch.testing.assert_close(actual.cpu(), image, atol=1e-4, rtol=1e-4)
+
+
 def test_strips_in_files_equal_those_in_memory(model, monkeypatch):
     visible, infrared = (torch.rand(1, 1, 45, 38).mul(255).to(torch.uint8) for _ in range(2))
     engine = Engine(model, tile=10)
@@ -42,8 +130,10 @@ def test_strips_in_files_equal_those_in_memory(model, monkeypatch):
         torch.equal(strip.output.fused, rows)
         for strip, rows in zip(engine.strips(visible, infrared), expected, strict=True)
     )
-    whole = Engine(model)(visible / 255, infrared / 255).fused
-    torch.testing.assert_close(torch.cat(expected, dim=2), whole, atol=2e-5, rtol=1e-5)
+    whole = Engine(model)(visible / 255, infrared / 255)
+    torch.testing.assert_close(torch.cat(expected, dim=2), whole.fused, atol=2e-5, rtol=1e-5)
+    restored = engine.restore("infrared", infrared / 255)
+    torch.testing.assert_close(restored, whole.infrared, atol=2e-5, rtol=1e-5)
 
 
 def test_full_disk_is_said_before_anything_is_computed(model, monkeypatch):
@@ -60,3 +150,9 @@ def test_bad_input_is_named(model):
         Engine(model, dtype=torch.int8)
     with pytest.raises(ValueError, match="visible_code must be"):
         Engine(model)(*pair(1, 1, 8, 8), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"^code must be \[1, 16\], got \[2, 16\]"):
+        Engine(model).restore("visible", pair(1, 1, 8, 8)[0], torch.zeros(2, 16))
+    with pytest.raises(ValueError, match="modality must be 'visible' or 'infrared', got 'x-ray'"):
+        Engine(model).restore("x-ray", pair(1, 1, 8, 8)[0])
+    with pytest.raises(ValueError, match=r"image must be \[B, 1, H, W\] and not empty, got \[1, 3, 8, 8\]"):
+        Engine(model).restore("visible", pair(1, 3, 8, 8)[0])

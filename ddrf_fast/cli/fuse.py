@@ -31,6 +31,11 @@ def add_parser(commands: Commands) -> None:
         help="3x3 numbers (text, .json, .npy) that take infrared pixels (x, y, 1) to the visible ones",
     )
     fuse.add_argument(
+        "--clean",
+        action="store_true",
+        help="the images are sharp and free of noise: fuse them without estimating how they are degraded",
+    )
+    fuse.add_argument(
         "--ignore-unpaired", action="store_true", help="images without a partner are no failure"
     )
     fuse.set_defaults(run=run)
@@ -38,11 +43,18 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if video.are_videos(options.visible, options.infrared):
+        if options.clean:
+            raise ValueError("--clean is for images, but VIS and IR are videos")
         return video.run(options)
     from ddrf_fast.inference import Fuser
 
     plan, share = plan_files(options, (options.visible, options.infrared))
-    fuser = Fuser(**session_settings(options, share), resize=options.resize, homography=options.homography)
+    fuser = Fuser(
+        **session_settings(options, share),
+        resize=options.resize,
+        homography=options.homography,
+        clean=options.clean,
+    )
     return execute(
         options,
         plan,

@@ -1,4 +1,4 @@
-"""DDRF-Net for inference: the numbers of ``DDRFNet.forward``, sooner and in less memory.
+"""DDRF-Net for inference: the numbers of ``DDRFNet``, sooner and in less memory.
 
 What is the same for every image is done once, when the engine is built: parameters in the dtype that the
 network computes in, one form for dynamic and static layers. What is the same for all images of one size is
@@ -6,7 +6,8 @@ done once for that size: all features live in one block of memory, laid out so t
 input in one piece. The fusion's input is the features of both branches and the restored images, one after
 the other, and each branch writes its part there; the last layer's input is the same memory from the middle
 on. So nothing is concatenated, a residual is added by the convolution that computes it, and a call allocates
-next to nothing. On CUDA devices all launches of a size are recorded as one graph.
+next to nothing. On CUDA devices all launches of a size are recorded as one graph. A branch that restores an
+image alone is the same with one part of features and none of the fusion.
 
 Images that would take too much memory are computed strip by strip (:mod:`ddrf_fast.inference.strips`), with
 the same result.
@@ -15,18 +16,26 @@ the same result.
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, NetworkLayers
-from ddrf_fast.inference.strips import Strip, Strips
+from ddrf_fast.inference.layers import Branch, Fusion, NetworkLayers
+from ddrf_fast.inference.strips import Strips
 from ddrf_fast.models import DDRFNet
-from ddrf_fast.models.ddrfnet import DDRFOutput, blend, check_images, low_pass, pad_to_even
+from ddrf_fast.models.ddrfnet import (
+    DDRFOutput,
+    Modality,
+    blend,
+    check_image,
+    check_images,
+    low_pass,
+    pad_to_even,
+)
 from ddrf_fast.models.estimator import details, energy
 
 MEMORY = 600 << 20  # bytes of features, unless less is free
@@ -34,9 +43,27 @@ MOST_GRAPHS = 8  # image sizes whose CUDA graphs are kept
 
 Tile = int | str
 
+_ALL, _RESTORED, _FUSED = (
+    slice(0, 3),
+    slice(0, 1),
+    slice(2, 3),
+)  # of infrared, visible, fused; or of one image
+
+
+class Strip(NamedTuple):
+    """Some rows of a result.
+
+    Attributes:
+        row: the first of them.
+        output: the fused and the restored images, each Tensor[1, 1, rows, W].
+    """
+
+    row: int
+    output: DDRFOutput
+
 
 class Engine:
-    """Runs a :class:`~ddrf_fast.models.DDRFNet`: restores and fuses pairs of images.
+    """Runs a :class:`~ddrf_fast.models.DDRFNet`: restores and fuses pairs of images, or restores images.
 
     Calls from several threads take turns.
 
@@ -63,6 +90,8 @@ class Engine:
         >>> output = engine(torch.rand(1, 1, 37, 50), torch.rand(1, 1, 37, 50))
         >>> output.fused.shape
         torch.Size([1, 1, 37, 50])
+        >>> engine.restore("infrared", torch.rand(1, 1, 37, 50)).shape
+        torch.Size([1, 1, 37, 50])
     """
 
     def __init__(
@@ -74,7 +103,11 @@ class Engine:
         self.device = model.code_basis.device
         self.dtype = resolve_dtype(dtype, self.device)
         self.tile = tile
-        self._network = NetworkLayers.of(model, self.dtype)
+        self._pair = NetworkLayers.of(model, self.dtype)
+        self._branches: dict[Modality, NetworkLayers] = {
+            "infrared": self._pair.alone(0),
+            "visible": self._pair.alone(1),
+        }
         self._lock = threading.Lock()
         self._space: _Space | None = None
         self._graphs: OrderedDict[tuple[object, ...], _Graph | None] = OrderedDict()
@@ -97,41 +130,48 @@ class Engine:
             infrared_code: the same for ``infrared``.
 
         Returns:
-            The fused and the two restored images, of the size and dtype of ``visible``, on the engine's
-            device, not clipped. With a map of codes the network runs whole and in the model's own dtype.
+            The fused and the two restored images, of the size and dtype of ``visible``, not clipped; on the
+            engine's device, or where ``visible`` is if they were computed in strips. With a map of codes the
+            network runs whole and in the model's own dtype.
 
         Raises:
             ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
                 shape.
         """
-        check_images(visible, infrared)
-        dtype = visible.dtype
-        visible, infrared = (image.to(self.device) for image in (visible, infrared))
-        if any(code is not None and code.dim() == 4 for code in (visible_code, infrared_code)):
-            parameters = self.model.code_basis.dtype
-            maps = [c if c is None else c.to(self.device) for c in (visible_code, infrared_code)]
-            output = self.model(visible.to(parameters), infrared.to(parameters), *maps)
-            return DDRFOutput(*(image.to(dtype) for image in output))
-        if self.in_strips(visible.shape):
-            pairs = range(len(visible))
-            given = [
-                [None if c is None else c[i : i + 1] for c in (visible_code, infrared_code)] for i in pairs
-            ]
-            result = DDRFOutput(*(torch.empty_like(visible) for _ in range(3)))
-            for i in pairs:
-                for strip in self.strips(visible[i : i + 1], infrared[i : i + 1], *given[i]):
-                    for whole, rows in zip(result, strip.output, strict=True):
-                        whole[i : i + 1, :, strip.row : strip.row + rows.shape[2]] = rows
-            return result
-        codes = [
-            self._network_code(name, code, len(visible))
-            for name, code in (("infrared_code", infrared_code), ("visible_code", visible_code))
-        ]
-        height, width = visible.shape[2:]
-        with self._lock:
-            images = self._run(infrared, visible, *codes)
-        images = images[:, :, :height, :width].to(dtype)
+        images = self._of_pair(visible, infrared, visible_code, infrared_code, _ALL)
         return DDRFOutput(fused=images[:, 2:], visible=images[:, 1:2], infrared=images[:, :1])
+
+    @torch.inference_mode()
+    def fuse(
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        visible_code: Tensor | None = None,
+        infrared_code: Tensor | None = None,
+    ) -> Tensor:
+        """The fused image of a call, Tensor[B, 1, H, W]; in strips, no other image is held as a whole."""
+        return self._of_pair(visible, infrared, visible_code, infrared_code, _FUSED)
+
+    @torch.inference_mode()
+    def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
+        """Restores images of one modality by its branch alone, as :meth:`DDRFNet.restore` does.
+
+        Args:
+            modality: "visible" or "infrared".
+            image: Tensor[B, 1, H, W] in [0, 1], on any device; any H, W >= 1.
+            code: as ``visible_code`` of a call.
+
+        Returns:
+            Tensor[B, 1, H, W], of the dtype of ``image``, where and how a call returns it.
+
+        Raises:
+            ValueError: another modality, or an image or a code of another shape.
+        """
+        check_image(modality, image)
+        if _is_map(code):
+            return self.model.restore(modality, *self._for_model(image, code)).to(image.dtype)
+        codes = [self._network_code("code", code, len(image))]
+        return self._images(self._branches[modality], [image], codes, _RESTORED)
 
     def strips(
         self,
@@ -169,13 +209,52 @@ class Engine:
         check_images(visible, infrared)
         if len(visible) != 1:
             raise ValueError(f"strips takes one pair, got a batch of {len(visible)}")
-        codes = [
-            self._network_code(name, code, 1)
-            for name, code in (("infrared_code", infrared_code), ("visible_code", visible_code))
-        ]
-        rows = None if self.tile in ("auto", "never") else (int(self.tile) + 1) // 2
-        strips = Strips(self._network, (infrared, visible), (codes[0], codes[1]), _budget(self.device), rows)
-        return strips.run()
+        codes = self._pair_codes(visible_code, infrared_code, 1)
+        return (
+            Strip(row, DDRFOutput(rows[:, 2:], rows[:, 1:2], rows[:, :1]))
+            for row, rows in self._strips(self._pair, (infrared, visible), codes)
+        )
+
+    def in_strips(self, shape: torch.Size, modality: Modality | None = None) -> bool:
+        """Whether images Tensor[B, 1, H, W] of this shape are computed strip by strip.
+
+        Args:
+            shape: of each image.
+            modality: of images that are restored alone; None: of pairs.
+        """
+        return self._is_large(self._pair if modality is None else self._branches[modality], shape)
+
+    def _is_large(self, network: NetworkLayers, shape: torch.Size) -> bool:
+        if self.tile == "auto":
+            return _Space(network, shape, torch.device("meta")).bytes > _budget(self.device)
+        return self.tile != "never" and int(self.tile) < shape[2]
+
+    def _of_pair(
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        visible_code: Tensor | None,
+        infrared_code: Tensor | None,
+        keep: slice,
+    ) -> Tensor:
+        """Those to keep of the infrared, the visible and the fused image, Tensor[B, ., H, W]."""
+        check_images(visible, infrared)
+        if _is_map(visible_code) or _is_map(infrared_code):
+            output = self.model(*self._for_model(visible, infrared, visible_code, infrared_code))
+            images = torch.cat((output.infrared, output.visible, output.fused), dim=1)
+            return images[:, keep].to(visible.dtype)
+        codes = self._pair_codes(visible_code, infrared_code, len(visible))
+        return self._images(self._pair, (infrared, visible), codes, keep)
+
+    def _for_model(self, *tensors: Tensor | None) -> list[Any]:
+        parameters = self.model.code_basis
+        return [None if tensor is None else tensor.to(parameters) for tensor in tensors]
+
+    def _pair_codes(
+        self, visible_code: Tensor | None, infrared_code: Tensor | None, batch: int
+    ) -> list[Tensor | None]:
+        given = {"infrared_code": infrared_code, "visible_code": visible_code}
+        return [self._network_code(name, code, batch) for name, code in given.items()]
 
     def _network_code(self, name: str, code: Tensor | None, batch: int) -> Tensor | None:
         """A code in the network's units."""
@@ -186,33 +265,53 @@ class Engine:
             raise ValueError(f"{name} must be [{batch}, {channels}], got {list(code.shape)}")
         return (code.to(self.model.code_scale) * self.model.code_scale).to(self.dtype)
 
-    def in_strips(self, shape: torch.Size) -> bool:
-        """Whether images Tensor[B, 1, H, W] of this shape are computed strip by strip."""
-        if self.tile == "auto":
-            return _Space.bytes_of(self._network, shape) > _budget(self.device)
-        return self.tile != "never" and int(self.tile) < shape[2]
+    def _images(
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None], keep: slice
+    ) -> Tensor:
+        """Those to keep of the restored images and the fused one, Tensor[B, ., H, W], whole or in strips."""
+        last = images[-1]  # the visible one of a pair
+        batch, _, height, width = last.shape
+        if not self._is_large(network, last.shape):
+            with self._lock:
+                pictures = self._run(network, [image.to(self.device) for image in images], codes)
+                # In memory of its own, before another thread has its turn.
+                result = F.pixel_shuffle(pictures[:, 4 * keep.start : 4 * keep.stop], 2)
+            return result[:, :, :height, :width].to(last.dtype)
+        result = last.new_empty(batch, keep.stop - keep.start, height, width)
+        for i in range(batch):
+            one = slice(i, i + 1)
+            given = [None if code is None else code[one] for code in codes]
+            for row, rows in self._strips(network, [image[one] for image in images], given):
+                result[one, :, row : row + rows.shape[2]] = rows[:, keep]
+        return result
+
+    def _strips(
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
+    ) -> Iterator[tuple[int, Tensor]]:
+        rows = None if self.tile in ("auto", "never") else (int(self.tile) + 1) // 2
+        return Strips(network, images, codes, _budget(self.device), rows).run()
 
     def _run(
-        self, infrared: Tensor, visible: Tensor, infrared_code: Tensor | None, visible_code: Tensor | None
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
     ) -> Tensor:
-        """Tensor[B, 3, H, W]: infrared, visible and fused; H and W even."""
-        inputs = infrared, visible, infrared_code, visible_code
+        """The restored images and the fused one, unshuffled, in memory that the next run overwrites."""
+        shape = images[0].shape
         if self.device.type == "cuda":
             # Those of a size are recorded when it comes for the second time.
-            key = (visible.shape, infrared.dtype, visible.dtype, infrared_code is None, visible_code is None)
+            key = (network, shape, *(image.dtype for image in images), *(code is None for code in codes))
             if key in self._graphs:
                 self._graphs.move_to_end(key)
-                graph = self._graphs[key] = self._graphs[key] or _Graph.record(self._network, inputs)
+                graph = self._graphs[key] = self._graphs[key] or _Graph.record(network, images, codes)
                 if graph is not None:
-                    return graph.replay(inputs)
+                    return graph.replay(images, codes)
             else:
                 self._graphs[key] = None
                 if len(self._graphs) > MOST_GRAPHS:
                     self._graphs.popitem(last=False)
-        if self._space is None or self._space.shape != visible.shape:
+        if self._space is None or not self._space.fits(network, shape):
             self._space = None  # first give back
-            self._space = _Space(self._network, visible.shape)
-        return self._space.run(*inputs)
+            self._space = _Space(network, shape, self.device)
+        return self._space.run(network, images, codes)
 
 
 def resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -> torch.dtype:
@@ -245,68 +344,61 @@ def _budget(device: torch.device) -> int:
     return MEMORY if free is None else min(MEMORY, free // 2)
 
 
+def _is_map(code: Tensor | None) -> bool:
+    return code is not None and code.dim() == 4
+
+
 class _Space:
     """The memory of all features of a batch of one size, and the pass through it.
 
-    ``pictures`` holds, unshuffled, infrared, visible and fused image; ``joint`` the infrared features, the
-    visible features and both images, as the fusion takes them.
+    ``pictures`` holds, unshuffled, the restored images and the fused one; ``joint`` the features of each
+    branch and then the images, as the fusion takes them.
     """
 
-    def __init__(self, network: NetworkLayers, shape: torch.Size) -> None:
-        self.network, self.shape = network, shape
+    def __init__(self, network: NetworkLayers, shape: torch.Size, device: torch.device) -> None:
+        self.shape, self.branches, self.width = shape, len(network.branches), network.width
         batch, _, height, width = shape
-        self.size = size = ((height + 1) // 2, (width + 1) // 2)
+        size = ((height + 1) // 2, (width + 1) // 2)
 
         def empty(channels: int, size: tuple[int, int], dtype: torch.dtype = network.dtype) -> Tensor:
-            return torch.empty(batch, channels, *size, dtype=dtype, device=network.device)
+            return torch.empty(batch, channels, *size, dtype=dtype, device=device)
 
-        self.pictures = empty(12, size, network.picture_dtype)
-        self.joint = empty(2 * network.width + 8, size)
-        self.work = empty(network.width, size)
-        self.last = empty(network.output.channels, size)
+        images = self.branches + (network.fusion is not None)
+        last = (network.branches[0].tail if network.fusion is None else network.fusion.output).channels
+        self.pictures = empty(4 * images, size, network.picture_dtype)
+        self.joint = empty(self.branches * (self.width + 4), size)
+        self.work = empty(self.width, size)
+        self.last = empty(last, size)
         self.estimated: list[Tensor] = []
         for layer in network.branches[0].estimator.layers:
             size = tuple(-(-side // layer.stride) for side in size)  # type: ignore[assignment]
             self.estimated.append(empty(layer.channels, size))
 
-    @staticmethod
-    def bytes_of(network: NetworkLayers, shape: torch.Size) -> int:
-        pixels = shape[0] * ((shape[2] + 1) // 2) * ((shape[3] + 1) // 2)
-        element, picture = (dtype.itemsize for dtype in (network.dtype, network.picture_dtype))
-        estimator, side = 0.0, 1
-        for layer in network.branches[0].estimator.layers:
-            side *= layer.stride
-            estimator += layer.channels / side**2
-        features = 3 * network.width + 8 + network.output.channels + int(estimator)
-        return pixels * (features * element + 12 * picture)
+    @property
+    def bytes(self) -> int:
+        features = (self.pictures, self.joint, self.work, self.last, *self.estimated)
+        return sum(tensor.nbytes for tensor in features)
 
-    def run(
-        self, infrared: Tensor, visible: Tensor, infrared_code: Tensor | None, visible_code: Tensor | None
-    ) -> Tensor:
-        """Tensor[B, 3, H, W]: infrared, visible and fused; not in the memory of this space."""
-        network, width = self.network, self.network.width
-        sources, images = self.pictures[:, :8], self.joint[:, 2 * width :]
-        for i, image in enumerate((infrared, visible)):
-            self._take(image, self.pictures[:, 4 * i : 4 * i + 4])
-        images.copy_(sources)
-        means, codes = [], []
-        for i, given in enumerate((infrared_code, visible_code)):
-            branch = network.branches[i]
+    def fits(self, network: NetworkLayers, shape: torch.Size) -> bool:
+        """Whether ``run`` takes these: either branch alone needs the same."""
+        return self.shape == shape and self.branches == len(network.branches)
+
+    def run(self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]) -> Tensor:
+        """The restored images and the fused one, in the order of the branches; returns ``pictures``."""
+        sources = self.pictures[:, : 4 * self.branches]
+        inputs = self.joint[:, self.branches * self.width :]
+        for i, image in enumerate(images):
+            self._take(image, sources[:, 4 * i : 4 * i + 4])
+        inputs.copy_(sources)
+        means, used = [], []
+        for i, (branch, given) in enumerate(zip(network.branches, codes, strict=True)):
             code = self._estimate(branch, sources[:, 4 * i : 4 * i + 4]) if given is None else given
             means.append(self._restore(branch, i, code))
-            codes.append(code)
-        images.copy_(sources)
-        image_mean = self._mean(sources)
-        work, mix = self.work, self.joint[:, :width]
-        code = torch.cat(codes, dim=1)
-        attention = network.merge.attention(torch.cat((*means, image_mean), dim=1), code)
-        mean = network.merge.into(work, self.joint, attention, code)
-        mean = network.mix1.into(mix, work, network.mix1.attention(mean))
-        mean = network.mix2.into(self.joint[:, width : 2 * width], mix, network.mix2.attention(mean))
-        attention = network.output.attention(torch.cat((mean, image_mean), dim=1))
-        network.output.into(self.last, self.joint[:, width:], attention)
-        self.pictures[:, 8:] = blend(sources, low_pass(sources), self.last, network.selectivity)
-        return F.pixel_shuffle(self.pictures, 2)
+            used.append(code)
+        if network.fusion is not None:
+            inputs.copy_(sources)
+            self._fuse(network.fusion, sources, means, used)
+        return self.pictures
 
     def _take(self, image: Tensor, target: Tensor) -> None:
         """The unshuffled image Tensor[B, 4, H/2, W/2]."""
@@ -316,19 +408,19 @@ class _Space:
             target[:, j : j + 1] = image[:, :, j // 2 :: 2, j % 2 :: 2]
 
     def _mean(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3)).to(self.network.dtype)
+        return x.mean(dim=(2, 3)).to(self.joint.dtype)
 
     def _estimate(self, branch: Branch, picture: Tensor) -> Tensor:
-        x = details(picture).to(self.network.dtype)
+        x = details(picture).to(self.joint.dtype)
         for layer, y in zip(branch.estimator.layers, self.estimated, strict=True):
             layer.into(y, x, layer.attention(x[:, :, 0, 0]))
             x = y
-        return branch.estimator.code(energy(x)).to(self.network.dtype)
+        return branch.estimator.code(energy(x)).to(self.joint.dtype)
 
     def _restore(self, branch: Branch, index: int, code: Tensor) -> Tensor:
         """Leaves the features in ``joint`` and the restored image in ``pictures``; the features' mean."""
-        width = self.network.width
-        first = 2 * width + 4 * index
+        width = self.width
+        first = self.branches * width + 4 * index
         image, features = self.joint[:, first : first + 4], self.joint[:, width * index : width * (index + 1)]
         picture = self.pictures[:, 4 * index : 4 * index + 4]
         mean = branch.head.into(features, image, branch.head.attention(self._mean(picture), code), code)
@@ -341,37 +433,53 @@ class _Space:
         picture.add_(change)
         return mean
 
+    def _fuse(self, fusion: Fusion, sources: Tensor, means: list[Tensor], codes: list[Tensor]) -> None:
+        """Leaves the fused image in ``pictures``."""
+        width = self.width
+        image_mean = self._mean(sources)
+        work, mix = self.work, self.joint[:, :width]
+        code = torch.cat(codes, dim=1)
+        attention = fusion.merge.attention(torch.cat((*means, image_mean), dim=1), code)
+        mean = fusion.merge.into(work, self.joint, attention, code)
+        mean = fusion.mix1.into(mix, work, fusion.mix1.attention(mean))
+        mean = fusion.mix2.into(self.joint[:, width : 2 * width], mix, fusion.mix2.attention(mean))
+        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1))
+        fusion.output.into(self.last, self.joint[:, width:], attention)
+        self.pictures[:, 8:] = blend(sources, low_pass(sources), self.last, fusion.selectivity)
+
 
 class _Graph(NamedTuple):
     """All launches of a pass, recorded on a CUDA device, with the memory that they work on."""
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor | None, ...]
-    images: Tensor
+    pictures: Tensor
     space: _Space
 
     @classmethod
-    def record(cls, network: NetworkLayers, inputs: tuple[Tensor | None, ...]) -> "_Graph | None":
+    def record(
+        cls, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
+    ) -> "_Graph | None":
         """None where the device refuses."""
-        own = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-        assert own[0] is not None
-        space = _Space(network, own[0].shape)
+        images = [image.clone() for image in images]
+        codes = [None if code is None else code.clone() for code in codes]
+        space = _Space(network, images[0].shape, network.device)
         graph = torch.cuda.CUDAGraph()
         with contextlib.suppress(RuntimeError), torch.cuda.device(network.device):
             # Before, on a stream of its own, what the first launches compile and allocate.
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                space.run(*own)  # type: ignore[arg-type]
+                space.run(network, images, codes)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph):
-                images = space.run(*own)  # type: ignore[arg-type]
-            return cls(graph, own, images, space)
+                pictures = space.run(network, images, codes)
+            return cls(graph, (*images, *codes), pictures, space)
         return None
 
-    def replay(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
-        for own, given in zip(self.inputs, inputs, strict=True):
+    def replay(self, images: Sequence[Tensor], codes: Sequence[Tensor | None]) -> Tensor:
+        for own, given in zip(self.inputs, (*images, *codes), strict=True):
             if own is not None and given is not None:
                 own.copy_(given)
         self.graph.replay()
-        return self.images.clone()
+        return self.pictures

@@ -19,6 +19,8 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
+    dtype: str = "auto",
+    tile: int | str = "auto",
     **settings: Any,
 ) -> NDArray[Any]: ...
 @overload
@@ -28,6 +30,8 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
+    dtype: str = "auto",
+    tile: int | str = "auto",
     **settings: Any,
 ) -> ImageT: ...
 def fuse(
@@ -36,6 +40,8 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
+    dtype: str = "auto",
+    tile: int | str = "auto",
     **settings: Any,
 ) -> Any:
     """Fuses a visible and an infrared image into one, in the colours of the visible image.
@@ -61,7 +67,11 @@ def fuse(
             package.
         device: "auto" (that of a CUDA tensor, else CUDA where there is one, else the CPU), or what
             ``torch.device`` takes.
-        **settings: color, thermal_range, resize, homography, max_pixels of :class:`Fuser`.
+        dtype: what the network computes in: "float32", "bfloat16", "float16", or "auto" (float32 on CPUs,
+            bfloat16 on CUDA devices that have it).
+        tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
+            "auto": by the size of the image.
+        **settings: color, thermal_range, resize, homography, clean, max_pixels of :class:`Fuser`.
 
     Returns:
         The fused image: type, dtype, shape and device of ``visible``; an array where that is a path.
@@ -78,7 +88,7 @@ def fuse(
         >>> fused.shape, fused.dtype
         (torch.Size([3, 60, 80]), torch.float32)
     """
-    return Fuser(_shared(weights, device, visible), **settings)(visible, infrared)
+    return Fuser(_shared(weights, device, dtype, tile, visible), **settings)(visible, infrared)
 
 
 def restore(
@@ -87,6 +97,8 @@ def restore(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
+    dtype: str = "auto",
+    tile: int | str = "auto",
     **settings: Any,
 ) -> Any:
     """Restores a visible or an infrared image that is blurred and noisy, or both.
@@ -96,6 +108,8 @@ def restore(
         infrared: likewise; it must be grey.
         weights: as for :func:`fuse`.
         device: likewise.
+        dtype: likewise.
+        tile: likewise.
         **settings: color, thermal_range, kernel, noise_std, max_pixels of :class:`Restorer`; with `kernel` or
             `noise_std` the degradation is told, else it is estimated.
 
@@ -111,11 +125,13 @@ def restore(
         >>> ddrf_fast.restore(infrared=np.zeros((60, 80), np.uint16), noise_std=0.05).dtype
         dtype('uint16')
     """
-    network = _shared(weights, device, infrared if visible is None else visible)
+    network = _shared(weights, device, dtype, tile, infrared if visible is None else visible)
     return Restorer(network, **settings)(visible, infrared)
 
 
-def _shared(weights: PathLike | None, device: str | torch.device, image: Any) -> Network:
+def _shared(
+    weights: PathLike | None, device: str | torch.device, dtype: str, tile: int | str, image: Any
+) -> Network:
     if device == "auto" and isinstance(image, Tensor) and image.is_cuda:
         device = image.device
-    return cached_network(weights, device)
+    return cached_network(weights, device, dtype, tile)

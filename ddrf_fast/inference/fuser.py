@@ -20,30 +20,17 @@ class Fuser(Session):
     """Fusion by DDRF-Net, loaded once, as a function of a visible and an infrared image.
 
     Args:
-        weights: a file written by ``ddrf_fast.models.save_model``, or a :class:`Network` that is loaded
-            already; None: the weights that come with the package.
-        device: "auto" (CUDA where there is one, else the CPU), or what ``torch.device`` takes.
-        dtype: what the network computes in; see :class:`Network`.
-        tile: rows of the strips of large images; see :class:`Network`.
-        color: "ycbcr": the luminance is fused, the colour is the visible image's; "rgb": each channel is
-            fused with the infrared image; "gray": the result is the fused luminance.
-        thermal_range: which values of the infrared image become black and white: "full" (0 and the largest
-            of the dtype), "minmax" or "percentile" (the 1st and the 99th) of each image, "LOW%,HIGH%", or
-            fixed ones, "LOW,HIGH" or (low, high).
+        weights, device, dtype, tile, color, thermal_range, max_pixels: as for every :class:`Session`.
         resize: what to do where the sizes differ: "visible": bring the infrared image to the size of the
             visible one, "infrared": the other way round; None: that is an error.
         homography: of the infrared onto the visible image, 3x3 numbers or a file of them
             (:mod:`ddrf_fast.inference.alignment` says which way round): the infrared image is warped, and
             where it does not reach, the visible one is restored alone.
-        max_pixels: as for :func:`ddrf_fast.data.read_image`.
-
-    Attributes:
-        model: the network, in evaluation mode and float32.
-        device: where it runs.
+        clean: the images are sharp and free of noise, and are to be fused only: the network is told so,
+            instead of estimating from each image how it is degraded.
 
     Raises:
-        ValueError: the weights are missing or do not fit, the device is unknown or not there, or a setting is
-            none of those above.
+        ValueError: as every session, or a setting is none of those above.
 
     Example:
         >>> import numpy as np
@@ -63,6 +50,7 @@ class Fuser(Session):
         thermal_range: str | tuple[float, float] = "full",
         resize: Resize | None = None,
         homography: Any = None,
+        clean: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if resize not in (None, *get_args(Resize)):
@@ -72,6 +60,7 @@ class Fuser(Session):
         self.resize = resize
         self.homography = None if homography is None else as_homography(homography)
         super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
+        self._code = self.network.encode(noise_std=0.0) if clean else None
 
     @overload
     def __call__(self, visible: PathLike, infrared: Any) -> NDArray[Any]: ...
@@ -112,4 +101,4 @@ class Fuser(Session):
 
     def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
         assert infrared is not None
-        return self.network.fuse(planes, infrared)
+        return self.network.fuse(planes, infrared, self._code)

@@ -1,13 +1,13 @@
 """The layers of DDRF-Net as the engine runs them: one form for dynamic, static and estimators' ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ddrf_fast.models import DDRFNet
-from ddrf_fast.models.ddrfnet import Conv, ResidualBlock, RestorationBranch
+from ddrf_fast.models.ddrfnet import Conv, FusionHead, ResidualBlock, RestorationBranch
 from ddrf_fast.models.estimator import CodeEstimator
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.ops import route
@@ -103,25 +103,46 @@ class Branch:
 
 
 @dataclass
-class NetworkLayers:
-    """All the layers of a DDRFNet in one dtype.
+class Fusion:
+    """The layers of the fusion.
 
     Attributes:
-        branches: infrared and visible, the order in which the fusion takes them.
-        merge, mix1, mix2, output: the fusion.
+        merge, mix1, mix2, output: in their order.
         selectivity: of its :func:`~ddrf_fast.models.ddrfnet.blend`.
+    """
+
+    merge: Layer
+    mix1: Layer
+    mix2: Layer
+    output: Layer
+    selectivity: float
+
+    @classmethod
+    def of(cls, fusion: FusionHead, dtype: torch.dtype) -> "Fusion":
+        return cls(
+            merge=Layer(fusion.merge, dtype),
+            mix1=Layer(fusion.mix1, dtype),
+            mix2=Layer(fusion.mix2, dtype),
+            output=Layer(fusion.output, dtype),
+            selectivity=100 * fusion.selectivity.item(),
+        )
+
+
+@dataclass(eq=False)
+class NetworkLayers:
+    """All the layers of a DDRFNet in one dtype, or those of one of its branches.
+
+    Attributes:
+        branches: infrared and visible, the order in which the fusion takes them; or one of them.
+        fusion: of both; None: the branch restores, and that is all.
         width: channels of the features.
         dtype: of the features and the parameters.
         picture_dtype: of images and what is added to them: bfloat16 would show in an 8-bit image.
         device: where the parameters are.
     """
 
-    branches: tuple[Branch, Branch]
-    merge: Layer
-    mix1: Layer
-    mix2: Layer
-    output: Layer
-    selectivity: float
+    branches: tuple[Branch, ...]
+    fusion: Fusion | None
     width: int
     dtype: torch.dtype
     picture_dtype: torch.dtype
@@ -133,16 +154,15 @@ class NetworkLayers:
             Branch.of(model.infrared_branch, model.infrared_estimator, dtype),
             Branch.of(model.visible_branch, model.visible_estimator, dtype),
         )
-        fusion = model.fusion
         return cls(
             branches,
-            merge=Layer(fusion.merge, dtype),
-            mix1=Layer(fusion.mix1, dtype),
-            mix2=Layer(fusion.mix2, dtype),
-            output=Layer(fusion.output, dtype),
-            selectivity=100 * fusion.selectivity.item(),
+            Fusion.of(model.fusion, dtype),
             width=model.config.width,
             dtype=dtype,
             picture_dtype=torch.promote_types(dtype, torch.float32),
             device=model.code_basis.device,
         )
+
+    def alone(self, index: int) -> "NetworkLayers":
+        """A branch without the other one and the fusion."""
+        return replace(self, branches=(self.branches[index],), fusion=None)

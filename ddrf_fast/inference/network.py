@@ -3,8 +3,9 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,7 @@ class Network:
     Args:
         weights: a weights file; None: the one that comes with the package.
         device: as for :func:`resolve_device`.
-        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`; a
-            restoration of one image in float32.
+        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`.
         tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
             "auto": by the size of the image.
 
@@ -55,42 +55,67 @@ class Network:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
-    def fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one."""
-        if self.engine.in_strips(visible.shape):
-            return self._in_strips("fused", visible, infrared)
-        return self.engine(visible, infrared).fused
+    def fuse(self, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
+        """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one.
+
+        `code` Tensor[1 or B, 16] is that of a known degradation of all the images.
+        """
+        code = self._expanded(code, visible)
+        return self.engine.fuse(visible, infrared, code, code)
 
     def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
-        """Restores float32 Tensor[B, 1, H, W]; `code` Tensor[1 or B, 16] is that of a known degradation."""
-        code = None if code is None else code.to(self.device).expand(len(image), -1)
-        if self.engine.in_strips(image.shape):  # they are of pairs, so the image is its own partner
-            return self._in_strips(modality, image, image, code)
-        with torch.inference_mode():
-            return self.model.restore(modality, image.to(self.device), code)
+        """Restores float32 Tensor[B, 1, H, W], likewise."""
+        return self.engine.restore(modality, image, self._expanded(code, image))
 
-    def _in_strips(self, name: str, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
-        """One of the images of :class:`DDRFOutput`; no other one is held as a whole."""
-        result = torch.empty_like(visible)
-        for i in range(len(visible)):
-            one = slice(i, i + 1)
-            codes = [None if code is None else code[one]] * 2
-            for strip in self.engine.strips(visible[one], infrared[one], *codes):
-                rows = getattr(strip.output, name)
-                result[one, :, strip.row : strip.row + rows.shape[2]] = rows
-        return result
+    def encode(self, kernel: Any = None, noise_std: float | None = None) -> Tensor | None:
+        """The code of a known degradation, Tensor[1, 16]; None where nothing is known.
+
+        Args:
+            kernel: the blur: [k, k] of any scale, k odd and at most that of the network (25).
+            noise_std: the standard deviation of the noise, for images in [0, 1]. Of both one may be left out,
+                which says that there is no blur, or no noise.
+
+        Raises:
+            ValueError: a kernel or a noise level that cannot be.
+
+        Example:
+            >>> Network().encode(noise_std=0.02).shape
+            torch.Size([1, 16])
+        """
+        if kernel is None and noise_std is None:
+            return None
+        size = self.model.config.kernel_size
+        known = np.ones((1, 1)) if kernel is None else np.asarray(kernel, np.float64)
+        side = known.shape[0]
+        if known.shape != (side, side) or side % 2 == 0 or side > size:
+            raise ValueError(f"kernel must be [k, k] with k odd and at most {size}, got {list(known.shape)}")
+        if not np.isfinite(known).all() or known.sum() <= 0:
+            raise ValueError("kernel must hold finite numbers with a positive sum")
+        level = 0.0 if noise_std is None else float(noise_std)
+        if not 0 <= level < np.inf:
+            raise ValueError(f"noise_std must be a number from 0 on, got {noise_std}")
+        kernels = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()[None]
+        with torch.no_grad():
+            return self.model.encode(kernels.to(self.device), torch.tensor([level], device=self.device))
+
+    def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
+        return None if code is None else code.to(self.device).expand(len(images), -1)
 
 
-def cached_network(weights: PathLike | None, device: str | torch.device) -> Network:
-    """The network of these weights, loaded at the first call, and again where the file has changed."""
+def cached_network(
+    weights: PathLike | None, device: str | torch.device, dtype: str = "auto", tile: int | str = "auto"
+) -> Network:
+    """The network of these settings, loaded at the first call, and again where the file has changed."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights).absolute()
     state = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-    return _load(path, state, resolve_device(device))
+    return _load(path, state, resolve_device(device), dtype, tile)
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, state: tuple[int, int] | None, device: torch.device) -> Network:
-    return Network(path, device)
+def _load(
+    path: Path, state: tuple[int, int] | None, device: torch.device, dtype: str, tile: int | str
+) -> Network:
+    return Network(path, device, dtype, tile)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

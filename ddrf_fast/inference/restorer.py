@@ -2,7 +2,6 @@
 
 from typing import Any, overload
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,26 +18,14 @@ class Restorer(Session):
     Each kind of image has its own branch of the network, which runs alone.
 
     Args:
-        weights: as for :class:`Fuser`.
-        device: likewise.
-        dtype: likewise.
-        tile: likewise.
-        color: "ycbcr": the luminance is restored and the colour kept; "rgb": each channel is restored;
-            "gray": the result is the restored luminance.
-        thermal_range: as for :class:`Fuser`; what lies outside is cut off, and the result is again in the
-            values of the image.
+        weights, device, dtype, tile, color, thermal_range, max_pixels: as for every :class:`Session`.
         kernel: the blur, where it is known: [k, k] of any scale, k odd and at most that of the network (25).
         noise_std: the standard deviation of the noise, where it is known, for images in [0, 1]. Of kernel and
             noise_std one may be left out, which says that there is no blur, or no noise; without both, the
             network estimates what it needs from the image.
-        max_pixels: as for :func:`ddrf_fast.data.read_image`.
-
-    Attributes:
-        model: the network, in evaluation mode and float32.
-        device: where it runs.
 
     Raises:
-        ValueError: as :class:`Fuser`, or a kernel or a noise level that cannot be.
+        ValueError: as every session, or a kernel or a noise level that cannot be.
 
     Example:
         >>> restorer = Restorer()
@@ -60,7 +47,7 @@ class Restorer(Session):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
-        self._code = self._encode(kernel, noise_std)
+        self._code = self.network.encode(kernel, noise_std)
 
     @overload
     def __call__(self, visible: PathLike, infrared: None = None) -> NDArray[Any]: ...
@@ -99,21 +86,3 @@ class Restorer(Session):
 
     def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
         return self.network.restore(modality, planes, self._code)
-
-    def _encode(self, kernel: Any, noise_std: float | None) -> Tensor | None:
-        """The code of a known degradation, Tensor[1, D]."""
-        if kernel is None and noise_std is None:
-            return None
-        size = self.model.config.kernel_size
-        known = np.ones((1, 1)) if kernel is None else np.asarray(kernel, np.float64)
-        side = known.shape[0]
-        if known.shape != (side, side) or side % 2 == 0 or side > size:
-            raise ValueError(f"kernel must be [k, k] with k odd and at most {size}, got {list(known.shape)}")
-        if not np.isfinite(known).all() or known.sum() <= 0:
-            raise ValueError("kernel must hold finite numbers with a positive sum")
-        level = 0.0 if noise_std is None else float(noise_std)
-        if not 0 <= level < np.inf:
-            raise ValueError(f"noise_std must be a number from 0 on, got {noise_std}")
-        kernels = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()[None]
-        with torch.no_grad():
-            return self.model.encode(kernels.to(self.device), torch.tensor([level], device=self.device))

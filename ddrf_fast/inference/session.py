@@ -52,6 +52,30 @@ class Session(ABC):
     """What sessions share: images are prepared, go through the network, and come back as they came.
 
     :meth:`prepare` and :meth:`finish` may run in any thread, :meth:`compute` in one at a time.
+
+    Args:
+        weights: a file written by ``ddrf_fast.models.save_model``, or a :class:`Network` that is loaded
+            already; None: the weights that come with the package.
+        device: "auto" (CUDA where there is one, else the CPU), or what ``torch.device`` takes.
+        dtype: what the network computes in; see :class:`Network`.
+        tile: rows of the strips of large images; see :class:`Network`.
+        color: "ycbcr": the luminance goes through the network, and the colour (of a pair, the visible
+            image's) is kept; "rgb": each channel does, of a pair with the infrared image; "gray": the result
+            is the luminance.
+        thermal_range: which values of an infrared image become black and white: "full" (0 and the largest
+            of the dtype), "minmax" or "percentile" (the 1st and the 99th) of each image, "LOW%,HIGH%", or
+            fixed ones, "LOW,HIGH" or (low, high). What lies outside is cut off; an infrared image that is
+            restored is again in its own values.
+        max_pixels: as for :func:`ddrf_fast.data.read_image`.
+
+    Attributes:
+        network: what computes.
+        model: its network, in evaluation mode and float32.
+        device: where it runs.
+
+    Raises:
+        ValueError: the weights are missing or do not fit, the device is unknown or not there, or a setting is
+            none of those above.
     """
 
     def __init__(

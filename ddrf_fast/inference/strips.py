@@ -11,8 +11,9 @@ rows, with features kept in between, in memory or in a temporary file:
     tail          the restored image
     fusion        merge, mix1, mix2 in the place of x; output and blend give the strips
 
-So two maps of features are kept, one of each modality, where whole images need three and a half, and the
-blocks' first convolutions are computed twice (a third more operations). A convolution waits for the row below
+So two maps of features are kept, one of each modality, where whole images need three and a half; where one
+image is restored alone, one map is. The blocks' first convolutions are computed twice (a third more
+operations). A convolution waits for the row below
 a strip and keeps the rows above, so that the strips of its output lie one row higher than its input's; no
 row is computed twice, none is blended, and results are those of the whole to rounding.
 """
@@ -21,15 +22,14 @@ import functools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, Estimator, Layer, NetworkLayers
-from ddrf_fast.models.ddrfnet import DDRFOutput, blend, low_pass
+from ddrf_fast.inference.layers import Branch, Estimator, Fusion, Layer, NetworkLayers
+from ddrf_fast.models.ddrfnet import blend, low_pass
 from ddrf_fast.models.estimator import details
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
@@ -37,24 +37,12 @@ LEAST_ROWS = 8
 _PEAKS = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
-class Strip(NamedTuple):
-    """Some rows of a result.
-
-    Attributes:
-        row: the first of them.
-        output: the fused and the restored images, each Tensor[1, 1, rows, W].
-    """
-
-    row: int
-    output: DDRFOutput
-
-
 class Strips:
-    """One pair of images on its way through the network.
+    """A pair of images on its way through the network, or one image through its branch.
 
     Args:
         network: the layers.
-        images: infrared and visible, Tensor[1, 1, H, W].
+        images: Tensor[1, 1, H, W], one for each branch: infrared and visible.
         codes: theirs, in the network's units, or None.
         memory: bytes of features to keep in memory; more go to temporary files.
         rows: of a strip, at half resolution; None: as many as make 16 MiB of features.
@@ -63,8 +51,8 @@ class Strips:
     def __init__(
         self,
         network: NetworkLayers,
-        images: tuple[Tensor, Tensor],
-        codes: tuple[Tensor | None, Tensor | None],
+        images: Sequence[Tensor],
+        codes: Sequence[Tensor | None],
         memory: int,
         rows: int | None,
     ) -> None:
@@ -72,44 +60,32 @@ class Strips:
         self.height, self.width = (-(-side // 2) for side in images[0].shape[2:])
         row_bytes = self.width * network.width * network.dtype.itemsize
         self.rows = rows or max(LEAST_ROWS, STRIP_BYTES // row_bytes)
-        picture_bytes = 8 * self.width * network.picture_dtype.itemsize
+        picture_bytes = 4 * self.width * network.picture_dtype.itemsize
         self._scratch = _Scratch()
-        self.in_memory = self.height * (2 * row_bytes + picture_bytes) <= memory
+        self.in_memory = self.height * len(images) * (row_bytes + picture_bytes) <= memory
 
     @torch.inference_mode()
-    def run(self) -> Iterator[Strip]:
+    def run(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row of each strip, and Tensor[1, N, rows, W]: the restored images, then the fused one."""
         network = self.network
-        features = [self._store(network.width, network.dtype) for _ in range(2)]
-        pictures = [self._store(4, network.picture_dtype) for _ in range(2)]
+        features = [self._store(network.width, network.dtype) for _ in network.branches]
+        pictures = [self._store(4, network.picture_dtype) for _ in network.branches]
         means, codes = [], []
         for i, branch in enumerate(network.branches):
             given = self.codes[i]
             code = self._estimate(branch.estimator, i) if given is None else given
             means.append(self._restore(branch, i, code, features[i], pictures[i]))
             codes.append(code)
-
-        image_mean = torch.cat([self._mean(self._read(picture)) for picture in pictures], dim=1)
-        code = torch.cat(codes, dim=1)
-        attention = network.merge.attention(torch.cat((*means, image_mean), dim=1), code)
-        x = features[0]
-        merged = self._convolved(network.merge, self._read(*features, *pictures), attention, code)
-        mean = self._write(x, merged)
-        for layer in (network.mix1, network.mix2):
-            mean = self._write(x, self._convolved(layer, self._read(x), layer.attention(mean)))
-        attention = network.output.attention(torch.cat((mean, image_mean), dim=1))
+        if network.fusion is None:
+            strips: Iterator[Tensor] = (pictures[0].read(*span) for span in self._spans())
+        else:
+            strips = self._fuse(network.fusion, features, pictures, means, codes)
         first = 0
-        for output in self._convolved(network.output, self._read(x, *pictures), attention):
-            last = first + output.shape[2]
-            # With the rows above and below, where there are some, for the low pass.
-            above, below = max(first - 1, 0), min(last + 1, self.height)
-            images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
-            rows = slice(first - above, last - above)
-            low, images = low_pass(images)[:, :, rows], images[:, :, rows]
-            images = torch.cat((images, blend(images, low, output, network.selectivity)), dim=1)
-            height, width = self.images[0].shape[2:]
-            images = F.pixel_shuffle(images, 2)[:, :, : height - 2 * first, :width]
-            yield Strip(2 * first, DDRFOutput(images[:, 2:], images[:, 1:2], images[:, :1]))
-            first = last
+        height, width = self.images[0].shape[2:]
+        for strip in strips:
+            rows = F.pixel_shuffle(strip, 2)[:, :, : height - 2 * first, :width]
+            yield 2 * first, rows
+            first += strip.shape[2]
 
     def _estimate(self, estimator: Estimator, index: int) -> Tensor:
         precise, dtype, height = self.network.picture_dtype, self.network.dtype, self.height
@@ -137,6 +113,35 @@ class Strips:
         tail = self._convolved(branch.tail, self._read(x), branch.tail.attention(mean))
         self._write(picture, tail, add=True)
         return mean
+
+    def _fuse(
+        self,
+        fusion: Fusion,
+        features: "list[_Store]",
+        pictures: "list[_Store]",
+        means: list[Tensor],
+        codes: list[Tensor],
+    ) -> Iterator[Tensor]:
+        """Strips of both images and the fused one, unshuffled, Tensor[1, 12, rows, W/2]."""
+        image_mean = torch.cat([self._mean(self._read(picture)) for picture in pictures], dim=1)
+        code = torch.cat(codes, dim=1)
+        attention = fusion.merge.attention(torch.cat((*means, image_mean), dim=1), code)
+        x = features[0]
+        merged = self._convolved(fusion.merge, self._read(*features, *pictures), attention, code)
+        mean = self._write(x, merged)
+        for layer in (fusion.mix1, fusion.mix2):
+            mean = self._write(x, self._convolved(layer, self._read(x), layer.attention(mean)))
+        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1))
+        first = 0
+        for output in self._convolved(fusion.output, self._read(x, *pictures), attention):
+            last = first + output.shape[2]
+            # With the rows above and below, where there are some, for the low pass.
+            above, below = max(first - 1, 0), min(last + 1, self.height)
+            images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
+            rows = slice(first - above, last - above)
+            low, images = low_pass(images)[:, :, rows], images[:, :, rows]
+            yield torch.cat((images, blend(images, low, output, fusion.selectivity)), dim=1)
+            first = last
 
     def _expanded(self, expand: Layer, x: "_Store", attention: Tensor, code: Tensor) -> Iterator[Tensor]:
         return self._convolved(expand, self._read(x), attention, code)

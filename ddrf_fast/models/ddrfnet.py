@@ -13,7 +13,7 @@ the sum of the means).
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -166,10 +166,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
         Raises:
             ValueError: another modality, or an image or a code of another shape.
         """
-        if modality not in ("visible", "infrared"):
-            raise ValueError(f"modality must be 'visible' or 'infrared', got {modality!r}")
-        if image.dim() != 4 or image.shape[1] != 1 or image.numel() == 0:
-            raise ValueError(f"image must be [B, 1, H, W] and not empty, got {list(image.shape)}")
+        check_image(modality, image)
         visible = modality == "visible"
         padded = pad_to_even(image)
         estimator = self.visible_estimator if visible else self.infrared_estimator
@@ -388,6 +385,18 @@ def low_pass(images: Tensor) -> Tensor:
     x = F.pad(images.unflatten(1, (-1, 4)).mean(dim=2), (1, 1, 1, 1), mode="replicate")
     x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
     return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 16
+
+
+def check_image(modality: str, image: Tensor) -> None:
+    """Refuses what is not a batch of images of one modality.
+
+    Raises:
+        ValueError: another modality, or an image that is not [B, 1, H, W] or is empty.
+    """
+    if modality not in get_args(Modality):
+        raise ValueError(f"modality must be 'visible' or 'infrared', got {modality!r}")
+    if image.dim() != 4 or image.shape[1] != 1 or image.numel() == 0:
+        raise ValueError(f"image must be [B, 1, H, W] and not empty, got {list(image.shape)}")
 
 
 def check_images(visible: Tensor, infrared: Tensor) -> None:

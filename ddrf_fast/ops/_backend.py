@@ -83,6 +83,11 @@ class use_backend:
         _forced = self._previous
 
 
+def asked_for() -> str | None:
+    """The backend that was asked for by name; None: each call takes the first that can run."""
+    return _forced
+
+
 def _device(args: tuple[Any, ...]) -> str:
     return args[0].device.type
 

@@ -367,7 +367,7 @@ def dynamic_conv_into(
     Returns:
         The mean of the convolution over its pixels, Tensor[B, O].
     """
-    if x.is_cpu and _backend._forced in (None, "native") and _native.status()["_C"][0]:
+    if x.is_cpu and _backend.asked_for() in (None, "native") and _native.status()["_C"][0]:
         return torch.ops.ddrf_fast_native.dynamic_conv_into.default(
             y, accumulate, x, weight, attention, bias, code, stride, padding, activation or "none"
         )

@@ -138,7 +138,7 @@ def _runs_compiled(tensors: Sequence[Tensor | None]) -> bool:
     for t in tensors:
         if t is not None and not t.is_cpu:
             return False
-    return _backend._forced is None and not _library.needs_gradient(tensors)
+    return _backend.asked_for() is None and not _library.needs_gradient(tensors)
 
 
 def route(
