@@ -43,11 +43,8 @@ MOST_GRAPHS = 8  # image sizes whose CUDA graphs are kept
 
 Tile = int | str
 
-_ALL, _RESTORED, _FUSED = (
-    slice(0, 3),
-    slice(0, 1),
-    slice(2, 3),
-)  # of infrared, visible, fused; or of one image
+# Of infrared, visible and fused image; of one image alone _RESTORED.
+_ALL, _RESTORED, _FUSED = slice(0, 3), slice(0, 1), slice(2, 3)
 
 
 class Strip(NamedTuple):

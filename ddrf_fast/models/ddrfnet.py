@@ -210,19 +210,6 @@ class DDRFNet(PretrainedMixin, nn.Module):
             )
         return torch.cat((kernels.flatten(1) @ self.code_basis.mT, noise_std[:, None]), dim=1)
 
-    def clean_code(self) -> Tensor:
-        """The code of images that are not degraded, Tensor[1, 16]: :meth:`encode` of no blur and no noise.
-
-        Example:
-            >>> model = DDRFNet().eval()
-            >>> image, code = torch.rand(1, 1, 32, 32), model.clean_code()
-            >>> fused = model(image, image, code, code).fused  # nothing has to be estimated
-        """
-        size = self.config.kernel_size
-        identity = self.code_basis.new_zeros(1, size, size)
-        identity[0, size // 2, size // 2] = 1
-        return self.encode(identity, identity.new_zeros(1))
-
     def _network_code(
         self, name: str, code: Tensor | None, image: Tensor, estimator: CodeEstimator
     ) -> Tensor:

@@ -74,7 +74,7 @@ def _table(
             results[f"{method} of denoised"] = results_of(_classical(fusion), cleaned)
     device = settings.torch_device
     model = settings.fuser.model
-    ours = {OURS: None, TOLD: model.clean_code()} if clean else {OURS: None}
+    ours = {OURS: None, TOLD: settings.fuser.network.encode(noise_std=0.0)} if clean else {OURS: None}
     for method, code in ours.items():
         results[method] = {pair.name: by_network(model, pair, device, code).fused for pair in pairs}
     scores = [score(method, images, pairs, COLUMNS, device) for method, images in results.items()]
