@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     if video.are_videos(options.visible, options.infrared):
         return video.run(options)
+    video.refuse(options, video.OF_VIDEOS, "images")
     from ddrf_fast.inference import Fuser
 
     plan, share = plan_files(options, (options.visible, options.infrared))
