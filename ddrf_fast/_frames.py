@@ -158,23 +158,25 @@ class Template:
         Args:
             planes: Tensor[1 or 3, 1, H, W] in [0, 1]: luma, or R, G and B.
         """
-        source, (height, width) = self.seen, planes.shape[2:]
+        height, width = planes.shape[2:]
+        black, white = _levels(self.seen, 8)
         if len(planes) == 3:
             values = (planes[:, 0] * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
             coloured = av.VideoFrame.from_ndarray(values, format="rgb24")
-            source = coloured.reformat(
-                format="yuv420p", dst_colorspace=self.seen.colorspace, dst_color_range="MPEG"
+            coloured = coloured.reformat(
+                format="yuv420p",
+                dst_colorspace=self.seen.colorspace,
+                dst_color_range="MPEG" if black else "JPEG",
             )
-            parts = [_plane(source, index, np.uint8) for index in range(3)]
+            parts = [_plane(coloured, index, np.uint8) for index in range(3)]
         else:
-            black, white = _levels(source, 8)
             luma = planes[0, 0] * (white - black) + black
             parts = [luma.round().to(torch.uint8).numpy(), *self.chroma]
         parts[0] = np.pad(parts[0], ((0, height % 2), (0, width % 2)), mode="edge")
         together = np.concatenate([part.ravel() for part in parts]).reshape(-1, parts[0].shape[1])
         frame = av.VideoFrame.from_ndarray(together, format="yuv420p")
         frame.pts, frame.time_base = self.seen.pts, self.seen.time_base
-        frame.color_range, frame.colorspace = source.color_range, self.seen.colorspace
+        frame.color_range, frame.colorspace = self.seen.color_range, self.seen.colorspace
         return frame
 
 

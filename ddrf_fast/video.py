@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddrf_fast._files import replacing
-from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_colour, rgb
+from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_colour, planar, rgb
 from ddrf_fast.inference import Fuser
 from ddrf_fast.inference.session import Request
 from ddrf_fast.inference.streaming import ahead, grouped
@@ -377,6 +377,9 @@ class _Writer:
             context.width, context.height = (side + side % 2 for side in shape.size)
             context.pix_fmt = "yuv420p"
             context.time_base = source.stream.time_base
+            seen = planar(source.first, source.first.width, source.first.height)
+            context.color_range, context.colorspace = seen.color_range, seen.colorspace
+            context.color_primaries, context.color_trc = seen.color_primaries, seen.color_trc
             if shape.aspect is not None:
                 context.sample_aspect_ratio = shape.aspect
             self.audio = None

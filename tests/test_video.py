@@ -76,6 +76,10 @@ def frames(path):
         return list(file.decode(video=0))
 
 
+def first(path):
+    return frames(path)[0]
+
+
 def luma(frame):
     plane = frame.planes[0]
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
@@ -166,6 +170,13 @@ class FirstOfInfrared:
 
     def fuse(self, visible, infrared):
         return infrared
+
+
+class FirstOfVisible:
+    """Likewise, the visible image."""
+
+    def fuse(self, visible, infrared):
+        return visible
 
 
 def showing_infrared(weights, **settings):
@@ -304,11 +315,7 @@ def test_visible_videos_of_ten_bits(weights, tmp_path):
     infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
     fuser = Fuser(weights, "cpu")
 
-    class Seen:
-        def fuse(self, visible, infrared):
-            return visible
-
-    fuser.network = Seen()
+    fuser.network = FirstOfVisible()
     fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=fuser, codec="ffv1", smoothing=1)
     for source, result in zip(frames(visible), frames(tmp_path / "out.mkv"), strict=True):
         ten = np.frombuffer(source.planes[0], np.uint16).reshape(HEIGHT, -1)[:, :WIDTH]
@@ -358,6 +365,24 @@ def test_other_turns_are_refused(clips, passing, tmp_path):
     askew = write(tmp_path / "askew.mp4", scene(2), turned={"degrees": 30})
     with pytest.raises(ValueError, match=r"askew.mp4: it is to be shown turned by 30 degrees"):
         fuse_video(askew, clips[1], clips[2], fuser=passing)
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize(("codec", "color_range"), [("libx264", 1), ("libvpx-vp9", 2)])
+def test_colours_mean_what_they_did(weights, tmp_path, codec, color_range, color):
+    """The matrix, the primaries and the range are told to players; what is passed through stays as it is."""
+    tags = {"colorspace": 1, "color_primaries": 1, "color_trc": 1, "color_range": color_range}
+    visible = write(tmp_path / "vis.mkv", scene(2), codec=codec, **tags)
+    infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mp4"
+    fuser = Fuser(weights, "cpu", color=color)
+    fuser.network = FirstOfVisible()
+    fuse_video(visible, infrared, output, fuser=fuser, crf=1, smoothing=1)
+    with av.open(str(output)) as file:
+        context = file.streams.video[0].codec_context
+        assert {name: getattr(context, name) for name in tags} == tags
+    seen, result = (frame.to_ndarray(format="rgb24").astype(int) for frame in map(first, (visible, output)))
+    assert np.abs(seen - result).mean() < 3
 
 
 def test_colour(weights, tmp_path):
