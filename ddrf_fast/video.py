@@ -1,7 +1,7 @@
-"""Fuses two videos, frame by frame, in constant memory.
+"""Fuses two videos, frame by frame, in constant memory: frames are read ahead in threads, a few at a time.
 
 Video stores luma and chroma apart, and the network fuses luma: that plane is replaced, and the chroma of the
-visible video stays as it is, without a conversion to RGB and back.
+visible video stays as it is, without a conversion to RGB and back (unless the fuser's colour is "rgb").
 
 Noise and a thermal camera's automatic gain make the whole image a little brighter or darker from one frame
 to the next, which is seen as flicker. So the mean of the fused frames is averaged over time, within narrow
@@ -11,25 +11,23 @@ limits: what changes by more is taken to be the scene.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from ddrf_fast._files import replacing
+from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_colour, planar, rgb
 from ddrf_fast.inference import Fuser
-
-try:
-    import av
-except ImportError:  # who has no video needs none; fuse_video says what is missing
-    av = None
+from ddrf_fast.inference.session import Request
+from ddrf_fast.inference.streaming import ahead, grouped
 
 Sync = Literal["timestamp", "frame"]
 PathLike = str | os.PathLike[str]
@@ -54,9 +52,6 @@ CONTAINERS = {
 
 SMOOTHING = 4
 LIMIT = 0.02  # how much brighter or darker, in [0, 1], the smoothing may make a frame
-GREY_TOLERANCE = (
-    0.02  # mean distance from grey up to which the chroma of an infrared frame is taken for noise
-)
 HOLD = 0.9  # how long the last infrared frame goes on being the nearest, in frames
 MISSING = 0.5  # seconds of a video that may lack at its end before that is told
 
@@ -69,11 +64,14 @@ class VideoReport:
         frames: how many were fused.
         notes: what is worth knowing: audio that was left out, a video that ended before the other.
         problems: what was wrong with the inputs, and was passed over: damaged frames, a missing end.
+        mapped: the lowest and highest infrared values that became black and white, where the fuser's thermal
+            range is another than "full".
     """
 
     frames: int = 0
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    mapped: tuple[float, float] | None = None
 
 
 def fuse_video(
@@ -84,7 +82,8 @@ def fuse_video(
     fuser: Fuser | None = None,
     sync: Sync = "timestamp",
     smoothing: int = SMOOTHING,
-    resize: bool = False,
+    batch_size: int = 1,
+    workers: int = 2,
     codec: str | None = None,
     crf: int | None = None,
     progress: bool = False,
@@ -93,18 +92,22 @@ def fuse_video(
 
     The result has the frames, time stamps, chroma and audio of the visible video, in 8 bit (yuv420p; a last
     column or row is repeated where a side is odd). It ends where the first of both ends. The file appears
-    when it is finished, or not at all.
+    when it is finished, or not at all. Videos that are to be shown turned, as phones store them, are turned.
 
     Args:
-        visible: a video file, in colour or grey.
-        infrared: the same, grey, registered to it.
+        visible: a video file, in colour or grey; of up to 16 bits, as the network sees it.
+        infrared: the same, grey. A thermal range is applied to its luma as it is stored, such as 0 to 65535
+            in gray16le, or 16 (black) to 235 in 8-bit yuv420p; "minmax" and percentiles are those of each
+            frame.
         output: ends in .mp4, .m4v, .mov, .mkv or .webm.
-        fuser: the network; None: the weights that come with the package.
+        fuser: the network, and its settings: colour, thermal range, resizing, homography and the limit of
+            pixels hold for every frame; None: the defaults, with the weights that come with the package.
         sync: "timestamp": each visible frame is fused with the infrared frame nearest in time (from the first
             frame of each on), whatever the frame rates; "frame": the first with the first, and so on.
         smoothing: over how many frames the mean brightness is averaged (exponentially); it changes a frame by
             at most 0.02 of the range. 1: every frame by itself.
-        resize: bring the infrared frames to the size of the visible ones.
+        batch_size: how many frames go through the network together.
+        workers: threads that prepare frames, beside the one that decodes.
         codec: FFmpeg's name of a video codec; None: libx264, or libvpx-vp9 for .webm.
         crf: the codec's constant quality, smaller is better; None: 18, or 24 for libvpx-vp9.
         progress: show a progress bar on stderr, where that is a terminal.
@@ -113,9 +116,9 @@ def fuse_video(
         How many frames were fused, and what there is to know about it.
 
     Raises:
-        ValueError: PyAV is not installed, a video cannot be read or has no frame, sizes differ, the infrared
-            one is in colour, the output is an input or of unknown format, a setting is none of those above or
-            refused by the codec.
+        ValueError: PyAV is not installed, a video cannot be read, has no frame, too many pixels, or is to be
+            shown turned by another angle than quarter turns; sizes differ, the infrared one is in colour, the
+            output is an input or of unknown format, a setting is none of those above or refused by the codec.
         OSError: the output cannot be written.
     """
     if av is None:
@@ -130,48 +133,87 @@ def fuse_video(
     if smoothing < 1:
         raise ValueError(f"smoothing must be at least 1 frame, got {smoothing}")
     report = VideoReport()
+    fuser = fuser or Fuser()
     with ExitStack() as stack:
-        first = stack.enter_context(_Source(Path(visible)))
-        second = stack.enter_context(_Source(Path(infrared)))
-        _check(first, second, resize, sync, report)
-        fuser = fuser or Fuser()
+        first = stack.enter_context(_Source(Path(visible), fuser.max_pixels))
+        second = stack.enter_context(_Source(Path(infrared), fuser.max_pixels))
+        _check(first, second, fuser, sync, report)
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(replacing(output))
-        writer = stack.enter_context(_Writer(temporary, output, first, codec, crf, report))
-        steady = _Steady(fuser, smoothing)
+        shape = second if fuser.resize == "infrared" else first
+        writer = stack.enter_context(_Writer(temporary, output, first, shape, codec, crf, report))
+        steady = _Steady(smoothing)
+
+        def prepare(pair: tuple[Any, Any]) -> tuple[Request, Template]:
+            seen, thermal = pair
+            request = fuser.prepare(_visible(seen, first.turn, fuser), _infrared(thermal, second.turn, fuser))
+            height, width = request.planes.shape[2:]
+            return request, Template.of(seen, width, height, first.turn, fuser.color == "gray")
+
         pairs = _pairs(first, second, sync, writer.copy_audio, report)
+        prepared = stack.enter_context(closing(ahead(pairs, prepare, workers, workers + batch_size)))
         bar = tqdm(
-            pairs,
             desc="fuse",
             unit="frame",
             total=first.stream.frames or None,
             file=sys.stderr,
             disable=None if progress else True,
         )
-        for seen, thermal in bar:
-            seen, thermal = _planar(seen), _planar(thermal, seen if resize else thermal)
-            if not report.frames:
-                _refuse_colour(thermal, second.path)
-            writer.write(seen, steady(_luma(seen), _luma(thermal)))
-            report.frames += 1
+        stack.enter_context(closing(bar))
+        for group in grouped(prepared, batch_size, key=lambda item: item[0].key):
+            outputs = fuser.compute([request for request, _ in group])
+            for (request, template), fused in zip(group, outputs, strict=True):
+                _note(report, request, second)
+                writer.write(template.fused(steady(fused)))
+                report.frames += 1
+            bar.update(len(group))
         writer.finish()
         if not report.frames:
             raise ValueError(f"{first.path} and {second.path} have no frame in common")
     return report
 
 
+def _visible(frame: Any, turn: Orientation, fuser: Fuser) -> NDArray[Any]:
+    return turn(rgb(frame) if fuser.color == "rgb" else Luma.of(frame).unit())
+
+
+def _infrared(frame: Any, turn: Orientation, fuser: Fuser) -> NDArray[Any]:
+    luma = Luma.of(frame)
+    as_stored = luma.whole or fuser.thermal_range.kind != "full"
+    return turn(luma.values if as_stored else luma.unit())
+
+
+def _note(report: VideoReport, request: Request, infrared: "_Source") -> None:
+    """What there is to tell of a frame's thermal values."""
+    if request.mapped:
+        low, high = report.mapped or request.mapped
+        report.mapped = min(low, request.mapped[0]), max(high, request.mapped[1])
+    if request.narrow and not report.frames:
+        low, high = request.narrow
+        report.notes.append(
+            f"{infrared.path} has 16 bit, but its first frame values from {low} to {high} only, and it was "
+            "taken as it is; the thermal range LOW,HIGH or percentile spreads them"
+        )
+
+
 class _Source:
     """A video that is decoded; counts what is wrong with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_pixels: int) -> None:
         self.path = path
+        self.first = self._first()
         try:
-            self.container = av.open(os.fspath(path))
-        except av.FFmpegError as error:
-            raise ValueError(f"{path}: cannot be read as a video ({error.strerror})") from error
-        if not self.container.streams.video:
-            self.container.close()
-            raise ValueError(f"{path}: holds no video")
+            check_depth(self.first)
+            self.turn = Orientation.of(self.first)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        self.size = width, height = self.turn.size(self.first.width, self.first.height)
+        if width * height > max_pixels:
+            raise ValueError(
+                f"{path}: its frames have {width}x{height} pixels, more than the {max_pixels} allowed "
+                "(max_pixels)"
+            )
+        self.container = av.open(os.fspath(path))
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
         self.audio = self.container.streams.audio[0] if self.container.streams.audio else None
@@ -183,17 +225,32 @@ class _Source:
     def __exit__(self, *exception: object) -> None:
         self.container.close()
 
+    def _first(self) -> Any:
+        """The first frame, which tells what the file's header may not."""
+        try:
+            with av.open(os.fspath(self.path)) as container:
+                if not container.streams.video:
+                    raise ValueError(f"{self.path}: holds no video")
+                for packet in container.demux(container.streams.video[0]):
+                    with suppress(av.InvalidDataError):
+                        for frame in packet.decode():
+                            return frame
+        except av.FFmpegError as error:
+            raise ValueError(f"{self.path}: cannot be read as a video ({error.strerror})") from error
+        raise ValueError(f"{self.path}: holds no frame that can be read")
+
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.stream.codec_context.width, self.stream.codec_context.height
+    def aspect(self) -> Any:
+        """Of a pixel, turned; None where it is not told."""
+        aspect = self.stream.codec_context.sample_aspect_ratio
+        return 1 / aspect if aspect and self.turn.transposed else aspect
 
     def frames(
         self, report: VideoReport, copy_audio: Callable[[Any], None] | None = None
     ) -> Iterator[tuple[float, Any]]:
         """The frames, each with its time in seconds after the first; audio packets go to `copy_audio`."""
         streams = [self.stream] if copy_audio is None or self.audio is None else [self.stream, self.audio]
-        size, start, time, damaged, count = self.size, None, 0.0, 0, 0
+        size, start, time, damaged, count = (self.first.width, self.first.height), None, 0.0, 0, 0
         try:
             for packet in self.container.demux(streams):
                 if packet.stream is not self.stream:
@@ -228,13 +285,18 @@ class _Source:
         return (self.container.duration or 0) / av.time_base
 
 
-def _check(visible: _Source, infrared: _Source, resize: bool, sync: Sync, report: VideoReport) -> None:
-    if visible.size != infrared.size and not resize:
+def _check(visible: _Source, infrared: _Source, fuser: Fuser, sync: Sync, report: VideoReport) -> None:
+    if visible.size != infrared.size and fuser.resize is None and fuser.homography is None:
         raise ValueError(
-            "two videos need one size, but {} is {}x{} and {} is {}x{}: if they show the same, resize brings "
-            "the infrared one to the size of the other".format(
+            "two videos need one size, but {} is {}x{} and {} is {}x{}: if they show the same, resize "
+            "visible or infrared brings the other one to that size; a homography aligns them".format(
                 visible.path, *visible.size, infrared.path, *infrared.size
             )
+        )
+    if is_colour(infrared.first):
+        raise ValueError(
+            f"{infrared.path} is in colour, but an infrared video must be grey: are visible and infrared "
+            "swapped?"
         )
     if sync == "frame" and abs(visible.rate / infrared.rate - 1) > 0.01:
         report.notes.append(
@@ -270,56 +332,20 @@ def _pairs(
         yield frame, current[1]
 
 
-def _planar(frame: Any, like: Any = None) -> Any:
-    """The frame in yuv420p, of the size of another one if there is one."""
-    width, height = (frame.width, frame.height) if like is None else (like.width, like.height)
-    if (frame.format.name, frame.width, frame.height) == ("yuv420p", width, height):
-        return frame
-    return frame.reformat(width, height, "yuv420p", dst_color_range="MPEG", interpolation="BICUBIC")
-
-
-def _refuse_colour(thermal: Any, path: Path) -> None:
-    distance = max(np.abs(_plane(thermal, index).astype(np.float32) - 128).mean() for index in (1, 2)) / 255
-    if distance > GREY_TOLERANCE:
-        raise ValueError(
-            f"{path} is in colour, but an infrared video must be grey: are visible and infrared swapped?"
-        )
-
-
-def _plane(frame: Any, index: int) -> NDArray[np.uint8]:
-    plane = frame.planes[index]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-
-
-def _levels(frame: Any) -> tuple[int, int]:
-    """Black and white of the luma of a frame in yuv420p."""
-    return (0, 255) if frame.color_range == av.video.reformatter.ColorRange.JPEG else (16, 235)
-
-
-def _luma(frame: Any) -> Tensor:
-    """Luma in [0, 1] of a frame in yuv420p, Tensor[1, 1, H, W]."""
-    black, white = _levels(frame)
-    return ((torch.from_numpy(_plane(frame, 0).astype(np.float32)) - black) / (white - black)).clamp(0, 1)[
-        None, None
-    ]
-
-
 class _Steady:
-    """The network, with the mean brightness averaged over time."""
+    """Fused frames, with the mean brightness averaged over time."""
 
-    def __init__(self, fuser: Fuser, smoothing: int) -> None:
-        self.fuser = fuser
+    def __init__(self, smoothing: int) -> None:
         self.weight = 1 / smoothing
         self.level: Tensor | None = None
 
-    def __call__(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Fuses Tensor[1, 1, H, W] in [0, 1]."""
-        with torch.inference_mode():
-            fused = self.fuser.network.fuse(visible, infrared)
-            mean = fused.mean()
-            level = mean if self.level is None else torch.lerp(self.level, mean, self.weight)
-            self.level = level = mean + (level - mean).clamp(-LIMIT, LIMIT)
-            return (fused + (level - mean)).clamp(0, 1).cpu()
+    @torch.inference_mode()
+    def __call__(self, fused: Tensor) -> Tensor:
+        """Tensor[N, 1, H, W], clipped to [0, 1] and on the CPU."""
+        mean = fused.mean()
+        level = mean if self.level is None else torch.lerp(self.level, mean, self.weight)
+        self.level = level = mean + (level - mean).clamp(-LIMIT, LIMIT)
+        return (fused + (level - mean)).clamp(0, 1).cpu()
 
 
 class _Writer:
@@ -330,10 +356,12 @@ class _Writer:
         path: Path,
         output: Path,
         source: _Source,
+        shape: _Source,
         codec: str | None,
         crf: int | None,
         report: VideoReport,
     ) -> None:
+        self.packets: SimpleQueue[Any] = SimpleQueue()
         container = CONTAINERS[output.suffix.lower()]
         if codec is None:
             crf = container.crf if crf is None else crf
@@ -345,12 +373,15 @@ class _Writer:
             if av.Codec(codec or container.codec, "w").type != "video":
                 raise ValueError("it is no video codec")
             self.stream = self.file.add_stream(codec or container.codec, rate=source.rate, options=options)
-            context, given = self.stream.codec_context, source.stream.codec_context
-            context.width, context.height = (side + side % 2 for side in source.size)
+            context = self.stream.codec_context
+            context.width, context.height = (side + side % 2 for side in shape.size)
             context.pix_fmt = "yuv420p"
             context.time_base = source.stream.time_base
-            if given.sample_aspect_ratio is not None:
-                context.sample_aspect_ratio = given.sample_aspect_ratio
+            seen = planar(source.first, source.first.width, source.first.height)
+            context.color_range, context.colorspace = seen.color_range, seen.colorspace
+            context.color_primaries, context.color_trc = seen.color_primaries, seen.color_trc
+            if shape.aspect is not None:
+                context.sample_aspect_ratio = shape.aspect
             self.audio = None
             if source.audio is not None:
                 name = source.audio.codec_context.name
@@ -372,27 +403,21 @@ class _Writer:
 
     @property
     def copy_audio(self) -> Callable[[Any], None] | None:
-        """Takes packets of the source's audio; None where there is none."""
-        return None if self.audio is None else self._copy
+        """Takes packets of the source's audio, in any thread; None where there is none."""
+        return None if self.audio is None else self.packets.put
 
-    def _copy(self, packet: Any) -> None:
-        packet.stream = self.audio
-        self.file.mux(packet)
+    def _copy(self) -> None:
+        while not self.packets.empty():
+            packet = self.packets.get()
+            packet.stream = self.audio
+            self.file.mux(packet)
 
-    def write(self, seen: Any, luma: Tensor) -> None:
-        """A frame like `seen`, in yuv420p, with this luma, Tensor[1, 1, H, W] in [0, 1]."""
-        black, white = _levels(seen)
-        planes = [(luma[0, 0] * (white - black) + black).round().to(torch.uint8).numpy()]
-        planes += [_plane(seen, 1), _plane(seen, 2)]
-        height, width = planes[0].shape
-        planes[0] = np.pad(planes[0], ((0, height % 2), (0, width % 2)), mode="edge")
-        even = planes[0].shape[1]
-        together = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, even)
-        frame = av.VideoFrame.from_ndarray(together, format="yuv420p")
-        frame.pts, frame.time_base = seen.pts, seen.time_base
-        frame.color_range, frame.colorspace = seen.color_range, seen.colorspace
+    def write(self, frame: Any) -> None:
+        """The next frame, in yuv420p."""
+        self._copy()
         self.file.mux(self.stream.encode(frame))
 
     def finish(self) -> None:
-        """Writes what the encoder holds back."""
+        """Writes the last audio, and what the encoder holds back."""
+        self._copy()
         self.file.mux(self.stream.encode(None))

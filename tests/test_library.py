@@ -1,5 +1,6 @@
 """What holds for every operation in torch: opcheck, torch.func, autocast, compile, export, no Python."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -376,6 +377,38 @@ def test_runs_ahead_of_time_compiled_without_python(tmp_path):
     assert ran.returncode == 0, ran.stderr
     found = next(iter(torch.jit.load(str(tmp_path / "out.pt")).parameters()))
     torch.testing.assert_close(found, expected)
+
+
+class MallInfo(ctypes.Structure):
+    """Of glibc's mallinfo2; ``uordblks`` counts the bytes that are allocated."""
+
+    _fields_ = [
+        *((f"before_{number}", ctypes.c_size_t) for number in range(7)),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 tells what is allocated")
+@pytest.mark.parametrize("name", ["route", "dynamic_conv", "degrade"])
+def test_calls_keep_no_memory(cpu_backend, name):
+    """Not even a few bytes: over the frames of a video they keep freed memory from being used again."""
+    x, kernel, ones = torch.zeros(1, 4, 5, 5), torch.zeros(2, 4, 4, 3, 3), torch.ones(1, 2)
+    arguments = {
+        "route": (x, None, None, torch.zeros(2, 4), None),
+        "dynamic_conv": (x, kernel, ones),
+        "degrade": (x, torch.ones(2, 1, 1), ones),
+    }[name]
+    allocated = ctypes.CDLL(None).mallinfo2
+    allocated.restype = MallInfo
+    calls = 2000
+    counts = []
+    for _ in range(2):
+        for _ in range(calls):
+            getattr(ddrf_fast, name)(*arguments)
+        counts.append(allocated().uordblks)
+    assert counts[1] - counts[0] < 8 * calls
 
 
 @pytest.mark.gpu

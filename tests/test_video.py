@@ -1,10 +1,12 @@
 """Fused videos: real encoded clips in, and what a decoder finds in the result."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -12,9 +14,12 @@ import pytest
 import torch
 
 from ddrf_fast import Fuser
+from ddrf_fast.cli import main
+from ddrf_fast.data import write_image
 from ddrf_fast.video import LIMIT, fuse_video
 
 HEIGHT, WIDTH = 48, 64
+GREY16 = {"codec": "ffv1", "pix_fmt": "gray16le"}
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +35,30 @@ def scene(count, colour=True, height=HEIGHT, width=WIDTH, seed=0):
     return [image if colour else image[..., 0] for image in images]
 
 
-def write(path, images, *, rate=25, codec="libx264", pix_fmt="yuv420p", crf="4", audio=None, **attributes):
+def write(
+    path,
+    images,
+    *,
+    rate=25,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    crf="4",
+    audio=None,
+    turned=None,
+    **attributes,
+):
+    """Grey images of uint16 are stored as they are; `turned`: how players are to show it."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=rate, options={"crf": crf})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
         for name, value in attributes.items():
             setattr(stream.codec_context, name, value)
+        if turned is not None:
+            stream.set_display_rotation(**turned)
         sound = file.add_stream(audio, rate=8000) if audio else None
         for image in images:
-            kind = "rgb24" if image.ndim == 3 else "gray"
+            kind = "rgb24" if image.ndim == 3 else "gray" if image.dtype == np.uint8 else pix_fmt
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -55,6 +74,10 @@ def write(path, images, *, rate=25, codec="libx264", pix_fmt="yuv420p", crf="4",
 def frames(path):
     with av.open(str(path)) as file:
         return list(file.decode(video=0))
+
+
+def first(path):
+    return frames(path)[0]
 
 
 def luma(frame):
@@ -149,11 +172,22 @@ class FirstOfInfrared:
         return infrared
 
 
+class FirstOfVisible:
+    """Likewise, the visible image."""
+
+    def fuse(self, visible, infrared):
+        return visible
+
+
+def showing_infrared(weights, **settings):
+    fuser = Fuser(weights, "cpu", **settings)
+    fuser.network = FirstOfInfrared()
+    return fuser
+
+
 @pytest.fixture
-def passing():
-    passing = Fuser.__new__(Fuser)
-    passing.network = FirstOfInfrared()
-    return passing
+def passing(weights):
+    return showing_infrared(weights)
 
 
 def flat(values):
@@ -243,7 +277,160 @@ def test_says_what_is_wrong_and_leaves_no_file(clips, fuser, tmp_path):
         with pytest.raises(ValueError, match=message):
             fuse_video(*arguments, fuser=fuser, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert fuse_video(visible, small, output, fuser=fuser, resize=True).frames == 2
+
+
+def show(planes, frame):
+    """Luma in [0, 1] of a frame's first plane, against what it should be."""
+    return np.abs((luma(frame).astype(np.float32) - 16) / 219 - planes).max()
+
+
+@pytest.mark.parametrize(("pix_fmt", "bits"), [("gray16le", 16), ("gray12le", 12), ("gray10le", 10)])
+def test_thermal_values_of_many_bits_are_mapped(weights, tmp_path, pix_fmt, bits):
+    """A ramp over few of the values: nothing of it is left in 8 bit unless all are read."""
+    visible = write(tmp_path / "vis.mkv", scene(3), codec="ffv1")
+    low, high = 2 ** (bits - 2), 2 ** (bits - 2) + 100
+    ramp = np.linspace(low, high, WIDTH).round().astype(np.uint16)[None].repeat(HEIGHT, axis=0)
+    infrared = write(tmp_path / "ir.mkv", [ramp] * 3, codec="ffv1", pix_fmt=pix_fmt)
+    assert frames(infrared)[0].format.name == pix_fmt
+    unit = (ramp - float(low)) / (high - low)
+    for asked, expected, mapped in (
+        ("minmax", unit, (low, high)),
+        ((low, high), unit, (low, high)),
+        ((low, high + 100), unit / 2, (low, high + 100)),
+        ("full", ramp / (2**bits - 1), None),
+    ):
+        fuser = showing_infrared(weights, thermal_range=asked)
+        report = fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=fuser, codec="ffv1")
+        assert report.mapped == mapped
+        assert show(expected, frames(tmp_path / "out.mkv")[2]) < 1 / 219
+        assert [("16 bit" in note, "LOW,HIGH" in note) for note in report.notes] == (
+            [(True, True)] if asked == "full" and bits == 16 else []
+        )
+
+
+def test_visible_videos_of_ten_bits(weights, tmp_path):
+    """The network sees all their bits; limited range is understood."""
+    images = scene(2)
+    visible = write(tmp_path / "vis.mkv", images, codec="libx265", pix_fmt="yuv420p10le", crf="0")
+    infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
+    fuser = Fuser(weights, "cpu")
+
+    fuser.network = FirstOfVisible()
+    fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=fuser, codec="ffv1", smoothing=1)
+    for source, result in zip(frames(visible), frames(tmp_path / "out.mkv"), strict=True):
+        ten = np.frombuffer(source.planes[0], np.uint16).reshape(HEIGHT, -1)[:, :WIDTH]
+        assert source.format.name == "yuv420p10le"
+        assert show((ten - 64.0) / (940 - 64), result) <= 0.51 / 219
+        assert np.abs(planes_of(source)[HEIGHT:].astype(int) - planes_of(result)[HEIGHT:]).max() <= 1
+
+
+TURNS = {  # of PyAV's set_display_rotation, and the same of an array
+    "left": ({"degrees": 90}, lambda a: np.rot90(a)),
+    "around": ({"degrees": 180}, lambda a: np.rot90(a, 2)),
+    "right": ({"degrees": -90}, lambda a: np.rot90(a, -1)),
+    "mirrored": ({"degrees": 0, "hflip": True}, lambda a: a[:, ::-1]),
+    "overhead": ({"degrees": 0, "vflip": True}, lambda a: a[::-1]),
+    "left, mirrored": ({"degrees": 90, "hflip": True}, lambda a: np.rot90(a)[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_videos_that_are_to_be_shown_turned_are_turned(passing, tmp_path, turn):
+    turned, upright = TURNS[turn]
+    images, thermal = scene(2), scene(2, colour=False, seed=1)
+    visible = write(tmp_path / "vis.mp4", images, turned=turned, sample_aspect_ratio=Fraction(4, 3))
+    infrared = write(tmp_path / "ir.mkv", [upright(i) for i in thermal], codec="ffv1", pix_fmt="gray")
+    assert "DISPLAYMATRIX" in frames(visible)[0].side_data
+    output = tmp_path / "out.mkv"
+    fuse_video(visible, infrared, output, fuser=passing, codec="ffv1", smoothing=1)
+    seen, result = frames(visible)[1], frames(output)[1]
+    assert "DISPLAYMATRIX" not in result.side_data
+    assert show(upright(thermal[1]) / 255, result) < 1 / 219, "infrared"
+    chroma = [upright(plane) for plane in planes_of(seen)[HEIGHT:].reshape(2, HEIGHT // 2, WIDTH // 2)]
+    np.testing.assert_array_equal(
+        planes_of(result)[result.height :].reshape(2, result.height // 2, result.width // 2), chroma
+    )
+    fuse_video(visible, infrared, tmp_path / "out.mp4", fuser=passing)
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        aspect = file.streams.video[0].sample_aspect_ratio
+    assert aspect == (Fraction(3, 4) if result.height > result.width else Fraction(4, 3))
+    # The infrared one may be the one that is turned.
+    lying = write(tmp_path / "lying.mkv", thermal, codec="ffv1", pix_fmt="gray", turned=turned)
+    standing = write(tmp_path / "standing.mp4", [upright(image) for image in images])
+    fuse_video(standing, lying, output, fuser=passing, codec="ffv1", smoothing=1)
+    assert show(upright(thermal[1]) / 255, frames(output)[1]) < 1 / 219
+
+
+def test_other_turns_are_refused(clips, passing, tmp_path):
+    askew = write(tmp_path / "askew.mp4", scene(2), turned={"degrees": 30})
+    with pytest.raises(ValueError, match=r"askew.mp4: it is to be shown turned by 30 degrees"):
+        fuse_video(askew, clips[1], clips[2], fuser=passing)
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize(("codec", "color_range"), [("libx264", 1), ("libvpx-vp9", 2)])
+def test_colours_mean_what_they_did(weights, tmp_path, codec, color_range, color):
+    """The matrix, the primaries and the range are told to players; what is passed through stays as it is."""
+    tags = {"colorspace": 1, "color_primaries": 1, "color_trc": 1, "color_range": color_range}
+    visible = write(tmp_path / "vis.mkv", scene(2), codec=codec, **tags)
+    infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mp4"
+    fuser = Fuser(weights, "cpu", color=color)
+    fuser.network = FirstOfVisible()
+    fuse_video(visible, infrared, output, fuser=fuser, crf=1, smoothing=1)
+    with av.open(str(output)) as file:
+        context = file.streams.video[0].codec_context
+        assert {name: getattr(context, name) for name in tags} == tags
+    seen, result = (frame.to_ndarray(format="rgb24").astype(int) for frame in map(first, (visible, output)))
+    assert np.abs(seen - result).mean() < 3
+
+
+def test_colour(weights, tmp_path):
+    visible = write(tmp_path / "vis.mkv", scene(2), codec="ffv1", pix_fmt="yuv444p")
+    infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mkv"
+    for color in ("gray", "rgb"):
+        fuser = Fuser(weights, "cpu", color=color)
+        fuse_video(visible, infrared, output, fuser=fuser, codec="ffv1", smoothing=1)
+        for seen, thermal, result in zip(*map(frames, (visible, infrared, output)), strict=True):
+            if color == "gray":
+                assert (planes_of(result)[HEIGHT:] == 128).all()
+            else:
+                expected = fuser(seen.to_ndarray(format="rgb24"), thermal.to_ndarray(format="gray"))
+                wanted = av.VideoFrame.from_ndarray(expected, format="rgb24").reformat(format="yuv420p")
+                assert np.abs(planes_of(result).astype(int) - wanted.to_ndarray()).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"resize": "visible"}, (64, 48)),
+        ({"resize": "infrared"}, (32, 24)),
+        ({"homography": [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]}, (64, 48)),
+    ],
+)
+def test_other_sizes_are_brought_together(weights, tmp_path, settings, size):
+    visible = write(tmp_path / "vis.mp4", scene(2))
+    thermal = [image[::2, ::2] for image in scene(2, colour=False, seed=1)]
+    infrared = write(tmp_path / "ir.mkv", thermal, codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mkv"
+    fuser = showing_infrared(weights, **settings)
+    fuse_video(visible, infrared, output, fuser=fuser, codec="ffv1", smoothing=1)
+    result = frames(output)[1]
+    assert (result.width, result.height) == size
+    assert show(fuser(np.zeros((48, 64), np.uint8), thermal[1]) / 255, result) < 1 / 219
+
+
+def test_batches_and_workers_change_nothing(clips, fuser, tmp_path):
+    visible, infrared, _ = clips
+    output = tmp_path / "out.mkv"
+    fuse_video(visible, infrared, output, fuser=fuser, codec="ffv1")
+    other = tmp_path / "other.mkv"
+    report = fuse_video(visible, infrared, other, fuser=fuser, batch_size=3, workers=1, codec="ffv1")
+    assert report.frames == 8
+    for one, two in zip(frames(output), frames(other), strict=True):
+        assert one.pts == two.pts
+        assert np.abs(planes_of(one).astype(int) - planes_of(two)).max() <= 1
 
 
 def command(*arguments):
@@ -261,6 +448,61 @@ def test_command_fuses_videos(clips, weights, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert f"fused 8 frames into {tmp_path / 'new' / 'vis_fused.mp4'}" in ran.stdout
     assert len(frames(tmp_path / "new" / "vis_fused.mp4")) == 8
+
+
+def test_command_applies_its_options_or_refuses_them(clips, weights, tmp_path, capfd):
+    visible, infrared, _ = clips
+    thermal = write(tmp_path / "counts.mkv", [np.full((24, 32), 9000, np.uint16)] * 8, **GREY16)
+    output = tmp_path / "new"
+    given = ("--weights", str(weights), "--device", "cpu")
+
+    def fuse(*arguments):
+        code = main(["fuse", *map(str, arguments), *given])
+        return code, *capfd.readouterr()
+
+    options = ("--resize", "infrared", "--thermal-range", "8000,10000", "--color", "gray", "--ext", "mkv")
+    more = ("--batch", 2, "--jobs", 1, "--smoothing", 1, "--codec", "ffv1", "--json")
+    code, out, err = fuse(visible, thermal, "-o", output, *options, *more)
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["output"] == str(output / "vis.mkv") and told["inputs"] == [str(visible), str(thermal)]
+    assert (told["frames"], told["mapped"], told["thermal_range"]) == (8, [8000, 10000], "8000,10000")
+    result = frames(output / "vis.mkv")[0]
+    assert (result.width, result.height) == (32, 24)
+    assert (planes_of(result)[24:] == 128).all()
+    code, out, _ = fuse(visible, thermal, "-o", output, "--ext", "mkv", "--json", "--skip-existing")
+    assert code == 0 and json.loads(out)["skipped"]
+
+    (tmp_path / "h.txt").write_text("2 0 0.5\n0 2 0.5\n0 0 1\n")
+    code, out, err = fuse(
+        visible, thermal, "-o", tmp_path / "out.mp4", "--homography", tmp_path / "h.txt", "--thermal-range",
+        "minmax",
+    )  # fmt: skip
+    assert code == 0 and "thermal range minmax: values from 9000 to 9000 became black to white" in out
+
+    images = [tmp_path / name for name in ("vis.png", "ir.png")]
+    for image, array in zip(images, (scene(1)[0], scene(1, colour=False)[0]), strict=True):
+        write_image(image, array)
+    for arguments, message in (
+        ((visible, infrared, "--recursive"), "--recursive has no meaning for videos"),
+        ((visible, infrared, "--ignore-unpaired"), "--ignore-unpaired has no meaning for videos"),
+        ((visible, infrared, "--max-pixels", 3000), "64x48 pixels, more than the 3000 allowed"),
+        ((visible, infrared, "--ext", "png"), "vis.png has no known video format"),
+        ((visible, thermal), "64x48 and"),
+        ((*images, "--sync", "frame"), "--sync has no meaning for images"),
+        ((*images, "--smoothing", 0), "--smoothing has no meaning for images"),
+        ((*images, "--codec", "ffv1"), "--codec has no meaning for images"),
+        ((*images, "--crf", 0), "--crf has no meaning for images"),
+    ):
+        code, _, err = fuse(*arguments, "-o", tmp_path / "refused")
+        assert (code, err.count("\n")) == (2, 1) and message in err, err
+    assert not (tmp_path / "refused").exists()
+
+
+def test_one_process_fuses_a_video(clips, weights, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["fuse", *map(str, clips[:2]), "-o", str(clips[2]), "--weights", str(weights)]) == 2
+    assert "one process" in capfd.readouterr().err
 
 
 def test_interrupted_leaves_nothing(weights, tmp_path):

@@ -29,6 +29,18 @@ std::string shape_text(const Range& shape) {
   return text.str();
 }
 
+// A string argument, which ends with this. Operators take the handle: torch's own conversion of an
+// argument to std::string (stable ABI of 2.13) loses one string in every call.
+inline std::string take_string(StringHandle handle) {
+  const char* data = nullptr;
+  size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  std::string text(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
+}
+
 // `tensor` is on the CPU and has exactly this shape and, unless it is `like` itself, like's dtype.
 inline void check_tensor(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape,
                          const Tensor& like) {

@@ -18,9 +18,9 @@ struct DegradeArguments {
   const Tensor &image, &kernels, &weights;
   const std::optional<Tensor>&noise_std, &seed, &sample_ids, &gray_noise, &shot_noise;
   int64_t scale, offset, out_height, out_width;
-  const std::string& padding;
+  StringHandle padding;  // both are taken by check_arguments
   bool correlation;
-  const std::string& weights_at;
+  StringHandle weights_at;
 };
 
 // Integers, which images may have: they stand for [0, 1].
@@ -53,8 +53,8 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
   p.offset = in.offset;
   p.out_height = in.out_height;
   p.out_width = in.out_width;
-  p.padding = padding_from(in.padding);
-  p.weights_at = weights_at_from(in.weights_at);
+  p.padding = padding_from(take_string(in.padding));
+  p.weights_at = weights_at_from(take_string(in.weights_at));
   p.correlation = in.correlation;
   STD_TORCH_CHECK(std::max({p.batch, p.channels, p.height, p.width}) < kMaxSize,
                   "image: expected sizes below ", kMaxSize, ", got shape ",

@@ -82,8 +82,8 @@ std::string degrade_plan_cpu(const Tensor& image, const Tensor& kernels, const T
                              std::optional<Tensor> noise_std, std::optional<Tensor> seed,
                              std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
                              std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
-                             std::vector<int64_t> out_size, std::string padding, bool correlation,
-                             std::string weights_at) {
+                             std::vector<int64_t> out_size, StringHandle padding, bool correlation,
+                             StringHandle weights_at) {
   STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
   const DegradeProblem p =
       make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise,
@@ -96,8 +96,8 @@ std::string degrade_backward_plan_cpu(const Tensor& grad, const Tensor& image,
                                       std::optional<Tensor> noise_std, std::optional<Tensor> seed,
                                       std::optional<Tensor> sample_ids,
                                       std::optional<Tensor> gray_noise, int64_t scale,
-                                      int64_t offset, std::string padding, bool correlation,
-                                      std::string weights_at, int64_t) {
+                                      int64_t offset, StringHandle padding, bool correlation,
+                                      StringHandle weights_at, int64_t) {
   check_dim("grad", grad, 4);
   return degrade_plan(
       make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, std::nullopt,
@@ -116,8 +116,8 @@ Tensor degrade_cpu(const Tensor& image, const Tensor& kernels, const Tensor& wei
                    std::optional<Tensor> noise_std, std::optional<Tensor> seed,
                    std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
                    std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
-                   std::vector<int64_t> out_size, std::string padding, bool correlation,
-                   std::string weights_at) {
+                   std::vector<int64_t> out_size, StringHandle padding, bool correlation,
+                   StringHandle weights_at) {
   STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
   const DegradeProblem p =
       make_problem({image, kernels, weights, noise_std, seed, sample_ids, gray_noise, shot_noise,
@@ -131,8 +131,8 @@ Tensor degrade_cpu(const Tensor& image, const Tensor& kernels, const Tensor& wei
 std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cpu(
     const Tensor& grad, const Tensor& image, const Tensor& kernels, const Tensor& weights,
     std::optional<Tensor> noise_std, std::optional<Tensor> seed, std::optional<Tensor> sample_ids,
-    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
-    bool correlation, std::string weights_at, int64_t output_mask) {
+    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, StringHandle padding,
+    bool correlation, StringHandle weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
   check_gradients(output_mask, image, noise_std);
   // The gradients of shot noise are composed in Python.

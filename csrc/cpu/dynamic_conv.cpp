@@ -273,20 +273,20 @@ Tensor dynamic_conv_cpu(Tensor x, Tensor weight, std::optional<Tensor> attention
                         std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
                         std::optional<Tensor> tap_scale, std::vector<int64_t> stride,
                         std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                        std::string activation) {
+                        StringHandle activation) {
   Arguments a{x,         weight,    attention, bias,    code,     in_scale,
               out_scale, tap_scale, stride,    padding, dilation, groups};
-  return run_forward(a, activation, false).first;
+  return run_forward(a, take_string(activation), false).first;
 }
 
 std::tuple<Tensor, Tensor> dynamic_conv_mean_cpu(
     Tensor x, Tensor weight, std::optional<Tensor> attention, std::optional<Tensor> bias,
     std::optional<Tensor> code, std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
     std::optional<Tensor> tap_scale, std::vector<int64_t> stride, std::vector<int64_t> padding,
-    std::vector<int64_t> dilation, int64_t groups, std::string activation) {
+    std::vector<int64_t> dilation, int64_t groups, StringHandle activation) {
   Arguments a{x,         weight,    attention, bias,    code,     in_scale,
               out_scale, tap_scale, stride,    padding, dilation, groups};
-  return run_forward(a, activation, true);
+  return run_forward(a, take_string(activation), true);
 }
 
 // For inference with memory of its own: into y, in which a row's pixels lie side by side and which
@@ -294,7 +294,7 @@ std::tuple<Tensor, Tensor> dynamic_conv_mean_cpu(
 Tensor dynamic_conv_into_cpu(Tensor y, bool accumulate, Tensor x, Tensor weight, Tensor attention,
                              std::optional<Tensor> bias, std::optional<Tensor> code,
                              std::vector<int64_t> stride, std::vector<int64_t> padding,
-                             std::string activation) {
+                             StringHandle activation) {
   Arguments a{x, weight, attention, bias, code, {}, {}, {}, stride, padding, {1, 1}, 1};
   const DynamicConvShape shape = checked_shape(a);
   const std::vector<int64_t> expected{shape.batch, shape.out_channels, shape.out_size[0],
@@ -302,7 +302,7 @@ Tensor dynamic_conv_into_cpu(Tensor y, bool accumulate, Tensor x, Tensor weight,
   check_tensor("y", y, expected, a.x);
   STD_TORCH_CHECK(y.stride(3) == 1, "y: expected a row's pixels side by side, got strides ",
                   shape_text(y.strides()));
-  const Activation act = activation_of(activation);
+  const Activation act = activation_of(take_string(activation));
   make_contiguous(a);
   Tensor mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_into", ([&] {
@@ -318,11 +318,11 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
                                   std::optional<Tensor> in_scale, std::optional<Tensor> out_scale,
                                   std::optional<Tensor> tap_scale, std::vector<int64_t> stride,
                                   std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                  int64_t groups, std::string activation) {
+                                  int64_t groups, StringHandle activation) {
   Arguments a{x,         weight,    attention, bias,    code,     in_scale,
               out_scale, tap_scale, stride,    padding, dilation, groups};
   const DynamicConvShape shape = checked_shape(a);
-  activation_of(activation);
+  activation_of(take_string(activation));
   make_contiguous(a);
   std::string result;
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan", ([&] {

@@ -189,7 +189,8 @@ void run(const Tensor& x, const std::optional<Tensor>& squeeze_weight,
 Tensor route_cpu(Tensor x, std::optional<Tensor> squeeze_weight, std::optional<Tensor> squeeze_bias,
                  Tensor excite_weight, std::optional<Tensor> excite_bias,
                  std::optional<Tensor> code, std::optional<Tensor> temperature,
-                 std::string normalization, double scale) {
+                 StringHandle normalization_text, double scale) {
+  const std::string normalization = take_string(normalization_text);
   STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 2,
                   "x: expected 4 dimensions, or 2 where it is pooled, got shape ",
                   shape_text(x.sizes()));

@@ -252,8 +252,8 @@ Tensor degrade_cuda(const Tensor& image, const Tensor& kernels, const Tensor& we
                     std::optional<Tensor> noise_std, std::optional<Tensor> seed,
                     std::optional<Tensor> sample_ids, std::optional<Tensor> gray_noise,
                     std::optional<Tensor> shot_noise, int64_t scale, int64_t offset,
-                    std::vector<int64_t> out_size, std::string padding, bool correlation,
-                    std::string weights_at) {
+                    std::vector<int64_t> out_size, StringHandle padding, bool correlation,
+                    StringHandle weights_at) {
   STD_TORCH_CHECK(out_size.size() == 2, "out_size: expected two sizes, got ", out_size.size());
   const DegradeArguments arguments{image,       kernels,     weights,    noise_std,   seed,
                                    sample_ids,  gray_noise,  shot_noise, scale,       offset,
@@ -272,8 +272,8 @@ Tensor degrade_cuda(const Tensor& image, const Tensor& kernels, const Tensor& we
 std::tuple<Tensor, Tensor, Tensor, Tensor> degrade_backward_cuda(
     const Tensor& grad, const Tensor& image, const Tensor& kernels, const Tensor& weights,
     std::optional<Tensor> noise_std, std::optional<Tensor> seed, std::optional<Tensor> sample_ids,
-    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, std::string padding,
-    bool correlation, std::string weights_at, int64_t output_mask) {
+    std::optional<Tensor> gray_noise, int64_t scale, int64_t offset, StringHandle padding,
+    bool correlation, StringHandle weights_at, int64_t output_mask) {
   check_dim("grad", grad, 4);
   check_gradients(output_mask, image, noise_std);
   const DegradeArguments arguments{

@@ -33,7 +33,6 @@ def file_options() -> Parser:
     )
     parser.add_argument(
         "--ext",
-        default="png",
         metavar="EXT",
         help="format of the results in a folder: png (default), tif, jpg, ..., or auto: that of the image",
     )
@@ -74,7 +73,7 @@ def plan_files(
         sources,
         output or options.output,
         suffix=options.suffix,
-        extension=options.ext,
+        extension=options.ext or "png",
         recursive=options.recursive,
     )
     return plan, batch.Share.of_environment()
@@ -192,9 +191,13 @@ def _summary(result: dict[str, Any], done: str) -> str:
         text += f", {skipped} skipped because {'it is' if skipped == 1 else 'they are'} there"
     if result["mapped"]:
         low, high = min(low for low, _ in result["mapped"]), max(high for _, high in result["mapped"])
-        asked = result["thermal_range"]
-        text += f"\nthermal range {asked}: values from {low:g} to {high:g} became black to white"
+        text += "\n" + mapped(result["thermal_range"], low, high)
     return text
+
+
+def mapped(asked: str, low: float, high: float) -> str:
+    """What became of thermal values."""
+    return f"thermal range {asked}: values from {low:g} to {high:g} became black to white"
 
 
 def _complaints(result: dict[str, Any], total: int, unpaired: str) -> Iterator[str]:

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         if options.clean:
             raise ValueError("--clean is for images, but VIS and IR are videos")
         return video.run(options)
+    video.refuse(options, video.OF_VIDEOS, "images")
     from ddrf_fast.inference import Fuser
 
     plan, share = plan_files(options, (options.visible, options.infrared))

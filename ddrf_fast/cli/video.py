@@ -1,10 +1,15 @@
 """What `ddrf-fast fuse` does with videos."""
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from ddrf_fast.cli.files import mapped, session_settings
 from ddrf_fast.cli.options import Parser
 
 SUFFIXES = frozenset(
@@ -12,21 +17,25 @@ SUFFIXES = frozenset(
     | {".webm", ".wmv"}
 )
 
+OF_VIDEOS = ("sync", "smoothing", "codec", "crf")
+OF_FOLDERS = ("recursive", "ignore_unpaired")
+
 
 def video_options() -> Parser:
     """Options for videos, as a parent of a command's parser."""
     parser = Parser(add_help=False)
-    group = parser.add_argument_group("videos (VIS, IR and OUT; needs ddrf-fast[video])")
+    group = parser.add_argument_group(
+        "videos (VIS, IR and OUT; needs ddrf-fast[video])",
+        "The options above hold for every frame; in a folder, --ext is mp4 by default.",
+    )
     group.add_argument(
         "--sync",
         choices=("timestamp", "frame"),
-        default="timestamp",
         help="pair frames by time from the start, or by number (default: timestamp)",
     )
     group.add_argument(
         "--smoothing",
         type=int,
-        default=4,
         metavar="N",
         help="against flicker: frames over which brightness is averaged; 1: none (default: 4)",
     )
@@ -44,30 +53,59 @@ def are_videos(*paths: str | os.PathLike[str]) -> bool:
     return all(Path(path).suffix.lower() in SUFFIXES and Path(path).is_file() for path in paths)
 
 
+def refuse(options: argparse.Namespace, names: Iterable[str], what: str) -> None:
+    """Options that mean nothing to what is fused.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:  # 0 is a value, too
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning for {what}")
+
+
 def run(options: argparse.Namespace) -> int:
     """Fuses two videos; exits with 1 where a part of one could not be read."""
+    refuse(options, OF_FOLDERS, "videos")
+    from ddrf_fast.batch import Share
     from ddrf_fast.inference import Fuser
-    from ddrf_fast.video import fuse_video
+    from ddrf_fast.video import SMOOTHING, fuse_video
 
-    output = Path(options.output)
+    share = Share.of_environment()
+    if share.count > 1:
+        raise ValueError(f"two videos are fused by one process, but torchrun started {share.count}")
+    visible, output = Path(options.visible), Path(options.output)
     if output.is_dir() or not output.suffix:
-        output = output / f"{Path(options.visible).stem}{options.suffix}.mp4"
+        extension = visible.suffix if options.ext == "auto" else f".{(options.ext or 'mp4').lstrip('.')}"
+        output = output / f"{visible.stem}{options.suffix}{extension}"
+    told = {"command": options.command, "inputs": [options.visible, options.infrared], "output": str(output)}
     if options.skip_existing and output.exists():
-        print(f"{output} is there, skipped")
+        print(json.dumps(told | {"skipped": True}) if options.json else f"{output} is there, skipped")
         return 0
-    fuser = Fuser(options.weights, options.device, options.dtype, options.tile)
+    started = time.perf_counter()
+    fuser = Fuser(**session_settings(options, share), resize=options.resize, homography=options.homography)
     report = fuse_video(
-        options.visible,
+        visible,
         options.infrared,
         output,
         fuser=fuser,
-        sync=options.sync,
-        smoothing=options.smoothing,
+        sync=options.sync or "timestamp",
+        smoothing=SMOOTHING if options.smoothing is None else options.smoothing,
+        batch_size=options.batch,
+        workers=options.jobs,
         codec=options.codec,
         crf=options.crf,
         progress=True,
     )
-    print(f"fused {report.frames} frames into {output} on {fuser.device}")
+    if options.json:
+        told |= {"skipped": False, **dataclasses.asdict(report), "device": str(fuser.device)}
+        told |= {"thermal_range": options.thermal_range, "seconds": round(time.perf_counter() - started, 3)}
+        print(json.dumps(told))
+    else:
+        print(f"fused {report.frames} frames into {output} on {fuser.device}")
+        if report.mapped:
+            print(mapped(options.thermal_range, *report.mapped))
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     for problem in report.problems:
