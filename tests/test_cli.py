@@ -290,25 +290,25 @@ def test_a_write_that_fails_leaves_nothing_behind(folders, weights):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights, how):
     rng = np.random.default_rng(0)
-    for index in range(300):
+    for index in range(1000):
         for folder in ("vis", "ir"):
-            _write(tmp_path / folder / f"{index:03}.png", rng.integers(0, 256, (64, 64), np.uint8))
+            _write(tmp_path / folder / f"{index:04}.png", rng.integers(0, 256, (64, 64), np.uint8))
     output = tmp_path / "out"
     folders = (tmp_path / "vis", tmp_path / "ir")
     process = subprocess.Popen(
         _command("fuse", *folders, "-o", output, "--weights", weights, "--device", "cpu"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not (output / "002.png").exists() and process.poll() is None:
+    while not (output / "0002.png").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(how)
     _, stderr = process.communicate()
     assert process.returncode == 130
-    said = re.search(r"interrupted after (\d+) of 300; with --skip-existing it goes on there", stderr)
+    said = re.search(r"interrupted after (\d+) of 1000; with --skip-existing it goes on there", stderr)
     assert int(said[1]) == len(list(output.iterdir()))
     assert "Traceback" not in stderr
     written = sorted(output.iterdir())
-    assert 3 <= len(written) < 300
+    assert 3 <= len(written) < 1000
     for path in written:
         assert path.suffix == ".png"
         assert _read(path).shape == (64, 64)
