@@ -209,8 +209,6 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("weights?")
     (tmp_path / "cut.png").write_bytes(street.read_bytes()[:600])
-    for name in ("a.mp4", "b.mp4"):
-        (tmp_path / name).write_bytes(b"")
     given = ("--weights", weights, "--device", "cpu")
     cases = [
         ((), "COMMAND"),
@@ -239,7 +237,6 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         (("fuse", visible, infrared, "-o", output, "--device", "toaster"), "toaster"),
         (("fuse", street, infrared / "street.tif", "-o", street, *given), "is an input"),
         (("fuse", visible, infrared, "-o", visible, *given), "is an input"),
-        (("fuse", tmp_path / "a.mp4", tmp_path / "b.mp4", "-o", output, "--clean"), "--clean is for images"),
         (("demo", "-o", output, "--weights", tmp_path / "no.safetensors"), "no.safetensors"),
         (("train", f"data={tmp_path / 'empty'}", f"output={tmp_path / 'run'}"), "no pair of images"),
     ]

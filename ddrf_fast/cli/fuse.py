@@ -43,8 +43,6 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if video.are_videos(options.visible, options.infrared):
-        if options.clean:
-            raise ValueError("--clean is for images, but VIS and IR are videos")
         return video.run(options)
     video.refuse(options, video.OF_VIDEOS, "images")
     from ddrf_fast.inference import Fuser

@@ -84,7 +84,12 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(told | {"skipped": True}) if options.json else f"{output} is there, skipped")
         return 0
     started = time.perf_counter()
-    fuser = Fuser(**session_settings(options, share), resize=options.resize, homography=options.homography)
+    fuser = Fuser(
+        **session_settings(options, share),
+        resize=options.resize,
+        homography=options.homography,
+        clean=options.clean,
+    )
     report = fuse_video(
         visible,
         options.infrared,
