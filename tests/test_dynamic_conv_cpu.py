@@ -1,9 +1,11 @@
 """The compiled CPU kernels of dynamic_conv (raw operators) against F.conv2d sample by sample in float64."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,7 @@ CASES = {
     "3x3, 7x7": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), bank=4),
     "3x3, 7x7, each sample's own": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), attention="none"),
     "3x3, stride 2, 14x14": Case(channels=(12, 16), size=(14, 14), padding=(1, 1), stride=(2, 2)),
+    "3x3, stride 2, tiles": Case(channels=(36, 24), size=(56, 55), padding=(1, 1), stride=(2, 2)),
     "3x3, groups, 14x14": Case(channels=(24, 16), size=(14, 13), padding=(1, 1), groups=2),
     "depthwise 3x3, 7x7": Case(channels=(7, 7), size=(7, 7), padding=(1, 1), groups=7),
     "depthwise 5x5, 7x7": Case(channels=(6, 6), size=(7, 7), kernel=(5, 5), padding=(2, 2), groups=6),
@@ -283,6 +286,7 @@ PLANS = {
     "Winograd in blocks": "Winograd F(4x2, 3x3), kernels mixed a block at a time",
     "1x1, 7x7": "matrix products, kernels mixed a block at a time",
     "columns of several tiles": "matrix products, kernels mixed once, tile by tile",
+    "3x3, stride 2, tiles": "matrix products, kernels mixed once, tile by tile",
     "depthwise 5x5, 14x14": "depthwise, rows waiting in registers",
     "depthwise, dilation": "depthwise, tap by tap",
 }
@@ -410,6 +414,41 @@ def test_pixels_at_the_end_of_memory_are_not_read_beyond():
     assert torch.equal(forward(case, [wide[:, ::2], *tensors[1:]]), forward(case, tensors))
 
 
+def at_the_end_of_memory(t: Tensor) -> Tensor:
+    """A copy with NaN before it and no memory behind it: to read there ends the process."""
+    size = t.numel() * t.element_size()
+    whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + whole
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0, os.strerror(ctypes.get_errno())
+    torch.frombuffer(memory, dtype=t.dtype, count=whole // t.element_size()).fill_(float("nan"))
+    return (
+        torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=whole - size).view(t.shape).copy_(t)
+    )
+
+
+def read_at_the_end_of_memory() -> None:
+    for name in (
+        "1x1, 14x14",
+        "shared, 1x1, 14x14",
+        "1x1, many channels",
+        "3x3, 7x7",
+        "3x3, stride 2, tiles",
+    ):
+        for dtype in DTYPES:
+            case = CASES[name]
+            tensors = case.tensors(5, dtype)
+            moved = [None if t is None else at_the_end_of_memory(t) for t in tensors]
+            assert torch.equal(forward(case, moved), forward(case, tensors)), (name, dtype)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect is looked up in the process itself")
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+def test_nothing_is_read_behind_the_tensors(capability: str):
+    run_capability("import test_dynamic_conv_cpu as t; t.read_at_the_end_of_memory()", capability)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject):
@@ -492,6 +531,19 @@ def test_each_gradient_alone(bit: int, attention: str):
         assert torch.equal(mine, expected) if i == bit else mine.shape == (0,)
 
 
+@pytest.mark.parametrize(
+    "name", ["1x1, 14x14", "1x1, many channels", "3x3, 7x7", "3x3, stride 2, 14x14", "3x3, stride 2, tiles"]
+)
+def test_the_same_bits_however_a_batch_is_split(name: str):
+    case = replace(CASES[name], batch=11)
+    x, weight, attention, *rest = case.tensors(6)
+    y = forward(case, [x, weight, attention, *rest])
+    for size in (1, 2, 5):
+        parts = zip(x.split(size), attention.split(size), strict=True)
+        split = torch.cat([forward(case, [part, weight, share, *rest]) for part, share in parts])
+        assert torch.equal(split, y)
+
+
 def test_the_same_bits_with_any_number_of_threads():
     threads = torch.get_num_threads()
     for case in (
@@ -546,14 +598,11 @@ def test_every_instruction_set(capability: str):
         "import test_dynamic_conv_cpu as t\n"
         "for dtype in t.DTYPES:\n"
         "    for name in ('3x5, odd sizes', 'code, everything', 'depthwise', 'many channels', '3x3, 7x7',\n"
-        "                 '3x3, stride 2, 14x14'):\n"
+        "                 '3x3, stride 2, 14x14', '3x3, stride 2, tiles'):\n"
         "        t.check(t.CASES[name], 100, dtype)\n"
         "        t.test_layouts_give_the_same_numbers_and_keep_channels_last(name, 'channels_last', dtype)\n"
     )
-    done = run_elsewhere(program, DDRF_FAST_CPU_CAPABILITY=capability)
-    if "this processor or this build has no" in done.stderr:
-        pytest.skip(f"no {capability} on this machine")
-    assert done.returncode == 0, done.stderr
+    run_capability(program, capability)
 
 
 def test_an_unknown_instruction_set_is_named():
@@ -571,6 +620,14 @@ def run_elsewhere(program: str, **variables: str) -> subprocess.CompletedProcess
     path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **variables}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def run_capability(program: str, capability: str) -> None:
+    """A program that must succeed with an instruction set; skips the test where there is none such."""
+    done = run_elsewhere(program, DDRF_FAST_CPU_CAPABILITY=capability)
+    if "this processor or this build has no" in done.stderr:
+        pytest.skip(f"no {capability} on this machine")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("attention", ["sample", "none"])

@@ -168,8 +168,8 @@ OneKernel call_one_kernel(const DynamicConvShape& shape,
 
 template <class Scalar>
 void call_mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                         Scalar* kernel) {
-  DDRF_CALL(mix_one_kernel<Scalar>, shape, operands, kernel)
+                         Scalar* kernel, Scalar* bias) {
+  DDRF_CALL(mix_one_kernel<Scalar>, shape, operands, kernel, bias)
 }
 
 template <class Scalar>
@@ -219,13 +219,13 @@ OneKernel choose_one_kernel(const Arguments& a, const DynamicConvShape& shape,
   return keeps_layout ? call_one_kernel(shape, operands) : OneKernel::kNone;
 }
 
-// torch's own convolution of all samples with one kernel [1, O, I, kh, kw].
-Tensor convolution(const Arguments& a, const Tensor& kernel) {
+// torch's own convolution of all samples with one kernel [1, O, I, kh, kw] and bias [O].
+Tensor convolution(const Arguments& a, const Tensor& kernel, const std::optional<Tensor>& bias) {
   using torch::stable::detail::from;
   const NoGrad no_grad;
   std::array<StableIValue, 9> stack{from(a.x),
                                     from(torch::stable::select(kernel, 0, 0)),
-                                    from(std::optional<Tensor>()),
+                                    from(bias),
                                     from(a.stride),
                                     from(a.padding),
                                     from(a.dilation),
@@ -246,7 +246,7 @@ std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activatio
   if (with_mean) mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
   DDRF_DISPATCH_FLOATING(
       a.x.scalar_type(), "dynamic_conv", ([&] {
-        const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
+        DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
         scalar_t* mean_data = with_mean ? mean.mutable_data_ptr<scalar_t>() : nullptr;
         const OneKernel one = choose_one_kernel(a, shape, operands);
         if (one == OneKernel::kNone) {
@@ -256,13 +256,19 @@ std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activatio
           call_forward(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
           return;
         }
-        Tensor kernel = a.weight;
-        if (one == OneKernel::kMixed) {
+        if (one == OneKernel::kOfBank) {
+          y = convolution(a, a.weight, std::nullopt);
+        } else {
           const auto sizes = a.weight.sizes();
-          kernel = empty_tensor(a.x, {1, sizes[1], sizes[2], sizes[3], sizes[4]});
-          call_mix_one_kernel(shape, operands, kernel.mutable_data_ptr<scalar_t>());
+          const Tensor kernel = empty_tensor(a.x, {1, sizes[1], sizes[2], sizes[3], sizes[4]});
+          std::optional<Tensor> bias;
+          if (a.bias) bias = empty_tensor(a.x, {shape.out_channels});
+          call_mix_one_kernel(shape, operands, kernel.mutable_data_ptr<scalar_t>(),
+                              a.bias ? bias->mutable_data_ptr<scalar_t>() : nullptr);
+          y = convolution(a, kernel, bias);
+          operands.bias = nullptr;  // it is in y
+          if (act == Activation::kNone && !with_mean) return;
         }
-        y = convolution(a, kernel);
         call_finish_one_kernel(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
       }));
   return {y, mean};

@@ -71,7 +71,7 @@ enum class OneKernel { kNone, kOfBank, kMixed };
                        const DynamicConvOperands<Scalar>& operands);                               \
   template <class Scalar>                                                                          \
   void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,  \
-                      Scalar* kernel);                                                             \
+                      Scalar* kernel, Scalar* bias);                                               \
   template <class Scalar>                                                                          \
   void finish_one_kernel(const DynamicConvShape& shape,                                            \
                          const DynamicConvOperands<Scalar>& operands, Activation activation,       \

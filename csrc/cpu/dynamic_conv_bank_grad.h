@@ -82,7 +82,7 @@ class SmallMapGradient {
         shape_(mixer.shape()),
         y_(forward_axis(shape_, 0)),
         x_(forward_axis(shape_, 1)),
-        tiles_(choose_tiles(y_, x_, 0, kLanes<Acc>, 0, kMapPixels * 2, 1, true)),
+        tiles_(choose_tiles(y_, x_, 0, 0, kLanes<Acc>, 0, kMapPixels * 2, 1, true)),
         tap_offsets_(tiles_.tap_offsets()),
         pixels_(shape_.out_size[0] * shape_.out_size[1]),
         columns_(shape_.row_size()) {
@@ -131,7 +131,7 @@ class SmallMapGradient {
           for (int64_t i = 0; i < count; ++i) {
             multiply<Acc>(grads(i, at.row), direct ? grad.stride[1] : pixels_, at.rows,
                           &patches[patch_index(i, at.group, at.column_block)], table.data(),
-                          pixels_, ceil_div(at.columns, kLanes<Acc>),
+                          pixels_, at.columns,
                           {&block[i * block_rows_ * block_columns_], block_columns_});
           }
           Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;

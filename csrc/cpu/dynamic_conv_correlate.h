@@ -42,14 +42,20 @@ class Correlation {
     kept_taps_ = kept_taps(shape, y_, x_);
     const int64_t taps = static_cast<int64_t>(kept_taps_.size());
     const int64_t tap_rows = static_cast<int64_t>(y_.taps.size());
-    // Copying pixels once for each column of taps costs less than computing many dropped columns.
+    // Copying pixels once for each column of taps costs less than computing many dropped columns;
+    // where the stride makes nearly as many copies anyway, less than computing a few.
     const int64_t span = x_.taps.empty() ? 0 : static_cast<int64_t>(x_.taps.size()) - 1;
-    const bool compact = outputs_ >= kLanes<Acc> && span / x_.in_step * 10 > x_.count;
+    const AxisTiles columns(x_, 1);
+    const bool few = 2 * (span + 1) <= 3 * columns.runs();
+    const int64_t computed = whole_vectors(columns);
+    const int64_t dropped = computed - whole_vectors(AxisTiles(x_, 1, true));
+    const bool compact = outputs_ >= kLanes<Acc> &&
+                         (span / x_.in_step * 10 > x_.count || (few && dropped * 40 > computed));
 
     // Channels are taken in turns whose pixels stay in the cache from one block of outputs to the
     // next; they may exceed the first level: many short products, each with its sums to load and
     // to store, cost more.
-    tiles_ = choose_tiles(y_, x_, 0, block_pixels(), 0, kMapPixels, 1, compact);
+    tiles_ = choose_tiles(y_, x_, 0, 0, block_pixels(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
@@ -61,9 +67,10 @@ class Correlation {
 
     if (!in_blocks_) {
       tiles_ =
-          choose_tiles(y_, x_, turn_channels_ + outputs_, block_pixels(),
+          choose_tiles(y_, x_, turn_channels_, outputs_, block_pixels(),
                        kSecondLevelBytes / int64_t{sizeof(Acc)}, kMaxPixels,
                        ceil_div(kMinTasks, std::max<int64_t>(1, shape.batch * groups_)), compact);
+      tiles_ = fill_vectors(tiles_, y_, kLanes<Acc>);
     }
     tap_offsets_ = tiles_.tap_offsets();
   }
@@ -106,7 +113,7 @@ class Correlation {
 
  private:
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
-  static constexpr int64_t kTurnBytes = 96 * 1024, kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kTurnBytes = 128 * 1024, kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
@@ -133,13 +140,19 @@ class Correlation {
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
   int64_t vectors(int64_t pixels) const { return ceil_div(pixels, kLanes<Acc>); }
 
-  // The product of some channels. A single pixel beyond the last whole vector (a 7x7 map has 49) is
-  // taken by dot products: a vector of its own would waste all its lanes but one.
+  // Of the whole map with such columns.
+  int64_t whole_vectors(const AxisTiles& columns) const {
+    return vectors((y_.count - 1) * columns.length + columns.extent);
+  }
+
+  // The product of some channels. A single pixel of a map beyond the last whole vector (7x7 are 49)
+  // is taken by dot products: a vector of its own would waste all its lanes but one. Not of a tile:
+  // bits would depend on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
-    const bool apart = direction_ == Direction::kForward && pixels > kLanes<Acc> &&
+    const bool apart = in_blocks_ && direction_ == Direction::kForward && pixels > kLanes<Acc> &&
                        pixels % kLanes<Acc> == 1 && depth >= kLanes<Acc>;
-    multiply<Scalar>(a, a_row, rows, b, table, depth, vectors(pixels - apart), c);
+    multiply<Scalar>(a, a_row, rows, b, table, depth, pixels - apart, c);
     if (!apart) return;
     const int64_t last = pixels - 1;
     for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + last];
@@ -331,9 +344,8 @@ class Correlation {
     // before the next one's begin.
     const bool shared = mixer.is_shared();
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, turn_channels_));
-    const int64_t together = shared ? turns : std::min<int64_t>(batch, kMostSamples);
-    const int64_t most_rows = std::clamp<int64_t>(fitting(together), kBlockRows, kMostRows);
-    const int64_t block_rows = even_rows(most_rows);
+    const int64_t block_rows =
+        shared ? rows_beside(fitting(turns)) : best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(outputs_, block_rows);
     const int64_t most_samples =
         shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
@@ -344,11 +356,16 @@ class Correlation {
     const int64_t sample_blocks = ceil_div(batch, block_samples);
 
     // The pixels of each sample, channel by channel. Where they lie so already they are read from
-    // there, but for the very last channels: a vector of theirs may end outside the image.
+    // there; but for the very last channels where vectors are loaded whole: theirs may end outside
+    // the image.
+    constexpr bool kCopiesLast = DDRF_VECTOR_BYTES != 64;
     const bool direct = reads_directly(image);
     const int64_t sample_entries = entries(channels_), turn_entries = entries(turn_channels_);
     const Tiles::Place place = tiles_.place(0);
-    const Scratch<Acc> copied((direct ? turn_entries : batch * groups_ * sample_entries) * plane);
+    const int64_t copied_entries = !direct       ? batch * groups_ * sample_entries
+                                   : kCopiesLast ? turn_entries
+                                                 : 0;
+    const Scratch<Acc> copied(copied_entries * plane);
     const auto copy = [&](int64_t sample_group, int64_t turn, Acc* scratch, Acc* target) {
       const int64_t channel = turn * turn_channels_;
       const int64_t channel_end = std::min(channel + turn_channels_, channels_);
@@ -356,9 +373,8 @@ class Correlation {
                    channel, channel_end, place, scratch, target);
       clear_slack(tiles_, entries(channel_end - channel), target);
     };
-    if (direct) {
-      copy(batch * groups_ - 1, turns - 1, nullptr, copied.get());
-    } else {
+    if (direct && kCopiesLast) copy(batch * groups_ - 1, turns - 1, nullptr, copied.get());
+    if (!direct) {
       parallel_for(batch * groups_ * turns,
                    std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
                    [&](int64_t begin, int64_t end) {
@@ -373,8 +389,8 @@ class Correlation {
     const auto pixels = [&](int64_t sample, int64_t group, int64_t channel) -> const Acc* {
       const int64_t sample_group = (sample - begin_sample) * groups_ + group;
       if constexpr (std::is_same_v<Scalar, Acc>) {
-        const bool last =
-            sample_group == batch * groups_ - 1 && channel + turn_channels_ >= channels_;
+        const bool last = kCopiesLast && sample_group == batch * groups_ - 1 &&
+                          channel + turn_channels_ >= channels_;
         if (direct && last) return copied.get();
         if (direct) {
           return image.data + sample * image.stride[0] +
@@ -440,6 +456,30 @@ class Correlation {
         }
       }
     });
+  }
+
+  // Rows of a block of which so many have room.
+  int64_t rows_beside(int64_t room) const {
+    return even_rows(std::clamp<int64_t>(room, kBlockRows, kMostRows));
+  }
+
+  // Rows of a block whose kernels are mixed for several samples, for which fitting(samples) have
+  // room. More rows read pixels less often, more samples the bank.
+  template <class Fitting>
+  int64_t best_rows(const DynamicConvShape& shape, int64_t batch, const Fitting& fitting) const {
+    constexpr double kMixing = 6;  // an entry of the bank costs as much as so many pixels
+    const auto pixels = static_cast<double>(tiles_.channel_stride() - tiles_.slack);
+    int64_t best = 0;
+    double least = 0;
+    for (int64_t samples = std::min<int64_t>(batch, kMostSamples); samples > 0; --samples) {
+      const int64_t rows = rows_beside(fitting(samples));
+      const double kernels = shape.has_attention ? static_cast<double>(shape.bank) / samples : 1;
+      const double cost = pixels / rows + kMixing * kernel_taps_ * kernels;
+      if (best != 0 && cost >= least) continue;
+      best = rows;
+      least = cost;
+    }
+    return best;
   }
 
   // Rows of a block, at most `most`, such that the blocks are about equal and an even number.

@@ -87,8 +87,8 @@ class Depthwise {
                  (stride == 1 || (stride == 2 && direction == Direction::kForward));
     size_ = size;
     flipped_ = direction == Direction::kInputGradient;
-    tiles_ = choose_tiles(y_, x_, 1, kLanes<Acc>, kTileBytes / int64_t{sizeof(Acc)}, kTileBytes, 1,
-                          false);
+    tiles_ = choose_tiles(y_, x_, 1, 0, kLanes<Acc>, kTileBytes / int64_t{sizeof(Acc)}, kTileBytes,
+                          1, false);
     tap_offsets_ = tiles_.tap_offsets();
   }
 

@@ -44,9 +44,13 @@ struct Sums {
 
 template <class Scalar, int kRows, int kVectors, class Acc>
 inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offsets* offsets,
-                           int64_t depth, const Sums<Acc>& c, int64_t first_row,
-                           int64_t first_column) {
+                           int64_t depth, [[maybe_unused]] int64_t columns, const Sums<Acc>& c,
+                           int64_t first_row, int64_t first_column) {
   constexpr int kLane = kLanes<Acc>;
+  constexpr int kLast = kVectors - 1;
+#if DDRF_VECTOR_BYTES == 64
+  const uint32_t read = lanes_inside<kLane>(first_column + kLast * kLane, columns);
+#endif
   Acc* const target = c.data + first_row * c.row + first_column;
   const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   // Without every loop over them unrolled the compiler keeps the sums in memory.
@@ -64,7 +68,12 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
     const Acc* pixels = b + offsets[k].b;
     Vector<Acc> pixel[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) pixel[v] = load_vector(pixels + v * kLane);
+    for (int v = 0; v < kLast; ++v) pixel[v] = load_vector(pixels + v * kLane);
+#if DDRF_VECTOR_BYTES == 64
+    pixel[kLast] = load_masked(pixels + kLast * kLane, read);
+#else
+    pixel[kLast] = load_vector(pixels + kLast * kLane);
+#endif
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -133,16 +142,18 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
 inline constexpr int kBlockRows = kManyRegisters ? 8 : 4;
 inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
-// The product for all `rows` rows and `vectors` vectors of pixels.
+// The product for all `rows` rows and `columns` pixels, of which the last vector need not be whole.
+// With AVX-512 nothing beyond the columns is read; else they must be followed by numbers.
 template <class Scalar, class Acc = accumulate_t<Scalar>>
 void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
-              int64_t depth, int64_t vectors, const Sums<Acc>& c) {
+              int64_t depth, int64_t columns, const Sums<Acc>& c) {
   constexpr int kLane = kLanes<Acc>;
+  const int64_t vectors = (columns + kLane - 1) / kLane;
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
       multiply_block<Scalar, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets,
-                                              depth, c, r, first * kLane);
+                                              depth, columns, c, r, first * kLane);
     };
     int64_t r = 0;
     if constexpr (kVectors <= kBlockVectors) {

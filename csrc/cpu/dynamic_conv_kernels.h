@@ -284,7 +284,7 @@ void dynamic_conv_backward(const DynamicConvShape& given,
                              Activation, const Image<SCALAR>&, SCALAR*, bool);                     \
   template OneKernel one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&);      \
   template void mix_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,        \
-                               SCALAR*);                                                           \
+                               SCALAR*, SCALAR*);                                                  \
   template void finish_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,     \
                                   Activation, const Image<SCALAR>&, SCALAR*);                      \
   template std::string dynamic_conv_plan(const DynamicConvShape&,                                  \

@@ -39,16 +39,20 @@ OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Sc
   return shared ? OneKernel::kOfBank : OneKernel::kMixed;
 }
 
-// The mixed kernel of the only sample.
+// The mixed kernel of the only sample and, where there is one, its bias.
 template <class Scalar>
 void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                    Scalar* kernel) {
+                    Scalar* kernel, Scalar* bias) {
   if constexpr (std::is_same_v<Scalar, accumulate_t<Scalar>>) {
-    Mixer<Scalar>(shape, operands).mix_whole(0, 1, false, kernel);
+    const Mixer<Scalar> mixer(shape, operands);
+    mixer.mix_whole(0, 1, false, kernel);
+    for (int64_t o = 0; bias != nullptr && o < shape.out_channels; ++o) {
+      bias[o] = mixer.mix_bias(0, o);
+    }
   }
 }
 
-// Turns the plain convolution in y, which is contiguous or channels_last, into the result; `mean`
+// Turns torch's convolution in y, which is contiguous or channels_last, into the result; `mean`
 // as in dynamic_conv.
 template <class Scalar>
 void finish_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,

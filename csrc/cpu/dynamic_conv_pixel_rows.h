@@ -111,7 +111,7 @@ class PixelRows {
               }
               multiply<Scalar>(a + k, image.stride[3] / kTogether, pixels,
                                &kernels[(shared ? 0 : i) * kernel_size + k * block_], table.data(),
-                               depth, ceil_div(outputs, kLane), target);
+                               depth, outputs, target);
             }
             for (int64_t p = 0; !std::is_same_v<Scalar, Acc> && p < pixels; ++p) {
               store_row(y + p * result.stride[3], target.data + p * target.row, outputs);

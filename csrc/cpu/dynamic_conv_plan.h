@@ -136,6 +136,15 @@ struct Tiles {
     return {tile_y, tile_x, first_y, first_x, rows, columns, (rows - 1) * row_stride() + columns};
   }
 
+  // Vectors of pixels of the tiles in a column of tiles.
+  int64_t vectors(int64_t lanes) const {
+    const int64_t last_rows = y.count - (y.tiles - 1) * y.extent;
+    const auto of_rows = [&](int64_t rows) {
+      return ceil_div((rows - 1) * row_stride() + x.extent, lanes);
+    };
+    return (y.tiles - 1) * of_rows(y.extent) + of_rows(last_rows);
+  }
+
   // Distance between an output pixel and what each tap [kept rows x kept columns] reads for it.
   std::vector<int64_t> tap_offsets() const {
     std::vector<int64_t> offsets;
@@ -150,20 +159,31 @@ struct Tiles {
 };
 
 // Cuts the outputs into tiles of at most `max_pixels` outputs for which `channels` input channels
-// fit `budget` elements, and into at least `min_tiles` where there are enough rows. Depends on
-// shapes alone, never on the number of threads.
-inline Tiles choose_tiles(const TapAxis& y, const TapAxis& x, int64_t channels, int64_t slack,
-                          int64_t budget, int64_t max_pixels, int64_t min_tiles, bool compact) {
+// and `sums` numbers for each pixel fit `budget` elements, and into at least `min_tiles` where
+// there are enough rows. Depends on shapes alone, never on the number of threads.
+inline Tiles choose_tiles(const TapAxis& y, const TapAxis& x, int64_t channels, int64_t sums,
+                          int64_t slack, int64_t budget, int64_t max_pixels, int64_t min_tiles,
+                          bool compact) {
   constexpr int64_t kMaxColumns = 256;
   Tiles tiles;
   tiles.slack = slack;
   tiles.x = AxisTiles(x, std::max<int64_t>(1, ceil_div(x.count, kMaxColumns)), compact);
   for (int64_t wanted = 1;; wanted += 1 + wanted / 4) {
     tiles.y = AxisTiles(y, wanted);
-    const bool fits = channels * tiles.channel_stride() <= budget && tiles.pixels() <= max_pixels &&
-                      tiles.count() >= min_tiles;
+    const bool fits = channels * tiles.channel_stride() + sums * tiles.pixels() <= budget &&
+                      tiles.pixels() <= max_pixels && tiles.count() >= min_tiles;
     if (fits || tiles.y.extent == 1) return tiles;
   }
+}
+
+// The tiles, or ones of fewer rows, at least half as many, whose pixels fill vectors better.
+inline Tiles fill_vectors(const Tiles& tiles, const TapAxis& y, int64_t lanes) {
+  Tiles best = tiles, flatter = tiles;
+  for (int64_t extent = tiles.y.extent - 1; 2 * extent >= tiles.y.extent; --extent) {
+    flatter.y = AxisTiles(y, ceil_div(y.count, extent));
+    if (flatter.vectors(lanes) < best.vectors(lanes)) best = flatter;
+  }
+  return best;
 }
 
 }  // namespace ddrf_fast

@@ -66,6 +66,40 @@ struct Window {
   int64_t y0, y_step, rows, x0, x_step, columns;
 };
 
+#if DDRF_VECTOR_BYTES == 64
+// copy_window for channels of the image whose columns lie side by side, kStep from one to the next:
+// vector by vector, where the masks of the loads leave zeros outside the image.
+template <int kStep, class Scalar>
+inline void copy_vectors(const Planes<Scalar>& planes, int64_t begin, int64_t end,
+                         const Window& window, accumulate_t<Scalar>* target, int64_t channel_stride,
+                         int64_t row_stride) {
+  using Acc = accumulate_t<Scalar>;
+  constexpr int kLane = kLanes<Acc>;
+  const int64_t width = std::min(planes.width, window.x0 + (window.columns - 1) * kStep + 1);
+  for (int64_t i = 0; i < row_stride; i += kLane) {
+    const int64_t x = window.x0 + i * kStep;
+    const uint32_t low = lanes_inside<kLane>(x, width);
+    const uint32_t high = lanes_inside<kLane>(x + kLane, width);
+    const uint32_t stored = lanes_inside<kLane>(i, row_stride);
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t row = 0; row < window.rows; ++row) {
+        const int64_t y = window.y0 + row * window.y_step;
+        Vector<Acc> value{};
+        if (y >= 0 && y < planes.height) {
+          const Scalar* source = planes.data + c * planes.channel_step + y * planes.row_step + x;
+          value = load_masked(source, low);
+          if constexpr (kStep == 2) {
+            value = every_second<Acc, 0>(value, load_masked(source + kLane, high),
+                                         std::make_index_sequence<kLane>());
+          }
+        }
+        store_masked(target + (c - begin) * channel_stride + row * row_stride + i, value, stored);
+      }
+    }
+  }
+}
+#endif
+
 // Copies a window of channels [begin, end) to target[channel][row][row_stride], converting; zero
 // outside the image and from `columns` to `row_stride`.
 template <class Scalar>
@@ -81,6 +115,13 @@ inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end
       window.columns);
   const int64_t copied_end = std::min(end, planes.channels);
   const int64_t step = planes.column_step * window.x_step;
+#if DDRF_VECTOR_BYTES == 64
+  if (planes.column_step == 1 && step <= 2 && copied_end == end) {
+    const auto copy = step == 1 ? copy_vectors<1, Scalar> : copy_vectors<2, Scalar>;
+    copy(planes, begin, end, window, target, channel_stride, row_stride);
+    return;
+  }
+#endif
   for (int64_t row = 0; row < window.rows; ++row) {
     const int64_t y = window.y0 + row * window.y_step;
     const bool inside = y >= 0 && y < planes.height && first < last;
@@ -133,6 +174,15 @@ inline void copy_tile(const Planes<Scalar>& planes, int64_t begin, int64_t end, 
                       const TapAxis& x, const Tiles& tiles, int64_t tile_y, int64_t tile_x,
                       accumulate_t<Scalar>* target) {
   const int64_t plane_size = tiles.y.length * tiles.row_stride();
+  // What one run has read the next one shall find in the cache.
+  constexpr int64_t kTogether = 8;
+  if (end - begin > kTogether && planes.channel_step != 1) {
+    for (int64_t c = begin; c < end; c += kTogether) {
+      copy_tile(planes, c, std::min(c + kTogether, end), y, x, tiles, tile_y, tile_x,
+                target + (c - begin) * tiles.channel_stride());
+    }
+    return;
+  }
   for (int64_t run_y = 0; run_y < tiles.y.runs(); ++run_y) {
     for (int64_t run_x = 0; run_x < tiles.x.runs(); ++run_x) {
       const Window window{tile_y * tiles.y.extent * y.in_step + tiles.y.run_origin[run_y],

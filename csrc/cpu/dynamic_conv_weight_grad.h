@@ -61,7 +61,7 @@ class WeightGradient {
     out_chunks_ = chunks(outputs_, enough ? 32 : 16);
     in_chunk_ = std::max<int64_t>(1, ceil_div(channels_, in_chunks_));
     out_chunk_ = std::max<int64_t>(1, ceil_div(outputs_, out_chunks_));
-    tiles_ = choose_tiles(y_, x_, in_chunk_ + out_chunk_, kLanes<Acc>,
+    tiles_ = choose_tiles(y_, x_, in_chunk_ + out_chunk_, 0, kLanes<Acc>,
                           kSecondLevelBytes / int64_t{sizeof(Acc)}, kMaxPixels, 1, false);
     tap_offsets_ = tiles_.tap_offsets();
   }

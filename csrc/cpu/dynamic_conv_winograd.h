@@ -467,7 +467,7 @@ class Winograd {
     const int64_t m_entry = kBlock * chunk_ + kStagger;
     for (int entry = 0; entry < kEntries; ++entry) {
       multiply<Acc>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table, channels_,
-                    ceil_div(count, kLane), {m + entry * m_entry, chunk_});
+                    count, {m + entry * m_entry, chunk_});
     }
     transform_outputs(job, sample, group * outputs_ + output, outputs, first, count, m, m_entry,
                       chunk_, lines, part);

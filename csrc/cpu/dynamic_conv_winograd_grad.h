@@ -154,7 +154,7 @@ class WinogradGradient {
       }
       for (int entry = 0; entry < kEntries; ++entry) {
         multiply<Acc>(m + entry * m_entry(), kChunk, outputs_, v + entry * v_entry(), table.data(),
-                      count, columns_ / kLane,
+                      count, columns_,
                       {u + entry * outputs_ * columns_, columns_,
                        first == begin ? nullptr : u + entry * outputs_ * columns_, columns_});
       }
