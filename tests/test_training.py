@@ -217,7 +217,8 @@ def test_the_positive_sample_gives_way_as_pairs_lose_detail():
     module = TrainingModule(TrainingConfig(degraded_positive_fusion="average"), 1)
     clean, partly, lost = module.positive(crops, degraded)
     torch.testing.assert_close(clean, crops.positive[0])
-    kept = similarity(half[None], visible[1:2]) ** 3
+    left = similarity(half[None], visible[1:2])
+    kept = 3 * left**2 - 2 * left**3
     torch.testing.assert_close(partly, kept * crops.positive[1] + (1 - kept) * average[1])
     torch.testing.assert_close(lost, average[2], atol=0.01, rtol=0)
     assert TrainingModule(TrainingConfig(), 1).positive(crops, degraded) is crops.positive

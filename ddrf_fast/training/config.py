@@ -95,8 +95,8 @@ class TrainingConfig:
         positive_fusions: names in :data:`~ddrf_fast.models.classical.CLASSICAL_FUSIONS`; the one that is best
             for a pair makes its positive samples.
         degraded_positive_fusion: the classical fusion whose result the positive sample gives way to, the more
-            the less is left of the pair: what remains of the sample is the cube of the product of both
-            degraded images' SSIM with the clean ones. None: the same sample, however degraded.
+            the less is left of the pair: its share is ``1 - 3 p^2 + 2 p^3``, where p is the product of the
+            SSIM of both degraded images with the clean ones. None: the same sample, however degraded.
         estimator_weight: weight of the blind estimators' own loss.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.

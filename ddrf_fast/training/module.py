@@ -135,7 +135,8 @@ class TrainingModule(lightning.LightningModule):
         name = self.config.degraded_positive_fusion
         if name is None:
             return crops.positive
-        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0) ** 3
+        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0)
+        kept = kept.square() * (3 - 2 * kept)
         other = CLASSICAL_FUSIONS[name](crops.visible, crops.infrared).clamp(0, 1)
         return other.lerp(crops.positive, kept.view(-1, 1, 1, 1))
 
