@@ -20,9 +20,8 @@ except ImportError:  # who has no video needs none
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
-GREY_TOLERANCE = (
-    0.02  # mean distance from grey up to which the chroma of an infrared frame is taken for noise
-)
+# Mean distance from grey up to which the chroma of an infrared frame is taken for noise.
+GREY_TOLERANCE = 0.02
 # Formats whose first plane is the luma and nothing else, in the machine's byte order.
 _LUMA_FIRST = re.compile(r"(gray|yuvj?4\d\dp)(9le|1\dle)?")
 _NEUTRAL = 128
