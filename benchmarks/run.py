@@ -8,6 +8,7 @@ own: above 1 it is faster than everything that there was. README.md tells more.
 """
 
 import argparse
+import contextlib
 import datetime
 import functools
 import itertools
@@ -16,6 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def prepare_torch(options: argparse.Namespace) -> None:
-    """Threads, and the same precision rules and algorithm search for everybody."""
+@contextlib.contextmanager
+def torch_as_asked(options: argparse.Namespace) -> Iterator[None]:
+    """Threads, and the same precision rules and algorithm search for everybody, while it runs."""
+    tf32, matmul = options.dtype == "tf32", torch.backends.cuda.matmul
+    threads, matmul_tf32 = torch.get_num_threads(), matmul.allow_tf32
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
@@ -88,9 +93,13 @@ def prepare_torch(options: argparse.Namespace) -> None:
         cv2.setNumThreads(torch.get_num_threads())
     except ImportError:
         pass
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = options.dtype == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
+    matmul.allow_tf32 = tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+            yield
+    finally:
+        matmul.allow_tf32 = matmul_tf32
+        torch.set_num_threads(threads)
 
 
 class Benchmark:
@@ -275,7 +284,12 @@ def _derived(
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 1 when ddrf_fast itself failed the gate somewhere."""
     options = parse(arguments)
-    prepare_torch(options)
+    with torch_as_asked(options):
+        return measure(options)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Runs, prints and writes what was asked for; returns the exit status."""
     benchmark = Benchmark(load(options.op), options)
     device = environment.device_name(options.device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")

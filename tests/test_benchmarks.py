@@ -368,7 +368,9 @@ def test_runner_from_arrays_to_array(
     monkeypatch.setattr(run, "load", lambda name: operation)
     monkeypatch.setattr(roof, "measure", lambda device, dtype: roof.Roof(1e11, 1e10))
     options = ["--mode", "arrays", "--filter", "tiny", "--min-time", "0.001", "--json", str(file)]
+    precision = torch.backends.cudnn.conv.fp32_precision
     assert run.main(["model", *options]) == 0
+    assert torch.backends.cudnn.conv.fp32_precision == precision  # left as it was found
     document = json.loads(file.read_text())
     results_schema.validate(document)
     records = {record["provider"]: record for record in document["records"]}
