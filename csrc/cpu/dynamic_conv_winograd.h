@@ -365,13 +365,37 @@ class Winograd {
       return result.data + sample * result.stride[0] + channel * result.stride[1] +
              at.row * kTileRows * result.stride[2] + at.column * kTileColumns * step;
     };
+    const auto bias = [&](int64_t o) {
+      return forward ? job.mixer.beta(sample, channel + o) : Acc(0);
+    };
     const auto invert = [&](const Segment& at, int64_t o, Acc* line) {
-      const Acc bias = forward ? job.mixer.beta(sample, channel + o) : Acc(0);
-      inverse_tiles(m + o * m_row + at.done, m_entry, bias, job.activation, line, kRow);
+      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation,
+                    [&](int64_t y, Vector<Acc> low, Vector<Acc> high)
+                        __attribute__((always_inline)) {
+                          store_vector(line + y * kRow, low);
+                          store_vector(line + y * kRow + kLane, high);
+                        });
       if (job.sums == nullptr) return;
       for (int64_t y = 0; y < rows_of(at); ++y) {
         sums[o] += folded_row(line + y * kRow, columns_of(at));
       }
+    };
+    // Whole tiles go from registers to where they belong.
+    const auto invert_whole = [&](const Segment& at, int64_t o, Scalar* target) {
+      Vector<Acc> sum = sums[o];
+      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation,
+                    [&](int64_t y, Vector<Acc> low, Vector<Acc> high)
+                        __attribute__((always_inline)) {
+                          Scalar* row = target + y * result.stride[2];
+                          sum += low + high;
+                          if (job.accumulate) {
+                            low += load_vector(row);
+                            high += load_vector(row + kLane);
+                          }
+                          store_vector(row, low);
+                          store_vector(row + kLane, high);
+                        });
+      sums[o] = sum;
     };
     const auto finish_sums = [&] {
       for (int64_t o = 0; job.sums != nullptr && o < channels; ++o) {
@@ -381,7 +405,6 @@ class Winograd {
     };
     for (int64_t o = 0; step == 1 && o < channels; ++o) {
       for (const Segment& at : segments) {
-        invert(at, o, lines);
         Scalar* target = place(at) + o * result.stride[1];
         // The same rows of a later channel, as for the inputs.
         for (int64_t y = 0; o + kAhead < channels && y < rows_of(at); ++y) {
@@ -390,6 +413,11 @@ class Winograd {
             __builtin_prefetch(row + x, 1);
           }
         }
+        if (rows_of(at) == kTileRows && columns_of(at) == kRow) {
+          invert_whole(at, o, target);
+          continue;
+        }
+        invert(at, o, lines);
         for (int64_t y = 0; y < rows_of(at); ++y) {
           Scalar* row = target + y * result.stride[2];
           if (job.accumulate) {
@@ -432,9 +460,10 @@ class Winograd {
     }
   }
 
-  // One vector of tiles to four lines of pixels.
+  // One vector of tiles to four lines of pixels: store(line, first half, second half).
+  template <class Store>
   DDRF_INLINE static void inverse_tiles(const Acc* m, int64_t m_entry, Acc bias,
-                                        Activation activation, Acc* line, int64_t line_stride) {
+                                        Activation activation, const Store& store) {
     constexpr auto kIndices = std::make_index_sequence<kLane>();
     Vector<Acc> rows[4][4];
     for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
@@ -451,9 +480,8 @@ class Winograd {
       transform_output_4(rows[i()], pair);
       pair[0] = rectified<Acc>(activation, pair[0] + bias);
       pair[1] = rectified<Acc>(activation, pair[1] + bias);
-      store_vector(line + i() * line_stride, interleave<Acc, 0>(pair[0], pair[1], kIndices));
-      store_vector(line + i() * line_stride + kLane,
-                   interleave<Acc, kLane / 2>(pair[0], pair[1], kIndices));
+      store(i(), interleave<Acc, 0>(pair[0], pair[1], kIndices),
+            interleave<Acc, kLane / 2>(pair[0], pair[1], kIndices));
     });
   }
 
