@@ -13,10 +13,10 @@ import torch
 
 import ddrf_fast
 from ddrf_fast.degradation import DynamicDegradation
-from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
+from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures, thermal
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
-from ddrf_fast.inference.thermal import ThermalRange
+from ddrf_fast.inference.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
 
 SIZE = (45, 62)
@@ -386,6 +386,41 @@ def test_thermal_values_are_mapped_as_asked(fuser):
         kelvin = (raw / 25).astype(np.float32)
         if not isinstance(given, tuple) and given != "7100,7900":
             np.testing.assert_allclose(session(visible, kelvin), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_percentiles_are_those_of_numpy(monkeypatch, dtype):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(thermal, "_COUNTED", 37)
+    for size in (1, 2, 3, 36, 37, 38, 400):
+        for values in (rng.integers(0, np.iinfo(dtype).max + 1, (size, 2)), rng.integers(100, 110, size)):
+            image, asked = values.astype(dtype), (0, 0.5, 1, 33, 50, 99, 99.9, 100)
+            found = percentiles(image, asked)
+            np.testing.assert_allclose(found, np.percentile(image, asked), rtol=1e-14, atol=0)
+            np.testing.assert_array_equal(percentiles(image[::-1].T, asked), found)
+
+
+def test_a_steady_range_follows_the_images_little_by_little():
+    images = [np.array([[100 * n, 100 * n + 50]], np.uint16) for n in (1, 3, 3)]
+    steady = SteadyRange(ThermalRange.parse("minmax"), smoothing=2)
+    assert [steady(image) for image in images] == [
+        ThermalRange("fixed", *bounds) for bounds in ((100, 150), (200, 250), (250, 300))
+    ]
+    for value, smoothing in (("minmax", 1), ("full", 4), ((5, 9), 4)):
+        asked = ThermalRange.parse(value)
+        steady = SteadyRange(asked, smoothing)
+        own = ThermalRange("fixed", 300, 350) if value == "minmax" else asked
+        assert [steady(image) for image in images][1:] == [own, own]
+
+
+def test_a_pair_may_have_a_thermal_range_of_its_own(fuser):
+    visible, infrared = _pair()
+    raw = np.round(7000 + 1000 * infrared).astype(np.uint16)
+    session = Fuser(fuser.network, thermal_range="minmax")
+    request = session.prepare(visible, raw, thermal_range=ThermalRange.parse((7000, 8000)))
+    assert request.mapped == (7000, 8000)
+    expected = ((raw - 7000.0) / 1000)[None, None]
+    np.testing.assert_allclose(request.infrared.numpy(), expected, atol=1e-6)
 
 
 def test_thermal_values_are_taken_as_they_are_and_told_of_otherwise(fuser):

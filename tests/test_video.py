@@ -308,6 +308,44 @@ def test_thermal_values_of_many_bits_are_mapped(weights, tmp_path, pix_fmt, bits
         )
 
 
+@pytest.mark.parametrize("asked", ["minmax", "0.5%,99.5%"])
+def test_what_is_hot_and_enters_does_not_change_the_rest_at_once(weights, tmp_path, asked):
+    """A background of few values and, after a third of the frames, a spot far above them."""
+    cold = np.linspace(7000, 7400, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH).astype(np.uint16)
+    hot = cold.copy()
+    hot[10:20, 10:20] = 7800
+    visible = write(tmp_path / "vis.mkv", scene(24), codec="ffv1")
+    infrared = write(tmp_path / "ir.mkv", [cold] * 8 + [hot] * 16, **GREY16)
+    output, background = tmp_path / "out.mkv", (slice(24, None), slice(None))
+    percents = (0, 100) if asked == "minmax" else (0.5, 99.5)
+    own = np.array([np.percentile(image, percents) for image in [cold] * 8 + [hot] * 16])
+    jumps = {}
+    for smoothing in (1, 4, 12):
+        bounds = [own[0]]
+        for bound in own[1:]:
+            bounds.append(bounds[-1] + (bound - bounds[-1]) / smoothing)
+        fuser = showing_infrared(weights, thermal_range=asked)
+        report = fuse_video(
+            visible, infrared, output, fuser=fuser, smoothing=smoothing, codec="ffv1", workers=3
+        )
+        assert report.mapped == pytest.approx((np.min(bounds), np.max(bounds)), abs=1e-3)
+        shown = frames(output)
+        for number, (low, high) in enumerate(bounds):
+            image = cold if number < 8 else hot
+            unit = ((image - low) / (high - low)).clip(0, 1)
+            # What the brightness is changed by is the same in the whole frame.
+            assert show(unit, shown[number]) < 1 / 219 + LIMIT * (smoothing > 1)
+        means = np.array([luma(frame)[background].mean() for frame in shown])
+        jumps[smoothing] = np.abs(np.diff(means)).max() / 219
+    assert jumps[4] < jumps[1] / 2 and jumps[12] < jumps[1] / 5, jumps
+    settled = (means[0] - means[-1]) / 219
+    assert jumps[1] > 0.35 and settled > 0.7 * jumps[1], "after a while the range is that of the scene"
+
+    fixed = showing_infrared(weights, thermal_range=(7000, 9000))
+    assert fuse_video(visible, infrared, output, fuser=fixed, codec="ffv1").mapped == (7000, 9000)
+    assert show((hot - 7000.0) / 2000, frames(output)[8]) < 1 / 219 + LIMIT
+
+
 def test_visible_videos_of_ten_bits(weights, tmp_path):
     """The network sees all their bits; limited range is understood."""
     images = scene(2)

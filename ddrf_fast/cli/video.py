@@ -37,7 +37,8 @@ def video_options() -> Parser:
         "--smoothing",
         type=int,
         metavar="N",
-        help="against flicker: frames over which brightness is averaged; 1: none (default: 4)",
+        help="against flicker: frames over which brightness, and a thermal range of minmax or percentiles, "
+        "are averaged; 1: none (default: 4)",
     )
     group.add_argument(
         "--codec", help="FFmpeg's name of a video codec (default: libx264; libvpx-vp9 for .webm)"
