@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddrf_fast.cli.files import mapped, session_settings
+from ddrf_fast.cli.files import mapped, shared_settings
 from ddrf_fast.cli.options import Parser
 
 SUFFIXES = frozenset(
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     started = time.perf_counter()
     fuser = Fuser(
-        **session_settings(options, share),
+        **shared_settings(options, share),
         resize=options.resize,
         homography=options.homography,
         clean=options.clean,

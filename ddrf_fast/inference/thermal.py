@@ -47,13 +47,8 @@ class ThermalRange:
         """
         if isinstance(value, ThermalRange):
             return value
-        words = {
-            "full": cls(),
-            "minmax": cls("percentile", 0.0, 100.0),
-            "percentile": cls("percentile", *PERCENTILES),
-        }
-        if isinstance(value, str) and value in words:
-            return words[value]
+        if isinstance(value, str) and value in _WORDS:
+            return _WORDS[value]
         try:
             parts = value.split(",") if isinstance(value, str) else [str(float(bound)) for bound in value]
             percent = all(part.strip().endswith("%") for part in parts)
@@ -66,6 +61,19 @@ class ThermalRange:
         if not low < high or not np.isfinite((low, high)).all() or (percent and not 0 <= low < high <= 100):
             raise ValueError(f"thermal_range must go from a lower to a higher value, got {value!r}")
         return cls("percentile" if percent else "fixed", low, high)
+
+    def __str__(self) -> str:
+        """What :meth:`parse` reads.
+
+        Example:
+            >>> [str(ThermalRange.parse(text)) for text in ("0%,100%", "0.5%,99.5%", "7000,9500")]
+            ['minmax', '0.5%,99.5%', '7000,9500']
+        """
+        for word, meaning in _WORDS.items():
+            if self == meaning:
+                return word
+        sign = "%" if self.kind == "percentile" else ""
+        return f"{self.low:.15g}{sign},{self.high:.15g}{sign}"
 
     def of(self, image: NDArray[Any]) -> tuple[float, float]:
         """The values of an image of any shape that become black and white, where the kind is not "full"."""
@@ -80,6 +88,13 @@ class ThermalRange:
         bounds = [self.of(image.cpu().numpy()) for image in images]
         low, high = torch.tensor(bounds, dtype=torch.float32, device=planes.device).unbind(1)
         return low, high
+
+
+_WORDS = {
+    "full": ThermalRange(),
+    "minmax": ThermalRange("percentile", 0.0, 100.0),
+    "percentile": ThermalRange("percentile", *PERCENTILES),
+}
 
 
 class SteadyRange:
