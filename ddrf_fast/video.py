@@ -107,9 +107,9 @@ def fuse_video(
         sync: "timestamp": each visible frame is fused with the infrared frame nearest in time (from the first
             frame of each on), whatever the frame rates; "frame": the first with the first, and so on.
         smoothing: over how many frames two things are averaged (exponentially, a new frame counts for
-            1/smoothing): the mean brightness, which changes a frame by at most 0.02 of the range; and black
-            and white of a thermal range of "minmax" or percentiles, as thermal cameras damp their automatic
-            gain. 1: every frame by itself.
+            1/smoothing): the mean brightness, which changes a frame by at most 0.02 of the range; and the
+            grey of each value by a thermal range of "minmax" or percentiles, as thermal cameras damp their
+            automatic gain. 1: every frame by itself.
         batch_size: how many frames go through the network together.
         workers: threads that prepare frames, beside the one that decodes.
         codec: FFmpeg's name of a video codec; None: libx264, or libvpx-vp9 for .webm.

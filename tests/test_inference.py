@@ -401,16 +401,22 @@ def test_percentiles_are_those_of_numpy(monkeypatch, dtype):
 
 
 def test_a_steady_range_follows_the_images_little_by_little():
-    images = [np.array([[100 * n, 100 * n + 50]], np.uint16) for n in (1, 3, 3)]
-    steady = SteadyRange(ThermalRange.parse("minmax"), smoothing=2)
-    assert [steady(image) for image in images] == [
-        ThermalRange("fixed", *bounds) for bounds in ((100, 150), (200, 250), (250, 300))
-    ]
+    """The grey of each value goes a part of its way to that of the image alone."""
+    lows, highs = np.array([[500, 100, 100, 4000, 100], [500, 200, 1100, 4050, 1100]], np.uint16)
+    values, grey = np.linspace(0, 5000, 7), None
+    steady = SteadyRange(ThermalRange.parse("minmax"), smoothing=4)
+    for low, high in zip(lows, highs, strict=True):
+        found = steady(np.array([[low, high]]))
+        if low == high:
+            assert (found.low, found.high) == (low, high)
+            continue
+        own = (values - low) / (float(high) - low)
+        grey = own if grey is None else grey + (own - grey) / 4
+        np.testing.assert_allclose((values - found.low) / (found.high - found.low), grey)
+    assert steady(np.full((2, 3), 7000, np.uint16)) == found, "one value says nothing of contrast"
     for value, smoothing in (("minmax", 1), ("full", 4), ((5, 9), 4)):
         asked = ThermalRange.parse(value)
-        steady = SteadyRange(asked, smoothing)
-        own = ThermalRange("fixed", 300, 350) if value == "minmax" else asked
-        assert [steady(image) for image in images][1:] == [own, own]
+        assert SteadyRange(asked, smoothing)(values) == asked
 
 
 def test_a_pair_may_have_a_thermal_range_of_its_own(fuser):
