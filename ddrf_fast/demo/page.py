@@ -164,7 +164,7 @@ def build_page(fuser: Fuser) -> gr.Blocks:
                 infrared, infrared_preview = _image_input("Infrared image", SAMPLE_INFRARED)
                 thermal = gr.Dropdown(
                     _THERMAL_RANGES, value=str(fuser.thermal_range), allow_custom_value=True,
-                    label="Thermal values", elem_id="thermal",
+                    label="Thermal values",
                     info="which become black and white; type 7000,9500 or 0.5%,99.5% for others",
                 )  # fmt: skip
                 fuse = gr.Button("Fuse", variant="primary", elem_id="fuse")
