@@ -5,7 +5,8 @@ visible video stays as it is, without a conversion to RGB and back (unless the f
 
 Noise and a thermal camera's automatic gain make the whole image a little brighter or darker from one frame
 to the next, which is seen as flicker. So the mean of the fused frames is averaged over time, within narrow
-limits: what changes by more is taken to be the scene.
+limits: what changes by more is taken to be the scene. A thermal range of the frames' own values would jump
+with what enters the scene; it is averaged, too, without a limit.
 """
 
 import os
@@ -28,6 +29,7 @@ from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_c
 from ddrf_fast.inference import Fuser
 from ddrf_fast.inference.session import Request
 from ddrf_fast.inference.streaming import ahead, grouped
+from ddrf_fast.inference.thermal import SteadyRange, ThermalRange
 
 Sync = Literal["timestamp", "frame"]
 PathLike = str | os.PathLike[str]
@@ -97,15 +99,17 @@ def fuse_video(
     Args:
         visible: a video file, in colour or grey; of up to 16 bits, as the network sees it.
         infrared: the same, grey. A thermal range is applied to its luma as it is stored, such as 0 to 65535
-            in gray16le, or 16 (black) to 235 in 8-bit yuv420p; "minmax" and percentiles are those of each
-            frame.
+            in gray16le, or 16 (black) to 235 in 8-bit yuv420p; "minmax" and percentiles are those of the
+            frames, averaged as `smoothing` says.
         output: ends in .mp4, .m4v, .mov, .mkv or .webm.
         fuser: the network, and its settings: colour, thermal range, resizing, homography and the limit of
             pixels hold for every frame; None: the defaults, with the weights that come with the package.
         sync: "timestamp": each visible frame is fused with the infrared frame nearest in time (from the first
             frame of each on), whatever the frame rates; "frame": the first with the first, and so on.
-        smoothing: over how many frames the mean brightness is averaged (exponentially); it changes a frame by
-            at most 0.02 of the range. 1: every frame by itself.
+        smoothing: over how many frames two things are averaged (exponentially, a new frame counts for
+            1/smoothing): the mean brightness, which changes a frame by at most 0.02 of the range; and the
+            grey of each value by a thermal range of "minmax" or percentiles, as thermal cameras damp their
+            automatic gain. 1: every frame by itself.
         batch_size: how many frames go through the network together.
         workers: threads that prepare frames, beside the one that decodes.
         codec: FFmpeg's name of a video codec; None: libx264, or libvpx-vp9 for .webm.
@@ -144,13 +148,20 @@ def fuse_video(
         writer = stack.enter_context(_Writer(temporary, output, first, shape, codec, crf, report))
         steady = _Steady(smoothing)
 
-        def prepare(pair: tuple[Any, Any]) -> tuple[Request, Template]:
-            seen, thermal = pair
-            request = fuser.prepare(_visible(seen, first.turn, fuser), _infrared(thermal, second.turn, fuser))
+        def prepare(item: tuple[Any, Luma, ThermalRange]) -> tuple[Request, Template]:
+            seen, luma, thermal_range = item
+            request = fuser.prepare(
+                _visible(seen, first.turn, fuser),
+                _infrared(luma, second.turn, fuser),
+                thermal_range=thermal_range,
+            )
             height, width = request.planes.shape[2:]
             return request, Template.of(seen, width, height, first.turn, fuser.color == "gray")
 
-        pairs = _pairs(first, second, sync, writer.copy_audio, report)
+        pairs = _ranged(
+            _pairs(first, second, sync, writer.copy_audio, report),
+            SteadyRange(fuser.thermal_range, smoothing),
+        )
         prepared = stack.enter_context(closing(ahead(pairs, prepare, workers, workers + batch_size)))
         bar = tqdm(
             desc="fuse",
@@ -177,8 +188,7 @@ def _visible(frame: Any, turn: Orientation, fuser: Fuser) -> NDArray[Any]:
     return turn(rgb(frame) if fuser.color == "rgb" else Luma.of(frame).unit())
 
 
-def _infrared(frame: Any, turn: Orientation, fuser: Fuser) -> NDArray[Any]:
-    luma = Luma.of(frame)
+def _infrared(luma: Luma, turn: Orientation, fuser: Fuser) -> NDArray[Any]:
     as_stored = luma.whole or fuser.thermal_range.kind != "full"
     return turn(luma.values if as_stored else luma.unit())
 
@@ -330,6 +340,15 @@ def _pairs(
             report.notes.append(f"{infrared.path} ended first, the rest of the other video was left out")
             return
         yield frame, current[1]
+
+
+def _ranged(
+    pairs: Iterator[tuple[Any, Any]], steady: SteadyRange
+) -> Iterator[tuple[Any, Luma, ThermalRange]]:
+    """The pairs, each with its thermal range: drawn in their order, while threads prepare them in any."""
+    for seen, thermal in pairs:
+        luma = Luma.of(thermal)
+        yield seen, luma, steady(luma.values)
 
 
 class _Steady:

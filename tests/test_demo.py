@@ -10,7 +10,7 @@ import torch
 from ddrf_fast import Fuser
 from ddrf_fast.data import read_image, write_image
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
-from ddrf_fast.demo.trial import BLURS, Damage, measure_fused, measure_restored, read, try_pair
+from ddrf_fast.demo.trial import BLURS, Damage, measure_fused, measure_restored, read, try_pair, unit
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def fuser(weights):
 
 
 def test_what_is_not_asked_for_is_not_touched():
-    image = read(SAMPLE_VISIBLE)
+    image = unit(read(SAMPLE_VISIBLE))
     assert Damage()(image, "visible") is image
     assert Damage(("infrared",), noise=20)(image, "visible") is image
     assert Damage(darkness=1)(image, "infrared") is image  # heat needs no light
@@ -28,7 +28,7 @@ def test_what_is_not_asked_for_is_not_touched():
 @pytest.mark.parametrize("blur", BLURS)
 @pytest.mark.parametrize("spatial", [False, True])
 def test_damage_is_the_seeds(blur, spatial):
-    image = read(SAMPLE_VISIBLE)[..., :90, :121]
+    image = unit(read(SAMPLE_VISIBLE))[..., :90, :121]
     damage = Damage(blur=blur, strength=1.4, spatial=spatial, noise=10, scale=2, darkness=0.5, seed=3)
     low = damage(image, "visible")
     assert low.shape == image.shape
@@ -39,7 +39,7 @@ def test_damage_is_the_seeds(blur, spatial):
 
 
 def test_stronger_blur_leaves_less_detail():
-    image = read(SAMPLE_VISIBLE)
+    image = unit(read(SAMPLE_VISIBLE))
 
     def detail(strength):
         return Damage(blur="isotropic", strength=strength)(image, "visible").diff(dim=3).abs().mean()

@@ -4,12 +4,15 @@
 """
 
 import io
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -21,6 +24,7 @@ import ddrf_fast
 from ddrf_fast.data import from_float, read_image, write_image
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.demo.trial import Damage, measure_fused, measure_restored, try_pair
+from ddrf_fast.inference.thermal import ThermalRange
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
 pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")
@@ -34,10 +38,15 @@ PATIENCE = 60_000  # ms, on a busy machine
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the page; the server ends well when it is interrupted, and leaves no uploads behind."""
-    temporary = tmp_path_factory.mktemp("uploads")
+    with _served(tmp_path_factory.mktemp("uploads")) as address:
+        yield address
+
+
+@contextmanager
+def _served(temporary, *options):
+    """Address of the page; the server ends well when it is interrupted, and leaves no uploads behind."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "ddrf_fast", "demo", "--no-browser", "--device", "cpu"],
+        [sys.executable, "-m", "ddrf_fast", "demo", "--no-browser", "--device", "cpu", *options],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
     line = server.stdout.readline()
@@ -77,10 +86,21 @@ def page(request, browser, address):
 
 
 def _shown(page, name):
-    """The pixels of one of the pictures, RGB or grey as sent."""
-    content = page.request.get(page.locator(f"#{name} img").get_attribute("src")).body()
+    """The pixels of one of the results."""
+    return _pixels(page, page.locator(f"#{name} img"))
+
+
+def _pixels(page, shown):
+    """The pixels of a picture, RGB or grey as sent."""
+    content = page.request.get(shown.get_attribute("src")).body()
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     return image[..., ::-1] if image.ndim == 3 else image
+
+
+def _type(page, text):
+    """Writes a thermal range."""
+    page.get_by_label("Thermal values").fill(text)
+    page.get_by_label("Thermal values").press("Enter")
 
 
 def _choose(page, number, path):
@@ -89,6 +109,12 @@ def _choose(page, number, path):
     box.get_by_label("Clear").click()
     box.locator("input[type=file]").set_input_files(path)
     box.get_by_text(Path(path).suffix, exact=False).first.wait_for()
+
+
+def _spread(page, name):
+    """Chooses a thermal range."""
+    page.get_by_label("Thermal values").click()
+    page.get_by_role("option", name=name).click()
 
 
 def _fuse(page):
@@ -133,6 +159,65 @@ def test_an_uploaded_pair_is_fused_as_by_the_library(page, tmp_path):
     np.testing.assert_allclose(shown.astype(int), by_file, atol=1, rtol=0)
     page.get_by_label("Infrared | restored").check()
     page.wait_for_function("document.querySelectorAll('#slider img').length == 2")
+
+
+def test_thermal_values_are_mapped_as_chosen(page, tmp_path):
+    visible, infrared = tmp_path / "mine.png", tmp_path / "counts.tif"
+    write_image(visible, read_image(SAMPLE_VISIBLE)[40:241, 100:301])
+    counts = 7000 + 4 * read_image(SAMPLE_INFRARED)[40:241, 100:301].astype(np.uint16)
+    write_image(infrared, counts)
+    lowest, highest = counts.min(), counts.max()
+    fuser = ddrf_fast.Fuser(device="cpu")
+    status, preview = page.locator("#status"), page.get_by_alt_text("Infrared image")
+
+    _choose(page, 0, visible)
+    _choose(page, 1, infrared)
+    hint = f"16 bit, but values from {lowest} to {highest} only: choose “1st to 99th percentile”"
+    status.get_by_text(hint).wait_for()
+    _fuse(page)
+    status.get_by_text(re.compile(f"Fused 201 × 201 pixels .*{hint}")).wait_for()
+
+    low, high = np.percentile(counts, (1, 99))
+    for choose, asked, bounds in (
+        (lambda: _spread(page, "1st to 99th percentile"), "percentile", (low, high)),
+        (lambda: _spread(page, "Lowest to highest"), "minmax", (lowest, highest)),
+        (lambda: _type(page, "7100,7900"), "7100,7900", (7100, 7900)),
+    ):
+        before = preview.get_attribute("src")
+        choose()
+        mapped = f"Infrared values from {bounds[0]:g} to {bounds[1]:g} became black to white."
+        status.get_by_text(mapped).wait_for()
+        assert "16 bit" not in status.inner_text()
+        trial = try_pair(fuser, visible, infrared, Damage(), ThermalRange.parse(asked))
+        expected = np.interp(counts, bounds, (0, 1))
+        np.testing.assert_allclose(trial.clean["infrared"][0, 0], expected, atol=1e-6)
+        for name in ("fused", "infrared-restored"):
+            image = from_float(trial.images[name][0].permute(1, 2, 0).numpy())
+            np.testing.assert_array_equal(_shown(page, name), image.squeeze())
+        playwright.expect(preview).not_to_have_attribute("src", before, timeout=PATIENCE)
+        np.testing.assert_array_equal(
+            _pixels(page, preview), from_float(trial.clean["infrared"][0, 0].numpy())
+        )
+        _settled(page)
+        assert f"{measure_fused(trial)['fused']['VIF']:.3f}" in page.locator("#tables").inner_text()
+    # As the library does it with the file.
+    by_file = ddrf_fast.fuse(visible, infrared, device="cpu", thermal_range=(7100, 7900))
+    np.testing.assert_allclose(_shown(page, "fused").astype(int), by_file, atol=1, rtol=0)
+
+    _type(page, "warm")
+    page.get_by_role("alert").get_by_text("thermal_range must be full, minmax").wait_for()
+    page.locator("#fused img").wait_for(state="detached")
+
+
+def test_the_page_begins_with_the_settings_of_the_command(tmp_path):
+    with _served(tmp_path, "--thermal-range", "30,200", "--color", "gray", "--clean") as address:
+        config = json.loads(urllib.request.urlopen(f"{address}config").read())
+    (value,) = [
+        component["props"]["value"]
+        for component in config["components"]
+        if component["props"].get("label") == "Thermal values"
+    ]
+    assert value == "30,200"
 
 
 def test_degradations_change_the_result_and_its_measures(page):

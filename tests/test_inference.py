@@ -13,10 +13,10 @@ import torch
 
 import ddrf_fast
 from ddrf_fast.degradation import DynamicDegradation
-from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
+from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures, thermal
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
-from ddrf_fast.inference.thermal import ThermalRange
+from ddrf_fast.inference.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
 
 SIZE = (45, 62)
@@ -386,6 +386,47 @@ def test_thermal_values_are_mapped_as_asked(fuser):
         kelvin = (raw / 25).astype(np.float32)
         if not isinstance(given, tuple) and given != "7100,7900":
             np.testing.assert_allclose(session(visible, kelvin), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_percentiles_are_those_of_numpy(monkeypatch, dtype):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(thermal, "_COUNTED", 37)
+    for size in (1, 2, 3, 36, 37, 38, 400):
+        for values in (rng.integers(0, np.iinfo(dtype).max + 1, (size, 2)), rng.integers(100, 110, size)):
+            image, asked = values.astype(dtype), (0, 0.5, 1, 33, 50, 99, 99.9, 100)
+            found = percentiles(image, asked)
+            np.testing.assert_allclose(found, np.percentile(image, asked), rtol=1e-14, atol=0)
+            np.testing.assert_array_equal(percentiles(image[::-1].T, asked), found)
+
+
+def test_a_steady_range_follows_the_images_little_by_little():
+    """The grey of each value goes a part of its way to that of the image alone."""
+    lows, highs = np.array([[500, 100, 100, 4000, 100], [500, 200, 1100, 4050, 1100]], np.uint16)
+    values, grey = np.linspace(0, 5000, 7), None
+    steady = SteadyRange(ThermalRange.parse("minmax"), smoothing=4)
+    for low, high in zip(lows, highs, strict=True):
+        found = steady(np.array([[low, high]]))
+        if low == high:
+            assert (found.low, found.high) == (low, high)
+            continue
+        own = (values - low) / (float(high) - low)
+        grey = own if grey is None else grey + (own - grey) / 4
+        np.testing.assert_allclose((values - found.low) / (found.high - found.low), grey)
+    assert steady(np.full((2, 3), 7000, np.uint16)) == found, "one value says nothing of contrast"
+    for value, smoothing in (("minmax", 1), ("full", 4), ((5, 9), 4)):
+        asked = ThermalRange.parse(value)
+        assert SteadyRange(asked, smoothing)(values) == asked
+
+
+def test_a_pair_may_have_a_thermal_range_of_its_own(fuser):
+    visible, infrared = _pair()
+    raw = np.round(7000 + 1000 * infrared).astype(np.uint16)
+    session = Fuser(fuser.network, thermal_range="minmax")
+    request = session.prepare(visible, raw, thermal_range=ThermalRange.parse((7000, 8000)))
+    assert request.mapped == (7000, 8000)
+    expected = ((raw - 7000.0) / 1000)[None, None]
+    np.testing.assert_allclose(request.infrared.numpy(), expected, atol=1e-6)
 
 
 def test_thermal_values_are_taken_as_they_are_and_told_of_otherwise(fuser):

@@ -308,6 +308,50 @@ def test_thermal_values_of_many_bits_are_mapped(weights, tmp_path, pix_fmt, bits
         )
 
 
+@pytest.mark.parametrize("asked", ["minmax", "0.5%,99.5%"])
+def test_what_is_hot_and_enters_does_not_change_the_rest_at_once(weights, tmp_path, asked):
+    """A background of few values and, after a third of the frames, a spot far above them."""
+    cold = np.linspace(7000, 7400, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH).astype(np.uint16)
+    hot = cold.copy()
+    hot[10:20, 10:20] = 19000
+    visible = write(tmp_path / "vis.mkv", scene(24), codec="ffv1")
+    infrared = write(tmp_path / "ir.mkv", [cold] * 8 + [hot] * 16, **GREY16)
+    output, background = tmp_path / "out.mkv", (slice(24, None), slice(None))
+    percents = (0, 100) if asked == "minmax" else (0.5, 99.5)
+    before, after = (np.percentile(image, percents) for image in (cold, hot))
+
+    def grey(values, left):
+        """By the range of the frames without the spot, as far as it is left, and of those with it."""
+        without, with_spot = ((values - low) / (high - low) for low, high in (before, after))
+        return with_spot + (without - with_spot) * left
+
+    jumps = {}
+    for smoothing in (1, 4, 12):
+        fuser = showing_infrared(weights, thermal_range=asked)
+        report = fuse_video(
+            visible, infrared, output, fuser=fuser, smoothing=smoothing, codec="ffv1", workers=3
+        )
+        left = [1.0] * 8 + [(1 - 1 / smoothing) ** n for n in range(1, 17)]
+        shown = frames(output)
+        for number, frame in enumerate(shown):
+            expected = grey(cold if number < 8 else hot, left[number]).clip(0, 1)
+            # The smoothing of the mean brightness may change it, too.
+            assert show(expected, frame) < 1 / 219 + LIMIT * (smoothing > 1)
+        assert report.mapped[0] == before[0]
+        assert grey(report.mapped[1], left[-1]) == pytest.approx(1, abs=1e-4), "white of the last frame"
+        means = np.array([luma(frame)[background].mean() for frame in shown])
+        jumps[smoothing] = np.abs(np.diff(means)).max() / 219
+    assert jumps[1] > 0.7
+    for smoothing in (4, 12):
+        assert jumps[smoothing] < jumps[1] / smoothing + LIMIT
+    settled = (means[0] - means[-1]) / 219
+    assert settled > 0.7 * jumps[1], "after a while the range is that of the scene"
+
+    fixed = showing_infrared(weights, thermal_range=(7000, 20000))
+    assert fuse_video(visible, infrared, output, fuser=fixed, codec="ffv1").mapped == (7000, 20000)
+    assert show((hot - 7000.0) / 13000, frames(output)[8]) < 1 / 219 + LIMIT
+
+
 def test_visible_videos_of_ten_bits(weights, tmp_path):
     """The network sees all their bits; limited range is understood."""
     images = scene(2)

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from ddrf_fast.cli.options import Commands, common_options, model_options
+from ddrf_fast.cli.options import Commands, common_options, fuser_options, session_settings
 
 
 def add_parser(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
-        parents=[model_options(), common_options()],
+        parents=[fuser_options(), common_options()],
         help="open a page to try it, or fuse the sample pair into a folder",
         description="Opens a page in the browser to try the network on your images: fused and restored "
         "pictures, degradations to see what it withstands, time and measures of quality. All is computed on "
@@ -34,10 +34,11 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    settings = session_settings(options) | {"clean": options.clean}
     if options.output is not None:
         from ddrf_fast.demo import run_demo
 
-        print(run_demo(options.output, weights=options.weights, device=options.device))
+        print(run_demo(options.output, **settings))
         return 0
     try:
         from ddrf_fast.demo.page import serve
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from ddrf_fast.inference import Fuser
 
     serve(
-        Fuser(options.weights, options.device),
+        Fuser(**settings),
         host=options.host,
         port=options.port,
         open_browser=not options.no_browser,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddrf_fast.cli.options import Parser, one_line, positive
+from ddrf_fast.cli.options import Parser, one_line, positive, session_settings
 
 if TYPE_CHECKING:
     from ddrf_fast import batch
@@ -79,17 +79,12 @@ def plan_files(
     return plan, batch.Share.of_environment()
 
 
-def session_settings(options: argparse.Namespace, share: "batch.Share") -> dict[str, Any]:
-    """Arguments of a session, from :func:`~ddrf_fast.cli.options.session_options`."""
-    return {
-        "weights": options.weights,
-        "device": share.device if options.device == "auto" else options.device,
-        "dtype": options.dtype,
-        "tile": options.tile,
-        "color": options.color,
-        "thermal_range": options.thermal_range,
-        "max_pixels": max_pixels(options),
-    }
+def shared_settings(options: argparse.Namespace, share: "batch.Share") -> dict[str, Any]:
+    """Arguments of the session of a process, from :func:`file_options` and those of a session."""
+    settings = session_settings(options) | {"max_pixels": max_pixels(options)}
+    if options.device == "auto":
+        settings["device"] = share.device
+    return settings
 
 
 def max_pixels(options: argparse.Namespace) -> int:

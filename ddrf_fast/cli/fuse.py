@@ -4,14 +4,14 @@ import argparse
 import os
 
 from ddrf_fast.cli import video
-from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, session_settings
-from ddrf_fast.cli.options import Commands, common_options, session_options
+from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, shared_settings
+from ddrf_fast.cli.options import Commands, common_options, fuser_options
 
 
 def add_parser(commands: Commands) -> None:
     fuse = commands.add_parser(
         "fuse",
-        parents=[file_options(), session_options(), video.video_options(), common_options()],
+        parents=[file_options(), fuser_options(), video.video_options(), common_options()],
         help="fuse a pair of images, two folders paired by name, or two videos",
         description="Fuses a visible and an infrared image, or those images of two folders (or patterns) "
         "that have the same name but for the extension, or two videos. The result has the colour, the alpha "
@@ -31,11 +31,6 @@ def add_parser(commands: Commands) -> None:
         help="3x3 numbers (text, .json, .npy) that take infrared pixels (x, y, 1) to the visible ones",
     )
     fuse.add_argument(
-        "--clean",
-        action="store_true",
-        help="the images are sharp and free of noise: fuse them without estimating how they are degraded",
-    )
-    fuse.add_argument(
         "--ignore-unpaired", action="store_true", help="images without a partner are no failure"
     )
     fuse.set_defaults(run=run)
@@ -49,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
     plan, share = plan_files(options, (options.visible, options.infrared))
     fuser = Fuser(
-        **session_settings(options, share),
+        **shared_settings(options, share),
         resize=options.resize,
         homography=options.homography,
         clean=options.clean,

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 PROGRAM = "ddrf-fast"
 
@@ -71,6 +71,29 @@ def session_options() -> Parser:
         "minmax, percentile (1st and 99th of each image), LOW%%,HIGH%% or LOW,HIGH",
     )
     return parser
+
+
+def fuser_options() -> Parser:
+    """Options of the commands that fuse, as a parent of their parsers."""
+    parser = Parser(add_help=False, parents=[session_options()])
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="the images are sharp and free of noise: fuse them without estimating how they are degraded",
+    )
+    return parser
+
+
+def session_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of a session, from :func:`session_options`."""
+    return {
+        "weights": options.weights,
+        "device": options.device,
+        "dtype": options.dtype,
+        "tile": options.tile,
+        "color": options.color,
+        "thermal_range": options.thermal_range,
+    }
 
 
 def tile(text: str) -> int | str:

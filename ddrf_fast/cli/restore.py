@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, session_settings
+from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, shared_settings
 from ddrf_fast.cli.options import Commands, common_options, session_options
 
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         plan.jobs += part.jobs
         kinds.update(dict.fromkeys(part.jobs, kind))
     kernel = None if options.kernel is None else read_matrix(options.kernel)
-    settings = session_settings(options, share)
+    settings = shared_settings(options, share)
     restorer = Restorer(**settings, kernel=kernel, noise_std=options.noise_std)
 
     def prepare(job: Job) -> Request:

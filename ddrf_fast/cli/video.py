@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddrf_fast.cli.files import mapped, session_settings
+from ddrf_fast.cli.files import mapped, shared_settings
 from ddrf_fast.cli.options import Parser
 
 SUFFIXES = frozenset(
@@ -37,7 +37,8 @@ def video_options() -> Parser:
         "--smoothing",
         type=int,
         metavar="N",
-        help="against flicker: frames over which brightness is averaged; 1: none (default: 4)",
+        help="against flicker: frames over which brightness, and a thermal range of minmax or percentiles, "
+        "are averaged; 1: none (default: 4)",
     )
     group.add_argument(
         "--codec", help="FFmpeg's name of a video codec (default: libx264; libvpx-vp9 for .webm)"
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     started = time.perf_counter()
     fuser = Fuser(
-        **session_settings(options, share),
+        **shared_settings(options, share),
         resize=options.resize,
         homography=options.homography,
         clean=options.clean,

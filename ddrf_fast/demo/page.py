@@ -7,6 +7,7 @@ host.
 import contextlib
 import html
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from ddrf_fast.data import from_float
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
-from ddrf_fast.demo.trial import Damage, Trial, measure_fused, measure_restored, read, try_pair
+from ddrf_fast.demo.trial import Damage, Trial, measure_fused, measure_restored, read, try_pair, unit
 from ddrf_fast.inference import Fuser
+from ddrf_fast.inference.pictures import Picture
+from ddrf_fast.inference.thermal import ThermalRange
 
 Pixels = NDArray[np.uint8]
 
@@ -47,6 +50,11 @@ _BLURS = [
     ("Camera shake", "motion"),
     ("All of them", "mixed"),
 ]
+_THERMAL_RANGES = [
+    ("As stored", "full"),
+    ("1st to 99th percentile", "percentile"),
+    ("Lowest to highest", "minmax"),
+]
 _UNITS = {"EN": "bit", "PSNR": "dB"}
 
 _INTRODUCTION = """# Fuse a visible and an infrared image
@@ -56,7 +64,8 @@ One picture that shows what both cameras see. The two images must show the same 
 yours. Nothing is sent anywhere: all is computed by the machine that serves this page.
 """
 _EXPLANATIONS = """
-Fused images are measured against the two images as they were uploaded, before the page degraded them.
+Fused images are measured against the two images as they were uploaded, before the page degraded them, and
+with the thermal values that were chosen.
 More is better in all of them, but noise raises EN and AG as well.
 
 - **EN**, entropy: how much the grey values vary, in bit (0 to 8).
@@ -87,7 +96,7 @@ _CSS = """
 .page-tables :is(th, td) { padding: 0.25em 0.7em !important; text-align: right; font-weight: normal;
   border: 0 !important; border-top: 1px solid var(--border-color-primary) !important; }
 .page-tables :is(th, td):first-child { text-align: left; padding-left: 0 !important; white-space: nowrap; }
-.page-tables thead tr > * { border-top: 0 !important; vertical-align: bottom; max-width: 5em; }
+.page-tables thead tr > * { border-top: 0 !important; vertical-align: bottom; max-width: 6em; }
 .page-tables td { white-space: nowrap; }
 @media (max-width: 480px) {
   .page-tables { font-size: 0.85em; }
@@ -105,7 +114,7 @@ def serve(
     """Serves the page until it is interrupted (Ctrl-C); prints its address.
 
     Args:
-        fuser: the network.
+        fuser: the network, and its settings; its thermal range is what the page begins with.
         host: address to listen at; "0.0.0.0" lets the whole network use the page.
         port: to listen at; None: the first free one from 7860 on.
         open_browser: show the page in the user's browser.
@@ -153,6 +162,11 @@ def build_page(fuser: Fuser) -> gr.Blocks:
             with gr.Column(elem_id="inputs"):
                 visible, visible_preview = _image_input("Visible image", SAMPLE_VISIBLE)
                 infrared, infrared_preview = _image_input("Infrared image", SAMPLE_INFRARED)
+                thermal = gr.Dropdown(
+                    _THERMAL_RANGES, value=str(fuser.thermal_range), allow_custom_value=True,
+                    label="Thermal values",
+                    info="which become black and white; type 7000,9500 or 0.5%,99.5% for others",
+                )  # fmt: skip
                 fuse = gr.Button("Fuse", variant="primary", elem_id="fuse")
                 status = gr.HTML(elem_id="status")
             with gr.Column(elem_id="results"):
@@ -178,9 +192,11 @@ def build_page(fuser: Fuser) -> gr.Blocks:
                 settings = _damage_controls()
         latest: gr.State = gr.State(time_to_live=3600)
 
-        def run(visible: str | None, infrared: str | None, compared: str, *values: Any) -> Iterator[Any]:
+        def run(
+            visible: str | None, infrared: str | None, thermal: str, compared: str, *values: Any
+        ) -> Iterator[Any]:
             try:
-                trial = _try(fuser, visible, infrared, values)
+                trial = _try(fuser, visible, infrared, thermal, values)
                 images = {name: _pixels(image) for name, image in trial.images.items()}
                 shown = [images[name] for name in _PICTURES.values()]
                 yield images, _compared(images, compared), *shown, _summary(trial, fuser), gr.skip()
@@ -189,12 +205,12 @@ def build_page(fuser: Fuser) -> gr.Blocks:
             except Exception as error:  # whatever is wrong with one pair must not cost the page
                 yield None, None, *[None] * len(pictures), _problem(error), ""
 
-        inputs = [visible, infrared, comparison, *settings]
+        inputs = [visible, infrared, thermal, comparison, *settings]
         outputs = [latest, slider, *pictures, status, tables]
         page.load(run, inputs, outputs, api_visibility="private")
         fuse.click(run, inputs, outputs, api_visibility="private")
         gr.on(
-            [control.change for control in settings],
+            [control.change for control in (thermal, *settings)],
             run,
             inputs,
             outputs,
@@ -205,8 +221,19 @@ def build_page(fuser: Fuser) -> gr.Blocks:
         comparison.change(
             _compared, [latest, comparison], slider, show_progress="hidden", api_visibility="private"
         )
-        for file, preview in ((visible, visible_preview), (infrared, infrared_preview)):
-            file.change(_preview, file, [preview, status], show_progress="hidden", api_visibility="private")
+        for file, preview, chosen in (
+            (visible, visible_preview, [visible]),
+            (infrared, infrared_preview, [infrared, thermal]),
+        ):
+            file.change(_preview, chosen, [preview, status], show_progress="hidden", api_visibility="private")
+        gr.on(
+            [page.load, thermal.change],
+            lambda *chosen: _preview(*chosen)[0],  # what there is to tell, the run tells
+            [infrared, thermal],
+            infrared_preview,
+            show_progress="hidden",
+            api_visibility="private",
+        )
     return page
 
 
@@ -257,28 +284,51 @@ def _damage_controls() -> list[Any]:
     return [modalities, blur, strength, spatial, noise, scale, darkness, seed]
 
 
-def _try(fuser: Fuser, visible: str | None, infrared: str | None, values: Sequence[Any]) -> Trial:
+def _try(
+    fuser: Fuser, visible: str | None, infrared: str | None, thermal: str, values: Sequence[Any]
+) -> Trial:
     """Does what the controls say."""
     if not visible or not infrared:
         raise ValueError("choose a visible and an infrared image first")
     modalities, blur, strength, spatial, noise, scale, darkness, seed = values
     damage = Damage(tuple(modalities), blur, strength, spatial, noise, scale, darkness / 100, seed or 0)
-    return try_pair(fuser, visible, infrared, damage)
+    return try_pair(fuser, visible, infrared, damage, ThermalRange.parse(thermal))
 
 
 def _summary(trial: Trial, fuser: Fuser) -> str:
     height, width = trial.images["fused"].shape[2:]
     device = f"the CPU (threads: {torch.get_num_threads()})" if fuser.device.type == "cpu" else fuser.device
-    return _answer(f"Fused {width} × {height} pixels in {1e3 * trial.seconds['fuse']:.0f} ms on {device}.")
+    fused = f"Fused {width} × {height} pixels in {1e3 * trial.seconds['fuse']:.0f} ms on {device}."
+    return _answer(fused, *_thermal_notes(trial.thermal))
 
 
-def _preview(path: str | None) -> tuple[Pixels | None, str]:
-    """How a chosen file looks, and what is wrong with it if it cannot be read."""
+def _thermal_notes(picture: Picture) -> Iterator[str]:
+    """What became of the values of an infrared image, or ought to."""
+    if picture.bounds:
+        low, high = picture.bounds
+        yield f"Infrared values from {low:g} to {high:g} became black to white."
+    if picture.narrow:
+        low, high = picture.narrow
+        yield (
+            f"The infrared image has 16 bit, but values from {low} to {high} only: choose “1st to 99th "
+            "percentile” for its thermal values to spread them."
+        )
+
+
+def _preview(path: str | None, thermal: str | None = None) -> tuple[Pixels | None, str]:
+    """How a chosen file looks, and what is wrong with it if it cannot be read.
+
+    Args:
+        path: of the file, if one is chosen.
+        thermal: the thermal range, of an infrared image.
+    """
     if not path:
         return None, ""
     try:
-        return _pixels(read(path)), _answer("Press Fuse when both images are chosen.")
-    except (ValueError, OSError) as error:
+        picture = read(path, None if thermal is None else ThermalRange.parse(thermal))
+        told = _answer("Press Fuse when both images are chosen.", *_thermal_notes(picture))
+        return _pixels(unit(picture)), told
+    except (ValueError, TypeError, OSError) as error:
         return None, _problem(error)
 
 
@@ -296,8 +346,8 @@ def _pixels(image: Tensor) -> Pixels:
     return values[..., 0] if values.shape[2] == 1 else values
 
 
-def _answer(text: str) -> str:
-    return f'<p role="status" class="page-status">{html.escape(text)}</p>'
+def _answer(*sentences: str) -> str:
+    return f'<p role="status" class="page-status">{html.escape(" ".join(sentences))}</p>'
 
 
 def _problem(error: Exception) -> str:
@@ -305,8 +355,8 @@ def _problem(error: Exception) -> str:
     if not isinstance(error, (ValueError, TypeError, OSError)):
         text = f"{type(error).__name__}: {text}"
     # Where the server keeps uploads says nothing to people.
-    words = [Path(word).name if word.startswith(tempfile.gettempdir()) else word for word in text.split()]
-    return f'<p role="alert" class="page-status page-problem">{html.escape(" ".join(words))}</p>'
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}\S*/", "", text)
+    return f'<p role="alert" class="page-status page-problem">{html.escape(text)}</p>'
 
 
 def _tables(trial: Trial) -> str:

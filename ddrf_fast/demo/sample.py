@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -24,29 +24,23 @@ REPETITIONS = 5
 T = TypeVar("T")
 
 
-def run_demo(
-    output: str | os.PathLike[str],
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "auto",
-) -> str:
+def run_demo(output: str | os.PathLike[str], **settings: Any) -> str:
     """Fuses the sample pair and writes `fused.png` and `side_by_side.png` (visible, infrared, fused).
 
     Args:
         output: folder for the two pictures; made if missing.
-        weights: a weights file; None: the one that comes with the package.
-        device: as for :func:`ddrf_fast.fuse`.
+        settings: arguments of :class:`ddrf_fast.Fuser`.
 
     Returns:
         A few lines for people: where the pictures are, how long it took, and the measures of the fused image.
 
     Raises:
-        ValueError: the weights are missing or do not fit, or the device is not there.
+        ValueError: as :class:`ddrf_fast.Fuser`.
         OSError: the folder cannot be written.
     """
     output = Path(output)
     visible, infrared = read_image(SAMPLE_VISIBLE), read_image(SAMPLE_INFRARED)
-    fuser, load = timed(lambda: Fuser(weights, device))
+    fuser, load = timed(lambda: Fuser(**settings))
     fused, first = timed(lambda: fuser(visible, infrared))
     typical = statistics.median(timed(lambda: fuser(visible, infrared))[1] for _ in range(REPETITIONS))
 

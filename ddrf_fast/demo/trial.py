@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast import metrics
-from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float
+from ddrf_fast.data import rgb_to_ycbcr
 from ddrf_fast.degradation import DynamicDegradation, KernelBank
 from ddrf_fast.degradation.bank import FAMILIES
 from ddrf_fast.demo.sample import MEASURES, timed
 from ddrf_fast.inference import Fuser, Restorer
+from ddrf_fast.inference.pictures import Picture
+from ddrf_fast.inference.thermal import ThermalRange
 
 BLURS = ("none", *FAMILIES, "mixed")
 MODALITIES = ("visible", "infrared")
@@ -82,28 +84,51 @@ class Trial:
         images: likewise "visible" and "infrared" as the network got them, "fused", "visible-restored" and
             "infrared-restored".
         seconds: what each step took.
+        thermal: the infrared image as it was read.
     """
 
     clean: Mapping[str, Tensor]
     images: Mapping[str, Tensor]
     seconds: Mapping[str, float]
+    thermal: Picture
 
 
-def try_pair(fuser: Fuser, visible: str | Path, infrared: str | Path, damage: Damage) -> Trial:
+def try_pair(
+    fuser: Fuser,
+    visible: str | Path,
+    infrared: str | Path,
+    damage: Damage,
+    thermal_range: ThermalRange | None = None,
+) -> Trial:
     """Degrades, fuses and restores a pair of files.
 
+    Args:
+        fuser: the network, and its settings.
+        visible: an image file.
+        infrared: another.
+        damage: how they are degraded.
+        thermal_range: which infrared values become black and white, before all else; None: the fuser's.
+
     Raises:
-        ValueError: as :class:`Fuser` for images that cannot be read or do not belong together, or a setting
-            of the damage is out of range.
+        TypeError, ValueError: as :class:`Fuser` for images that cannot be read or do not belong together, or
+            a setting of the damage is out of range.
     """
-    clean = {"visible": read(visible), "infrared": read(infrared)}
+    thermal = read(infrared, thermal_range or fuser.thermal_range)
+    clean = {"visible": unit(read(visible)), "infrared": unit(thermal)}
+
+    def fuse() -> Tensor:
+        request = fuser.prepare(**given, thermal_range=ThermalRange())
+        fused: Tensor = fuser.finish(request, fuser.compute([request])[0])
+        return fused
+
     given, degrading = timed(lambda: {name: damage(image, name) for name, image in clean.items()})
-    fused, fusing = timed(lambda: fuser(given["visible"], given["infrared"]))
-    restored, restoring = timed(lambda: Restorer(fuser.network)(**given))
+    fused, fusing = timed(fuse)
+    restored, restoring = timed(lambda: Restorer(fuser.network, color=fuser.color)(**given))
     return Trial(
         clean,
         {**given, "fused": fused, "visible-restored": restored[0], "infrared-restored": restored[1]},
         {"degrade": degrading, "fuse": fusing, "restore": restoring},
+        thermal,
     )
 
 
@@ -138,10 +163,14 @@ def measure_restored(trial: Trial) -> Scores:
     return scores
 
 
-def read(path: str | Path) -> Tensor:
-    """An image file as float32 Tensor[1, 1 | 3, H, W] in [0, 1]."""
-    values = torch.from_numpy(to_float(read_image(path)))
-    return values[None, None] if values.dim() == 2 else values.permute(2, 0, 1)[None].contiguous()
+def read(path: str | Path, thermal_range: ThermalRange | None = None) -> Picture:
+    """A visible image file; or an infrared one, with the range of its values."""
+    return Picture.take(path, "visible" if thermal_range is None else "infrared", thermal_range)
+
+
+def unit(picture: Picture) -> Tensor:
+    """An image as float32 Tensor[1, 1 | 3, H, W] in [0, 1]."""
+    return picture.channels().transpose(0, 1)
 
 
 def luma(image: Tensor) -> Tensor:

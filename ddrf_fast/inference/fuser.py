@@ -11,6 +11,7 @@ from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import resample
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
+from ddrf_fast.inference.thermal import ThermalRange
 from ddrf_fast.models.ddrfnet import Modality
 
 Resize = Literal["visible", "infrared"]
@@ -72,9 +73,9 @@ class Fuser(Session):
             return list(self.stream(together(visible, infrared)))
         return self._one(visible, infrared)
 
-    def prepare(self, visible: Any, infrared: Any) -> Request:
-        """Reads, checks and aligns a pair."""
-        seen, thermal = self._take(visible, "visible"), self._take(infrared, "infrared")
+    def prepare(self, visible: Any, infrared: Any, *, thermal_range: ThermalRange | None = None) -> Request:
+        """Reads, checks and aligns a pair; `thermal_range`: of this pair, None: the session's."""
+        seen, thermal = self._take(visible, "visible"), self._take(infrared, "infrared", thermal_range)
         refuse_colour(thermal, seen)
         if len(seen.planes) != len(thermal.planes):
             raise ValueError(

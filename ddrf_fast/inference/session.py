@@ -126,7 +126,9 @@ class Session(ABC):
     ) -> Iterator[Any]:
         """Does one after the other, such as the frames of two cameras, while the next are being read.
 
-        At most ``workers + 2 * batch_size`` images are held.
+        At most ``workers + 2 * batch_size`` images are held. Each is by itself: a thermal range of "minmax"
+        or percentiles is that of each image, and changes with what enters the scene; a fixed one does not.
+        (:func:`ddrf_fast.video.fuse_video` averages it over the frames of a file.)
 
         Args:
             images: (visible, infrared) of each; what a call takes. An iterator is drawn in another thread.
@@ -151,8 +153,9 @@ class Session(ABC):
         _warn(request)
         return self.finish(request, self.compute([request])[0])
 
-    def _take(self, image: Any, modality: Modality) -> Picture:
-        thermal = self.thermal_range if modality == "infrared" else None
+    def _take(self, image: Any, modality: Modality, thermal_range: ThermalRange | None = None) -> Picture:
+        """An image on the device; an infrared one is mapped by that range, or else by the session's."""
+        thermal = thermal_range or self.thermal_range if modality == "infrared" else None
         picture = Picture.take(image, modality, thermal, self.max_pixels)
         return picture if self.device.type == "cpu" else picture.to(self.device)
 
