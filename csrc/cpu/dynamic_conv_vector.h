@@ -419,6 +419,14 @@ DDRF_INLINE Vector<Acc> every_second(Vector<Acc> a, Vector<Acc> b, std::index_se
   return __builtin_shufflevector(a, b, static_cast<int>(2 * kIndex + kFirst)...);
 }
 
+// The lanes of a but the first, and after them lane kLast of b.
+template <class Acc, int kLast, size_t... kIndex>
+DDRF_INLINE Vector<Acc> followed_by(Vector<Acc> a, Vector<Acc> b, std::index_sequence<kIndex...>) {
+  constexpr int kSize = sizeof...(kIndex);
+  return __builtin_shufflevector(
+      a, b, static_cast<int>(kIndex + 1 < kSize ? kIndex + 1 : kSize + kLast)...);
+}
+
 // Within each of the parts of kPart lanes: lane[i] = value[i + kShift], zero beyond either end.
 template <class Acc, int kShift, int kPart, size_t... kIndex>
 DDRF_INLINE Vector<Acc> shift_lanes(Vector<Acc> value, std::index_sequence<kIndex...>) {

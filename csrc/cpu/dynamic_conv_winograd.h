@@ -246,11 +246,7 @@ class Winograd {
       for (const Segment& at : segments) {
         const int64_t top = y0 + at.row * kTileRows, left = x0 + at.column * kTileColumns;
         const Scalar* source = planes.data + c * planes.channel_step + left;
-        uint32_t masks[4];
-        constexpr int64_t kOffsets[4] = {0, kLane, 2, kLane + 2};
-        for (int i = 0; i < 4; ++i) {
-          masks[i] = lanes_inside<kLane>(left + kOffsets[i], planes.width);
-        }
+        Acc* target = v + (c - begin) * v_row + at.done;
         // The same rows of a later channel: too short for the hardware to see them coming.
         const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
         for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
@@ -259,16 +255,28 @@ class Winograd {
             __builtin_prefetch(row + x);
           }
         }
+        if (top >= 0 && top + 6 <= planes.height && left >= 0 &&
+            left + 2 * kLane + 2 <= planes.width) {
+          transform_tiles(
+              [&](int i) __attribute__((always_inline)) {
+                const Scalar* row = source + (top + i) * planes.row_step;
+                return PixelRow{load_vector(row), load_vector(row + kLane),
+                                load_partial(row + 2 * kLane, 2)};
+              },
+              target, v_entry, at.taken);
+          continue;
+        }
+        uint32_t masks[3];
+        for (int i = 0; i < 3; ++i) masks[i] = lanes_inside<kLane>(left + i * kLane, planes.width);
         transform_tiles(
             [&](int i) __attribute__((always_inline)) {
               const int64_t y = top + i;
-              const bool inside = y >= 0 && y < planes.height;
-              const Scalar* row = inside ? source + y * planes.row_step : source;
-              return [=, &masks](auto part) __attribute__((always_inline)) {
-                return load_masked(row + kOffsets[part()], inside ? masks[part()] : 0);
-              };
+              if (y < 0 || y >= planes.height) return PixelRow{};
+              const Scalar* row = source + y * planes.row_step;
+              return PixelRow{load_masked(row, masks[0]), load_masked(row + kLane, masks[1]),
+                              load_masked(row + 2 * kLane, masks[2])};
             },
-            v + (c - begin) * v_row + at.done, v_entry, at.taken);
+            target, v_entry, at.taken);
       }
     }
 #endif
@@ -283,9 +291,9 @@ class Winograd {
           const Acc* source = window + i * kPlane;
           transform_tiles(
               [&](int y) __attribute__((always_inline)) {
-                return [row = source + y * kRow](auto part) __attribute__((always_inline)) {
-                  return load_vector(row + part() % 2 * kLane + part() / 2 * 2);
-                };
+                const Acc* row = source + y * kRow;
+                return PixelRow{load_vector(row), load_vector(row + kLane),
+                                load_vector(row + 2 * kLane)};
               },
               v + (c + i - begin) * v_row + at.done, v_entry, at.taken);
         }
@@ -310,25 +318,23 @@ class Winograd {
 
   static constexpr int64_t window_size() { return kLane * 6 * 3 * kLane; }
 
-  // One vector of tiles: load(row)(part) are the pixels of row 0 to 5 from 0, kLane, 2 and
-  // kLane + 2 on.
+  // 2 * kLane + 2 pixels side by side: two in `rest`, whose other lanes do not count.
+  struct PixelRow {
+    Vector<Acc> low, high, rest;
+  };
+
+  // One vector of tiles of the rows load(0) to load(5).
   template <class Load>
   DDRF_INLINE static void transform_tiles(const Load& load, Acc* target, int64_t v_entry,
                                           int64_t count) {
     constexpr auto kIndices = std::make_index_sequence<kLane>();
-    constexpr std::integral_constant<int, 0> kNearLow{};
-    constexpr std::integral_constant<int, 1> kNearHigh{};
-    constexpr std::integral_constant<int, 2> kFarLow{};
-    constexpr std::integral_constant<int, 3> kFarHigh{};
     Vector<Acc> columns[4][6];
     for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
-      const auto pixels = load(i());
-      const Vector<Acc> near_low = pixels(kNearLow), near_high = pixels(kNearHigh);
-      const Vector<Acc> far_low = pixels(kFarLow), far_high = pixels(kFarHigh);
-      const Vector<Acc> taps[4] = {every_second<Acc, 0>(near_low, near_high, kIndices),
-                                   every_second<Acc, 1>(near_low, near_high, kIndices),
-                                   every_second<Acc, 0>(far_low, far_high, kIndices),
-                                   every_second<Acc, 1>(far_low, far_high, kIndices)};
+      const PixelRow pixels = load(i());
+      const auto even = every_second<Acc, 0>(pixels.low, pixels.high, kIndices);
+      const auto odd = every_second<Acc, 1>(pixels.low, pixels.high, kIndices);
+      const Vector<Acc> taps[4] = {even, odd, followed_by<Acc, 0>(even, pixels.rest, kIndices),
+                                   followed_by<Acc, 1>(odd, pixels.rest, kIndices)};
       Vector<Acc> wide[4];
       transform_input_4(taps, wide);
       for_each_constant<4>([&](auto j)
