@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Convention = Literal["standard", "vifb", "tang", "cddfuse"]
@@ -69,8 +68,16 @@ def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
 def filter_valid(image: Tensor, vertical: Tensor, horizontal: Tensor, stride: int = 1) -> Tensor:
     """Correlation of Tensor[B, 1, H, W] with a separable window, where this lies wholly in the image."""
     with torch.autocast(image.device.type, enabled=False):
-        rows = F.conv2d(image, vertical.view(1, 1, -1, 1), stride=(stride, 1))
-        return F.conv2d(rows, horizontal.view(1, 1, 1, -1), stride=(1, stride))
+        return _filter_along(_filter_along(image, vertical, 2, stride), horizontal, 3, stride)
+
+
+def _filter_along(image: Tensor, window: Tensor, dim: int, stride: int) -> Tensor:
+    """A sum of shifted images; a convolution of one channel copies the image for each tap beforehand."""
+    first, *others = image.unfold(dim, len(window), stride).unbind(-1)
+    result = first * window[0]
+    for tap, shifted in zip(window[1:], others, strict=True):
+        result = torch.addcmul(result, shifted, tap)
+    return result
 
 
 def moments(first: Tensor, second: Tensor, window: Tensor) -> tuple[Tensor, ...]:
