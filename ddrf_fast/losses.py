@@ -61,20 +61,6 @@ def activity_difference(prediction: Tensor, target: Tensor, window: int = 8) -> 
     return rows.abs().mean() + columns.abs().mean()
 
 
-def base_difference(prediction: Tensor, target: Tensor, window: int = 8) -> Tensor:
-    """Mean absolute error of the means of windows, side by side, of Tensor[B, C, H, W].
-
-    What is the same in a whole window (how bright a scene is to be) is a small part of errors pixel by pixel,
-    and none of those of gradients.
-
-    Args:
-        prediction: Tensor[B, C, H, W], H and W at least the window.
-        target: Tensor[B, C, H, W].
-        window: side of the windows in pixels.
-    """
-    return F.avg_pool2d(prediction - target, window).abs().mean()
-
-
 def restoration_loss(restored: Tensor, clean: Tensor, ssim_weight: float = 0.1) -> Tensor:
     r"""Restoration loss of H1 and H2: :math:`\mathrm{charbonnier}(H, X) + w\,(1 - S(H, X))`.
 
@@ -177,13 +163,12 @@ def positive_loss(
     gradient_weight: float = 2.0,
     ssim_weight: float = 0.5,
     activity_weight: float = 2.0,
-    base_weight: float = 0.0,
 ) -> Tensor:
     r"""Eq. 9: distance of P to the positive sample :math:`M^* = \arg\max_i O(M_i)`.
 
     .. math::
         L(O) = \mathrm{charbonnier}(P, M^*) + w_g \lVert \nabla P - \nabla M^* \rVert_1
-            + w_a A(P, M^*) + w_b B(P, M^*) + w_s (1 - S(P, M^*))
+            + w_a A(P, M^*) + w_s (1 - S(P, M^*))
 
     Args:
         fused: Tensor[B, 1, H, W], P.
@@ -191,13 +176,11 @@ def positive_loss(
         gradient_weight: :math:`w_g`.
         ssim_weight: :math:`w_s`.
         activity_weight: :math:`w_a`, of :func:`activity_difference`.
-        base_weight: :math:`w_b`, of :func:`base_difference`.
     """
     return (
         charbonnier(fused, positive)
         + gradient_weight * gradient_difference(fused, positive)
         + activity_weight * activity_difference(fused, positive)
-        + base_weight * base_difference(fused, positive)
         + ssim_weight * (1 - similarity(fused, positive).mean())
     )
 
@@ -274,7 +257,6 @@ def fusion_loss(
     similarity_weight: float = 1.0,
     negative_weight: float = 1.0,
     positive_weight: float = 1.0,
-    base_weight: float = 0.0,
     negative_mode: str = "text",
 ) -> FusionLoss:
     r"""Eq. 10: :math:`L = \frac13 \sum_{i=1}^3 L(H_i) + L(\theta) + L(O)`, each term with a weight.
@@ -291,7 +273,6 @@ def fusion_loss(
         similarity_weight: of eq. 7.
         negative_weight: of eq. 8.
         positive_weight: of eq. 9.
-        base_weight: see :func:`positive_loss`.
         negative_mode: see :func:`negative_loss`.
     """
     clean = list(sources)
@@ -302,7 +283,7 @@ def fusion_loss(
     terms = (
         similarity_loss(fused, sources),
         negative_loss(fused, negatives, clean, mode=negative_mode),
-        positive_loss(fused, positive, base_weight=base_weight),
+        positive_loss(fused, positive),
     )
     weights = (similarity_weight, negative_weight, positive_weight)
     total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()

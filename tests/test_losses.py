@@ -163,17 +163,6 @@ def test_activity_is_looked_for_anywhere_in_a_window():
     torch.testing.assert_close(losses.positive_loss(fused, edge, activity_weight=3), without + 3 * activity)
 
 
-def test_the_base_is_the_mean_of_a_window():
-    image = torch.rand(2, 1, 20, 17)
-    waves = image + 0.1 * (torch.arange(17) % 2 - 0.5)  # the mean of each window of 8 stays
-    assert losses.base_difference(waves, image).item() == pytest.approx(0, abs=1e-7)
-    brighter = image.clone()
-    brighter[:, :, :8] += 0.25  # in one of two rows of windows
-    assert losses.base_difference(brighter, image).item() == pytest.approx(0.125)
-    without = losses.positive_loss(brighter, image)
-    torch.testing.assert_close(losses.positive_loss(brighter, image, base_weight=2), without + 0.25)
-
-
 def test_losses_of_flat_images_by_hand():
     """SSIM of flat images is its luminance term (2 ab + C1) / (a² + b² + C1), C1 = 1e-4."""
 

@@ -92,7 +92,6 @@ class TrainingConfig:
         similarity_weight: weight of eq. 7.
         negative_weight: weight of eq. 8.
         positive_weight: weight of eq. 9.
-        base_weight: weight, within eq. 9, of :func:`ddrf_fast.losses.base_difference`.
         positive_fusions: names in :data:`~ddrf_fast.models.classical.CLASSICAL_FUSIONS`; the one that is best
             for a pair makes its positive samples.
         degraded_positive_fusion: the classical fusion whose result the positive sample gives way to, the more
@@ -147,7 +146,6 @@ class TrainingConfig:
     similarity_weight: float = 0.1
     negative_weight: float = 0.1
     positive_weight: float = 1.0
-    base_weight: float = 0.0
     positive_fusions: tuple[str, ...] = tuple(CLASSICAL_FUSIONS)
     degraded_positive_fusion: str | None = None
     estimator_weight: float = 0.02
@@ -212,9 +210,7 @@ _FRACTIONS = (
 _SMALLEST = {
     **dict.fromkeys(("batch_size", "epochs", "crops_per_pair", "validate_every", "log_every", "threads"), 1),
     **dict.fromkeys(("seed", "num_workers", "validation_pairs", "restoration_epochs", "gradient_clip"), 0),
-    **dict.fromkeys(
-        (f"{name}_weight" for name in ("restoration", "similarity", "negative", "positive", "base")), 0
-    ),
+    **dict.fromkeys((f"{name}_weight" for name in ("restoration", "similarity", "negative", "positive")), 0),
     "estimator_weight": 0,
     "early_stop_patience": 1,
 }

@@ -161,7 +161,6 @@ class TrainingModule(lightning.LightningModule):
             similarity_weight=config.similarity_weight,
             negative_weight=config.negative_weight,
             positive_weight=config.positive_weight,
-            base_weight=config.base_weight,
             negative_mode=config.negative_mode,
         )
         restoration = restoration_loss(visible, crops.visible) + restoration_loss(infrared, crops.infrared)
