@@ -42,7 +42,11 @@ struct Sums {
   const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
 };
 
-template <class Scalar, int kRows, int kVectors, class Acc>
+// The length of a turn of multiply_in_turns: of the whole about the square root gives the smallest
+// error, which without registers for two sums would cost too much.
+inline int64_t turn_of(int64_t depth) { return !kManyRegisters ? 64 : depth <= 64 ? 8 : 16; }
+
+template <class Scalar, int kRows, int kVectors, bool kTurns, class Acc>
 inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offsets* offsets,
                            int64_t depth, [[maybe_unused]] int64_t columns, const Sums<Acc>& c,
                            int64_t first_row, int64_t first_column) {
@@ -63,28 +67,57 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
   const Acc* rows[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) rows[r] = a + r * a_row;
-  for (int64_t k = 0; k < depth; ++k) {
-    const int64_t a_offset = offsets[k].a;
-    const Acc* pixels = b + offsets[k].b;
-    Vector<Acc> pixel[kVectors];
+  const auto add_products = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t a_offset = offsets[k].a;
+      const Acc* pixels = b + offsets[k].b;
+      Vector<Acc> pixel[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kLast; ++v) pixel[v] = load_vector(pixels + v * kLane);
+      for (int v = 0; v < kLast; ++v) pixel[v] = load_vector(pixels + v * kLane);
 #if DDRF_VECTOR_BYTES == 64
-    pixel[kLast] = load_masked(pixels + kLast * kLane, read);
+      pixel[kLast] = load_masked(pixels + kLast * kLane, read);
 #else
-    pixel[kLast] = load_vector(pixels + kLast * kLane);
+      pixel[kLast] = load_vector(pixels + kLast * kLane);
 #endif
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        if constexpr (kPairs<Scalar>) {
-          sum[r][v] = add_dots(sum[r][v], pixel[v], same_pairs(rows[r] + a_offset));
-        } else {
-          sum[r][v] += pixel[v] * rows[r][a_offset];
+        for (int v = 0; v < kVectors; ++v) {
+          if constexpr (kPairs<Scalar>) {
+            sum[r][v] = add_dots(sum[r][v], pixel[v], same_pairs(rows[r] + a_offset));
+          } else {
+            sum[r][v] += pixel[v] * rows[r][a_offset];
+          }
         }
       }
     }
+  };
+  if constexpr (kTurns) {
+    const int64_t turn = turn_of(depth);
+    Vector<Acc> total[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) total[r][v] = Vector<Acc>{};
+    }
+    for (int64_t k = 0; k < depth; k += turn) {
+      add_products(k, std::min(k + turn, depth));
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          total[r][v] += sum[r][v];
+          sum[r][v] = Vector<Acc>{};
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = total[r][v];
+    }
+  } else {
+    add_products(0, depth);
   }
   if (c.earlier != nullptr) {
     const Acc* earlier = c.earlier + first_row * c.earlier_row + first_column;
@@ -144,7 +177,7 @@ inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
 // The product for all `rows` rows and `columns` pixels, of which the last vector need not be whole.
 // With AVX-512 nothing beyond the columns is read; else they must be followed by numbers.
-template <class Scalar, class Acc = accumulate_t<Scalar>>
+template <class Scalar, bool kTurns = false, class Acc = accumulate_t<Scalar>>
 void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
               int64_t depth, int64_t columns, const Sums<Acc>& c) {
   constexpr int kLane = kLanes<Acc>;
@@ -152,15 +185,17 @@ void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Off
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
-      multiply_block<Scalar, kRows, kVectors>(a + r * a_row, a_row, b + first * kLane, offsets,
-                                              depth, columns, c, r, first * kLane);
+      multiply_block<Scalar, kRows, kVectors, kTurns>(a + r * a_row, a_row, b + first * kLane,
+                                                      offsets, depth, columns, c, r, first * kLane);
     };
+    // In turns there are two sums for each, which fit the registers for a single vector.
+    constexpr int kMostRows = kTurns && kVectors > 1 ? kBlockRows / 2 : kBlockRows;
     int64_t r = 0;
     if constexpr (kVectors <= kBlockVectors) {
-      for (; r + kBlockRows <= rows; r += kBlockRows) {
-        block(std::integral_constant<int, kBlockRows>(), r);
+      for (; r + kMostRows <= rows; r += kMostRows) {
+        block(std::integral_constant<int, kMostRows>(), r);
       }
-      if (kBlockRows > 4 && r + 4 <= rows) {
+      if (kMostRows > 4 && r + 4 <= rows) {
         block(std::integral_constant<int, 4>(), r);
         r += 4;
       }
@@ -171,7 +206,7 @@ void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Off
     }
     if (r < rows) block(std::integral_constant<int, 1>(), r);
   };
-  const int64_t widest = rows > 2 ? kBlockVectors : kNarrowVectors;
+  const int64_t widest = rows > 2 || kTurns ? kBlockVectors : kNarrowVectors;
   for (int64_t first = 0; first < vectors;) {
     const int64_t left = vectors - first;
     // Four are better taken as two and two than as three and one.
@@ -188,9 +223,25 @@ void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Off
         column(std::integral_constant<int, 3>(), first);
         break;
       default:
-        column(std::integral_constant<int, kNarrowVectors>(), first);
+        if constexpr (!kTurns) column(std::integral_constant<int, kNarrowVectors>(), first);
     }
     first += taken;
+  }
+}
+
+// The same for sums whose rounding errors matter: k is taken in turns, whose sums are added up.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+void multiply_in_turns(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
+                       const Offsets* offsets, int64_t depth, int64_t columns, Acc* data,
+                       int64_t row) {
+  if constexpr (kManyRegisters) {
+    // Half as many sums at a time are enough to keep the units busy.
+    multiply<Scalar, true>(a, a_row, rows, b, offsets, depth, columns, {data, row});
+  } else {
+    for (int64_t k = 0; k < depth; k += turn_of(depth)) {
+      multiply<Scalar>(a, a_row, rows, b, offsets + k, std::min(turn_of(depth), depth - k), columns,
+                       {data, row, k == 0 ? nullptr : data, row});
+    }
   }
 }
 

@@ -55,8 +55,8 @@ void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
     body(PixelRows<Scalar>(direction, shape));
   } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
-  } else if (Winograd<Scalar>::fits(shape)) {
-    body(Winograd<Scalar>(direction, y, x, shape, has_ones));
+  } else if (fits_winograd<Scalar>(shape)) {
+    with_winograd<Scalar>(direction, y, x, shape, has_ones, body);
   } else {
     body(Correlation<Scalar>(direction, y, x, shape, has_ones));
   }
@@ -89,8 +89,9 @@ void dynamic_conv(const DynamicConvShape& given, const DynamicConvOperands<Scala
   };
   if (!accumulate) {
     with_plan<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones, operands.x, y, run);
-  } else if (Winograd<Scalar>::fits(shape)) {
-    run(Winograd<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones), true);
+  } else if (fits_winograd<Scalar>(shape)) {
+    with_winograd<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones,
+                          [&](const auto& plan) { run(plan, true); });
   } else {
     run(Correlation<Scalar>(Direction::kForward, axis_y, axis_x, shape, ones), true);
   }

@@ -34,7 +34,7 @@ OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Sc
                     std::min(shape.in_channels, shape.out_channels) >= least_channels &&
                     shape.batch * pixels >= least_pixels &&
                     (pixels <= kMostPlane || operands.x.stride[1] == 1) &&
-                    !(kFloat && Winograd<Scalar>::fits(shape));
+                    !(kFloat && fits_winograd<Scalar>(shape));
   if (!wins) return OneKernel::kNone;
   return shared ? OneKernel::kOfBank : OneKernel::kMixed;
 }

@@ -469,6 +469,49 @@ DDRF_INLINE Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b, std::index_sequ
       a, b, static_cast<int>(kOffset + kIndex / 2 + (kIndex % 2) * sizeof...(kIndex))...);
 }
 
+// The pixels of 2 or 4 vectors that lie side by side: columns[j] has every second or fourth one,
+// from pixel j on.
+template <class Acc>
+DDRF_INLINE void deinterleave(const Vector<Acc> (&parts)[2], Vector<Acc> (&columns)[2]) {
+  constexpr auto kIndices = std::make_index_sequence<kLanes<Acc>>();
+  columns[0] = every_second<Acc, 0>(parts[0], parts[1], kIndices);
+  columns[1] = every_second<Acc, 1>(parts[0], parts[1], kIndices);
+}
+
+template <class Acc>
+DDRF_INLINE void deinterleave(const Vector<Acc> (&parts)[4], Vector<Acc> (&columns)[4]) {
+  Vector<Acc> first[2], second[2], even[2], odd[2];
+  deinterleave<Acc>({parts[0], parts[1]}, first);
+  deinterleave<Acc>({parts[2], parts[3]}, second);
+  deinterleave<Acc>({first[0], second[0]}, even);
+  deinterleave<Acc>({first[1], second[1]}, odd);
+  columns[0] = even[0];
+  columns[1] = odd[0];
+  columns[2] = even[1];
+  columns[3] = odd[1];
+}
+
+// The other way round.
+template <class Acc>
+DDRF_INLINE void interleave(const Vector<Acc> (&columns)[2], Vector<Acc> (&parts)[2]) {
+  constexpr auto kIndices = std::make_index_sequence<kLanes<Acc>>();
+  parts[0] = interleave<Acc, 0>(columns[0], columns[1], kIndices);
+  parts[1] = interleave<Acc, kLanes<Acc> / 2>(columns[0], columns[1], kIndices);
+}
+
+template <class Acc>
+DDRF_INLINE void interleave(const Vector<Acc> (&columns)[4], Vector<Acc> (&parts)[4]) {
+  Vector<Acc> even[2], odd[2], low[2], high[2];
+  interleave<Acc>({columns[0], columns[2]}, even);
+  interleave<Acc>({columns[1], columns[3]}, odd);
+  interleave<Acc>({even[0], odd[0]}, low);
+  interleave<Acc>({even[1], odd[1]}, high);
+  parts[0] = low[0];
+  parts[1] = low[1];
+  parts[2] = high[0];
+  parts[3] = high[1];
+}
+
 // Transposes the square of kLanes rows in place: log2(kLanes) perfect shuffles.
 template <class Acc>
 DDRF_INLINE void transpose_square(Vector<Acc> (&rows)[kLanes<Acc>]) {

@@ -1,18 +1,21 @@
-// The Winograd plan: 3x3 taps one pixel apart, as F(4x2, 3x3) of Winograd's minimal filtering
-// (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016).
+// The Winograd plan: 3x3 taps one pixel apart, as F(4x4, 3x3) or F(4x2, 3x3) of Winograd's minimal
+// filtering (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016).
 //
-// A tile of 4x2 outputs needs 6x4 inputs. With U = G4 W G2^T and V = B4^T X B2 (6x4 each)
+// A tile of 4x4 outputs needs 6x6 inputs. With U = G W G^T and V = B^T X B (6x6 each)
 //
-//   Y = A4^T (sum over channels of U * V, entry by entry) A2
+//   Y = A^T (sum over channels of U * V, entry by entry) A
 //
-// takes 24 multiplications where the sum over taps takes 72. The points of the vertical transform
-// are 0, +-3/4, +-3/2 and infinity: with float32 the error stays within the bound that the direct
-// sum is held to, which neither the usual points 0, +-1, +-2 nor F(4x4) do.
+// takes 36 multiplications where the sum over taps takes 144; a tile of 4x2 outputs, 6x4 inputs, 24
+// where it takes 72. The points of the transform of four outputs are 0, +-11/16, +-23/16 and
+// infinity, and products are summed in turns (dynamic_conv_gemm.h): so the error of float32 stays
+// within about twice that of torch's direct sum for 4x4 outputs of up to kMostDepth channels and
+// for 4x2 outputs of any number, which it does neither with the usual points 0, +-1, +-2 nor with
+// long sums.
 //
-// The 24 products are matrix products over channels with the tiles of some rows as pixels, numbered
-// row after row. Two schedules, as in dynamic_conv_correlate.h: "once" transforms the kernels of
-// some samples first and then takes the tiles of a sample in chunks; "blocks" takes all tiles of
-// all samples first, and then some output channels' kernels at a time.
+// The products of an entry are matrix products over channels with the tiles of some rows as pixels,
+// numbered row after row. Two schedules, as in dynamic_conv_correlate.h: "once" transforms the
+// kernels of some samples first and then takes the tiles of a sample in chunks; "blocks" takes all
+// tiles of all samples first, and then some output channels' kernels at a time.
 #pragma once
 
 #include <algorithm>
@@ -27,14 +30,20 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
-// G4 and G2: from three taps to six and to four.
+// The transforms of one axis, for four outputs (six entries) and for two (four). kNear and kFar are
+// the points; what is computed from them is exact in float32 where it multiplies pixels.
+inline constexpr double kNear = 11.0 / 16, kFar = 23.0 / 16;
+inline constexpr double kNear2 = kNear * kNear, kFar2 = kFar * kFar;
+
+// G: from three taps.
 template <class Value>
-DDRF_INLINE void transform_taps_6(const Value (&g)[3], Value (&u)[6]) {
-  const Value even_near = g[0] * float(-128.0 / 243) + g[2] * float(-8.0 / 27);
-  const Value odd_near = g[1] * float(-32.0 / 81);
-  const Value even_far = g[0] * float(32.0 / 243) + g[2] * float(8.0 / 27);
-  const Value odd_far = g[1] * float(16.0 / 81);
-  u[0] = g[0] * float(64.0 / 81);
+DDRF_INLINE void transform_taps(const Value (&g)[3], Value (&u)[6]) {
+  constexpr double near = 0.5 / (kNear2 * (kNear2 - kFar2)), far = 0.5 / (kFar2 * (kFar2 - kNear2));
+  const Value even_near = g[0] * float(near) + g[2] * float(near * kNear2);
+  const Value odd_near = g[1] * float(near * kNear);
+  const Value even_far = g[0] * float(far) + g[2] * float(far * kFar2);
+  const Value odd_far = g[1] * float(far * kFar);
+  u[0] = g[0] * float(1 / (kNear2 * kFar2));
   u[1] = even_near + odd_near;
   u[2] = even_near - odd_near;
   u[3] = even_far + odd_far;
@@ -43,7 +52,7 @@ DDRF_INLINE void transform_taps_6(const Value (&g)[3], Value (&u)[6]) {
 }
 
 template <class Value>
-DDRF_INLINE void transform_taps_4(const Value (&g)[3], Value (&u)[4]) {
+DDRF_INLINE void transform_taps(const Value (&g)[3], Value (&u)[4]) {
   const Value even = (g[0] + g[2]) * 0.5f, odd = g[1] * 0.5f;
   u[0] = g[0];
   u[1] = even + odd;
@@ -51,63 +60,79 @@ DDRF_INLINE void transform_taps_4(const Value (&g)[3], Value (&u)[4]) {
   u[3] = g[2];
 }
 
-// B4^T and B2^T, of inputs.
+// B^T, of inputs.
 template <class Value>
-DDRF_INLINE void transform_input_6(const Value (&d)[6], Value (&v)[6]) {
-  const Value even_near = d[4] - d[2] * 2.25f, odd_near = d[3] * 0.75f - d[1] * 1.6875f;
-  const Value even_far = d[4] - d[2] * 0.5625f, odd_far = d[3] * 1.5f - d[1] * 0.84375f;
-  v[0] = d[4] - d[2] * 2.8125f + d[0] * 1.265625f;
+DDRF_INLINE void transform_input(const Value (&d)[6], Value (&v)[6]) {
+  const Value even_near = d[4] - d[2] * float(kFar2), even_far = d[4] - d[2] * float(kNear2);
+  const Value odd_near = d[3] * float(kNear) - d[1] * float(kNear * kFar2);
+  const Value odd_far = d[3] * float(kFar) - d[1] * float(kFar * kNear2);
+  v[0] = d[4] - d[2] * float(kNear2 + kFar2) + d[0] * float(kNear2 * kFar2);
   v[1] = even_near + odd_near;
   v[2] = even_near - odd_near;
   v[3] = even_far + odd_far;
   v[4] = even_far - odd_far;
-  v[5] = d[5] - d[3] * 2.8125f + d[1] * 1.265625f;
+  v[5] = d[5] - d[3] * float(kNear2 + kFar2) + d[1] * float(kNear2 * kFar2);
 }
 
 template <class Value>
-DDRF_INLINE void transform_input_4(const Value (&d)[4], Value (&v)[4]) {
+DDRF_INLINE void transform_input(const Value (&d)[4], Value (&v)[4]) {
   v[0] = d[0] - d[2];
   v[1] = d[1] + d[2];
   v[2] = d[2] - d[1];
   v[3] = d[1] - d[3];
 }
 
-// A4^T and A2^T, to outputs.
+// A^T, to outputs.
 template <class Value>
-DDRF_INLINE void transform_output_6(const Value (&m)[6], Value (&y)[4]) {
+DDRF_INLINE void transform_output(const Value (&m)[6], Value (&y)[4]) {
   const Value even_near = m[1] + m[2], odd_near = m[1] - m[2];
   const Value even_far = m[3] + m[4], odd_far = m[3] - m[4];
   y[0] = m[0] + even_near + even_far;
-  y[1] = odd_near * 0.75f + odd_far * 1.5f;
-  y[2] = even_near * 0.5625f + even_far * 2.25f;
-  y[3] = m[5] + odd_near * 0.421875f + odd_far * 3.375f;
+  y[1] = odd_near * float(kNear) + odd_far * float(kFar);
+  y[2] = even_near * float(kNear2) + even_far * float(kFar2);
+  y[3] = m[5] + odd_near * float(kNear * kNear2) + odd_far * float(kFar * kFar2);
 }
 
 template <class Value>
-DDRF_INLINE void transform_output_4(const Value (&m)[4], Value (&y)[2]) {
+DDRF_INLINE void transform_output(const Value (&m)[4], Value (&y)[2]) {
   y[0] = m[0] + m[1] + m[2];
   y[1] = m[1] - m[2] - m[3];
 }
 
+// Whether the plan wins: enough channels to pay for the transforms, which those of the other side
+// share, and enough tiles to fill vectors.
 template <class Scalar>
+bool fits_winograd(const DynamicConvShape& shape) {
+  constexpr int64_t kLeastChannels = 4, kEnoughChannels = 8, kManyChannels = 16, kLeastTiles = 24;
+  if (!std::is_same_v<accumulate_t<Scalar>, float> || shape.batch == 0) return false;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (shape.kernel[axis] != 3 || shape.stride[axis] != 1 || shape.dilation[axis] != 1) {
+      return false;
+    }
+  }
+  const auto [fewer, more] = std::minmax({shape.in_per_group(), shape.out_per_group()});
+  const auto tiles = [](const int64_t (&size)[2]) {
+    return ceil_div(size[0], 4) * ceil_div(size[1], 2);
+  };
+  return fewer >= (more >= kManyChannels ? kLeastChannels : kEnoughChannels) &&
+         std::min(tiles(shape.out_size), tiles(shape.in_size)) >= kLeastTiles;
+}
+
+// Whether tiles of four columns win over such of two, for a sum over so many channels: a row fills
+// about as many vectors of tiles, of which the last is computed whole. Without registers for sums
+// in short turns the error would be too large.
+inline bool fits_wide_tiles(int64_t channels, int64_t height, int64_t width) {
+  constexpr int64_t kLeastDepth = 16, kMostDepth = 40, kLeastTiles = 16, kLane = kLanes<float>;
+  const int64_t wide = 2 * ceil_div(width, 4 * kLane), narrow = ceil_div(width, 2 * kLane);
+  return kManyRegisters && channels >= kLeastDepth && channels <= kMostDepth &&
+         4 * wide <= 5 * narrow && ceil_div(height, 4) * ceil_div(width, 4) >= kLeastTiles;
+}
+
+// With tiles of 4 x kTileColumns outputs.
+template <class Scalar, int kTileColumns>
 class Winograd {
  public:
   using Acc = accumulate_t<Scalar>;
-
-  static constexpr int kTileRows = 4, kTileColumns = 2, kEntries = 24;
-
-  // Where it wins: enough channels to pay for the transforms, enough tiles to fill vectors.
-  static bool fits(const DynamicConvShape& shape) {
-    if (!std::is_same_v<Acc, float> || shape.batch == 0) return false;
-    for (int axis = 0; axis < 2; ++axis) {
-      if (shape.kernel[axis] != 3 || shape.stride[axis] != 1 || shape.dilation[axis] != 1) {
-        return false;
-      }
-    }
-    return shape.in_per_group() >= kLeastChannels && shape.out_per_group() >= kLeastChannels &&
-           tiles_of(shape.out_size[0], shape.out_size[1]) >= kLeastTiles &&
-           tiles_of(shape.in_size[0], shape.in_size[1]) >= kLeastTiles;
-  }
 
   Winograd(Direction direction, const TapAxis& y, const TapAxis& x, const DynamicConvShape& shape,
            bool has_ones)
@@ -132,7 +157,7 @@ class Winograd {
   }
 
   std::string name() const {
-    return std::string("Winograd F(4x2, 3x3), ") +
+    return "Winograd F(4x" + std::to_string(kTileColumns) + ", 3x3), " +
            (in_blocks_ ? "kernels mixed a block at a time" : "kernels mixed once");
   }
   int64_t parts() const { return chunks_; }
@@ -148,19 +173,18 @@ class Winograd {
 
  private:
   static constexpr int kLane = kLanes<Acc>;
-  static constexpr int64_t kLeastChannels = 8, kLeastTiles = 24, kMapTiles = 64, kEnoughTasks = 8;
+  static constexpr int kTileRows = 4, kWide = kTileColumns + 2, kEntries = 6 * kWide;
+  static constexpr int64_t kMapTiles = 128 / kTileColumns, kEnoughTasks = 8;
   static constexpr int64_t kMostVectors = 6;  // of tiles in a chunk
   static constexpr int64_t kSecondLevelBytes = 600 * 1024, kKernelBytes = 24 << 20;
   static constexpr int64_t kAhead = 2;   // channels between fetching and reading
   static constexpr int64_t kBlock = 16;  // output channels between two inverse transforms
-  // Between two entries' planes, so that the 24 of them do not fall on the same cache sets.
+  static constexpr int64_t kRow = kTileColumns * kLane;  // pixels of a row of a vector of tiles
+  static constexpr int64_t kPlane = kTileRows * kRow, kWindowRow = kRow + kLane;
+  // Between two entries' planes, so that they do not fall on the same cache sets.
   static constexpr int64_t kStagger = 64 / sizeof(Acc);
 
   using Job = PlanJob<Scalar>;
-
-  static int64_t tiles_of(int64_t height, int64_t width) {
-    return ceil_div(height, kTileRows) * ceil_div(width, kTileColumns);
-  }
 
   int64_t kernel_rows() const { return direction_ == Direction::kForward ? outputs_ : channels_; }
   int64_t kernel_columns() const {
@@ -179,7 +203,7 @@ class Winograd {
         const int64_t count = std::min<int64_t>(kLane, columns - c);
         const Acc* source = kernels + (r * columns + c) * 9;
         gather_taps(source, count, taps.get());
-        Vector<Acc> column[4][3];
+        Vector<Acc> column[kWide][3];
 #pragma GCC unroll 3
         for (int i = 0; i < 3; ++i) {
           Vector<Acc> row[3];
@@ -188,18 +212,18 @@ class Winograd {
             const int tap = i * 3 + j;
             row[j] = load_vector(&taps[(flip ? 8 - tap : tap) * kLane]);
           }
-          Vector<Acc> wide[4];
-          transform_taps_4(row, wide);
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) column[j][i] = wide[j];
+          Vector<Acc> wide[kWide];
+          transform_taps(row, wide);
+#pragma GCC unroll 6
+          for (int j = 0; j < kWide; ++j) column[j][i] = wide[j];
         }
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 6
+        for (int j = 0; j < kWide; ++j) {
           Vector<Acc> tall[6];
-          transform_taps_6(column[j], tall);
+          transform_taps(column[j], tall);
 #pragma GCC unroll 6
           for (int i = 0; i < 6; ++i) {
-            Acc* target = u + (i * 4 + j) * u_entry + r * columns + c;
+            Acc* target = u + (i * kWide + j) * u_entry + r * columns + c;
             if (count == kLane) {
               store_vector(target, tall[i]);
             } else {
@@ -251,49 +275,59 @@ class Winograd {
         const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
         for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
           const Scalar* row = source + kAhead * planes.channel_step + (ahead + i) * planes.row_step;
-          for (int64_t x = 0; x < 2 * kLane; x += 64 / int64_t{sizeof(Scalar)}) {
+          for (int64_t x = 0; x < kRow; x += 64 / int64_t{sizeof(Scalar)}) {
             __builtin_prefetch(row + x);
           }
         }
-        if (top >= 0 && top + 6 <= planes.height && left >= 0 &&
-            left + 2 * kLane + 2 <= planes.width) {
+        if (top >= 0 && top + 6 <= planes.height && left >= 0 && left + kRow + 2 <= planes.width) {
           transform_tiles(
               [&](int i) __attribute__((always_inline)) {
                 const Scalar* row = source + (top + i) * planes.row_step;
-                return PixelRow{load_vector(row), load_vector(row + kLane),
-                                load_partial(row + 2 * kLane, 2)};
+                PixelRow pixels;
+                for_each_constant<kTileColumns>([&](auto p) __attribute__((always_inline)) {
+                  pixels.part[p()] = load_vector(row + p() * kLane);
+                });
+                pixels.part[kTileColumns] = load_partial(row + kRow, 2);
+                return pixels;
               },
               target, v_entry, at.taken);
           continue;
         }
-        uint32_t masks[3];
-        for (int i = 0; i < 3; ++i) masks[i] = lanes_inside<kLane>(left + i * kLane, planes.width);
+        uint32_t masks[kTileColumns + 1];
+        for (int p = 0; p <= kTileColumns; ++p) {
+          masks[p] = lanes_inside<kLane>(left + p * kLane, planes.width);
+        }
         transform_tiles(
             [&](int i) __attribute__((always_inline)) {
               const int64_t y = top + i;
               if (y < 0 || y >= planes.height) return PixelRow{};
               const Scalar* row = source + y * planes.row_step;
-              return PixelRow{load_masked(row, masks[0]), load_masked(row + kLane, masks[1]),
-                              load_masked(row + 2 * kLane, masks[2])};
+              PixelRow pixels;
+              for_each_constant<kTileColumns + 1>([&](auto p) __attribute__((always_inline)) {
+                pixels.part[p()] = load_masked(row + p() * kLane, masks[p()]);
+              });
+              return pixels;
             },
             target, v_entry, at.taken);
       }
     }
 #endif
-    constexpr int64_t kRow = 3 * kLane, kPlane = 6 * kRow;
     for (; c < end; c += kLane) {
       const int64_t channels = std::min<int64_t>(kLane, end - c);
       for (const Segment& at : segments) {
         const Window pixels{y0 + at.row * kTileRows,       1, 6,
-                            x0 + at.column * kTileColumns, 1, 2 * kLane + 2};
-        copy_window(planes, c, c + channels, pixels, window, kPlane, kRow);
+                            x0 + at.column * kTileColumns, 1, kRow + 2};
+        copy_window(planes, c, c + channels, pixels, window, 6 * kWindowRow, kWindowRow);
         for (int64_t i = 0; i < channels; ++i) {
-          const Acc* source = window + i * kPlane;
+          const Acc* source = window + i * 6 * kWindowRow;
           transform_tiles(
               [&](int y) __attribute__((always_inline)) {
-                const Acc* row = source + y * kRow;
-                return PixelRow{load_vector(row), load_vector(row + kLane),
-                                load_vector(row + 2 * kLane)};
+                const Acc* row = source + y * kWindowRow;
+                PixelRow pixels;
+                for_each_constant<kTileColumns + 1>([&](auto p) __attribute__((always_inline)) {
+                  pixels.part[p()] = load_vector(row + p() * kLane);
+                });
+                return pixels;
               },
               v + (c + i - begin) * v_row + at.done, v_entry, at.taken);
         }
@@ -316,11 +350,11 @@ class Winograd {
     return result;
   }
 
-  static constexpr int64_t window_size() { return kLane * 6 * 3 * kLane; }
+  static constexpr int64_t window_size() { return kLane * 6 * kWindowRow; }
 
-  // 2 * kLane + 2 pixels side by side: two in `rest`, whose other lanes do not count.
+  // The pixels of a row that a vector of tiles needs: of the last part the first two.
   struct PixelRow {
-    Vector<Acc> low, high, rest;
+    Vector<Acc> part[kTileColumns + 1];
   };
 
   // One vector of tiles of the rows load(0) to load(5).
@@ -328,27 +362,35 @@ class Winograd {
   DDRF_INLINE static void transform_tiles(const Load& load, Acc* target, int64_t v_entry,
                                           int64_t count) {
     constexpr auto kIndices = std::make_index_sequence<kLane>();
-    Vector<Acc> columns[4][6];
+    Vector<Acc> rows[kTileColumns + 1][6];
     for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
       const PixelRow pixels = load(i());
-      const auto even = every_second<Acc, 0>(pixels.low, pixels.high, kIndices);
-      const auto odd = every_second<Acc, 1>(pixels.low, pixels.high, kIndices);
-      const Vector<Acc> taps[4] = {even, odd, followed_by<Acc, 0>(even, pixels.rest, kIndices),
-                                   followed_by<Acc, 1>(odd, pixels.rest, kIndices)};
-      Vector<Acc> wide[4];
-      transform_input_4(taps, wide);
-      for_each_constant<4>([&](auto j)
-                               __attribute__((always_inline)) { columns[j()][i()] = wide[j()]; });
+      for_each_constant<kTileColumns + 1>(
+          [&](auto p) __attribute__((always_inline)) { rows[p()][i()] = pixels.part[p()]; });
     });
-    for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
+    for_each_constant<kTileColumns + 1>([&](auto p) __attribute__((always_inline)) {
       Vector<Acc> tall[6];
-      transform_input_6(columns[j()], tall);
+      transform_input(rows[p()], tall);
+      for_each_constant<6>([&](auto i)
+                               __attribute__((always_inline)) { rows[p()][i()] = tall[i()]; });
+    });
+    for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
+      Vector<Acc> parts[kTileColumns], columns[kTileColumns], taps[kWide], wide[kWide];
+      for_each_constant<kTileColumns>(
+          [&](auto p) __attribute__((always_inline)) { parts[p()] = rows[p()][i()]; });
+      deinterleave<Acc>(parts, columns);
+      for_each_constant<kTileColumns>(
+          [&](auto j) __attribute__((always_inline)) { taps[j()] = columns[j()]; });
+      const Vector<Acc> rest = rows[kTileColumns][i()];
+      taps[kTileColumns] = followed_by<Acc, 0>(columns[0], rest, kIndices);
+      taps[kTileColumns + 1] = followed_by<Acc, 1>(columns[1], rest, kIndices);
+      transform_input(taps, wide);
       // Lanes beyond the row's last tile belong to the next row, which comes later.
-      for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
+      for_each_constant<kWide>([&](auto j) __attribute__((always_inline)) {
         if (count == kLane) {
-          store_vector(target + (i() * 4 + j()) * v_entry, tall[i()]);
+          store_vector(target + (i() * kWide + j()) * v_entry, wide[j()]);
         } else {
-          store_partial(target + (i() * 4 + j()) * v_entry, tall[i()], count);
+          store_partial(target + (i() * kWide + j()) * v_entry, wide[j()], count);
         }
       });
     });
@@ -365,7 +407,6 @@ class Winograd {
     const bool forward = direction_ == Direction::kForward;
     const int64_t step = result.stride[3];
     Vector<Acc> sums[kBlock] = {};
-    constexpr int64_t kRow = 2 * kLane, kPlane = kTileRows * kRow;
     const std::vector<Segment> segments = segments_of(first, count);
     const auto place = [&](const Segment& at) {
       return result.data + sample * result.stride[0] + channel * result.stride[1] +
@@ -375,12 +416,9 @@ class Winograd {
       return forward ? job.mixer.beta(sample, channel + o) : Acc(0);
     };
     const auto invert = [&](const Segment& at, int64_t o, Acc* line) {
-      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation,
-                    [&](int64_t y, Vector<Acc> low, Vector<Acc> high)
-                        __attribute__((always_inline)) {
-                          store_vector(line + y * kRow, low);
-                          store_vector(line + y * kRow + kLane, high);
-                        });
+      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation, kRow,
+                    [&](int64_t x, Vector<Acc> pixels)
+                        __attribute__((always_inline)) { store_vector(line + x, pixels); });
       if (job.sums == nullptr) return;
       for (int64_t y = 0; y < rows_of(at); ++y) {
         sums[o] += folded_row(line + y * kRow, columns_of(at));
@@ -389,18 +427,12 @@ class Winograd {
     // Whole tiles go from registers to where they belong.
     const auto invert_whole = [&](const Segment& at, int64_t o, Scalar* target) {
       Vector<Acc> sum = sums[o];
-      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation,
-                    [&](int64_t y, Vector<Acc> low, Vector<Acc> high)
-                        __attribute__((always_inline)) {
-                          Scalar* row = target + y * result.stride[2];
-                          sum += low + high;
-                          if (job.accumulate) {
-                            low += load_vector(row);
-                            high += load_vector(row + kLane);
-                          }
-                          store_vector(row, low);
-                          store_vector(row + kLane, high);
-                        });
+      inverse_tiles(m + o * m_row + at.done, m_entry, bias(o), job.activation, result.stride[2],
+                    [&](int64_t x, Vector<Acc> pixels) __attribute__((always_inline)) {
+                      sum += pixels;
+                      if (job.accumulate) pixels += load_vector(target + x);
+                      store_vector(target + x, pixels);
+                    });
       sums[o] = sum;
     };
     const auto finish_sums = [&] {
@@ -415,7 +447,7 @@ class Winograd {
         // The same rows of a later channel, as for the inputs.
         for (int64_t y = 0; o + kAhead < channels && y < rows_of(at); ++y) {
           const Scalar* row = target + kAhead * result.stride[1] + y * result.stride[2];
-          for (int64_t x = 0; x < 2 * kLane; x += 64 / int64_t{sizeof(Scalar)}) {
+          for (int64_t x = 0; x < kRow; x += 64 / int64_t{sizeof(Scalar)}) {
             __builtin_prefetch(row + x, 1);
           }
         }
@@ -466,42 +498,44 @@ class Winograd {
     }
   }
 
-  // One vector of tiles to four lines of pixels: store(line, first half, second half).
+  // One vector of tiles to four rows of pixels, `row` apart: store(place, a vector of them).
   template <class Store>
   DDRF_INLINE static void inverse_tiles(const Acc* m, int64_t m_entry, Acc bias,
-                                        Activation activation, const Store& store) {
-    constexpr auto kIndices = std::make_index_sequence<kLane>();
-    Vector<Acc> rows[4][4];
-    for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
+                                        Activation activation, int64_t row, const Store& store) {
+    Vector<Acc> rows[4][kWide];
+    for_each_constant<kWide>([&](auto j) __attribute__((always_inline)) {
       Vector<Acc> tall[6], pixels[4];
       for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
-        tall[i()] = load_vector(m + (i() * 4 + j()) * m_entry);
+        tall[i()] = load_vector(m + (i() * kWide + j()) * m_entry);
       });
-      transform_output_6(tall, pixels);
+      transform_output(tall, pixels);
       for_each_constant<4>([&](auto i)
                                __attribute__((always_inline)) { rows[i()][j()] = pixels[i()]; });
     });
     for_each_constant<4>([&](auto i) __attribute__((always_inline)) {
-      Vector<Acc> pair[2];
-      transform_output_4(rows[i()], pair);
-      pair[0] = rectified<Acc>(activation, pair[0] + bias);
-      pair[1] = rectified<Acc>(activation, pair[1] + bias);
-      store(i(), interleave<Acc, 0>(pair[0], pair[1], kIndices),
-            interleave<Acc, kLane / 2>(pair[0], pair[1], kIndices));
+      Vector<Acc> columns[kTileColumns], parts[kTileColumns];
+      transform_output(rows[i()], columns);
+      for_each_constant<kTileColumns>([&](auto j) __attribute__((always_inline)) {
+        columns[j()] = rectified<Acc>(activation, columns[j()] + bias);
+      });
+      interleave<Acc>(columns, parts);
+      for_each_constant<kTileColumns>([&](auto p) __attribute__((always_inline)) {
+        store(i() * row + p() * kLane, parts[p()]);
+      });
     });
   }
 
   // ---- schedules ----
 
-  // The 24 products of some output channels, and their inverse transform.
+  // The products of all entries of some output channels, and their inverse transform.
   void multiply_entries(const Job& job, int64_t sample, int64_t group, int64_t output,
                         int64_t outputs, const Acc* u, int64_t u_entry, int64_t a_row, const Acc* v,
                         int64_t v_entry, const Offsets* table, int64_t first, int64_t count, Acc* m,
                         Acc* lines, int64_t part) const {
     const int64_t m_entry = kBlock * chunk_ + kStagger;
     for (int entry = 0; entry < kEntries; ++entry) {
-      multiply<Acc>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table, channels_,
-                    count, {m + entry * m_entry, chunk_});
+      multiply_in_turns<Acc>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table,
+                             channels_, count, m + entry * m_entry, chunk_);
     }
     transform_outputs(job, sample, group * outputs_ + output, outputs, first, count, m, m_entry,
                       chunk_, lines, part);
@@ -546,7 +580,7 @@ class Winograd {
       });
       parallel_for(samples * groups_ * chunks_, 1, [&](int64_t begin, int64_t end) {
         const Scratch<Acc> v(kEntries * v_entry), m(kEntries * (kBlock * chunk_ + kStagger));
-        const Scratch<Acc> window(window_size()), lines(kBlock * kTileRows * 2 * kLane);
+        const Scratch<Acc> window(window_size()), lines(kBlock * kPlane);
         std::fill_n(v.get(), kEntries * v_entry, Acc(0));
         for (int64_t task = begin; task < end; ++task) {
           const int64_t chunk = task % chunks_, sample_group = task / chunks_;
@@ -599,7 +633,7 @@ class Winograd {
         const Scratch<Acc> mixed(kBlock * channels_ * 9);
         const int64_t u_entry = kBlock * channels_ + kStagger;
         const Scratch<Acc> u(kEntries * u_entry), m(kEntries * (kBlock * chunk_ + kStagger));
-        const Scratch<Acc> lines(kBlock * kTileRows * 2 * kLane);
+        const Scratch<Acc> lines(kBlock * kPlane);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t i = task % samples, group = task / samples / blocks;
           const int64_t output = task / samples % blocks * kBlock;
@@ -626,5 +660,18 @@ class Winograd {
   bool in_blocks_;
   int64_t chunk_, chunks_;  // tiles in a chunk, rounded up to vectors; chunks of a sample
 };
+
+// Calls body(plan) with the plan for such a shape.
+template <class Scalar, class Body>
+void with_winograd(Direction direction, const TapAxis& y, const TapAxis& x,
+                   const DynamicConvShape& shape, bool has_ones, const Body& body) {
+  const bool forward = direction == Direction::kForward;
+  const int64_t channels = forward ? shape.in_per_group() : shape.out_per_group();
+  if (fits_wide_tiles(channels + has_ones, y.count, x.count)) {
+    body(Winograd<Scalar, 4>(direction, y, x, shape, has_ones));
+  } else {
+    body(Winograd<Scalar, 2>(direction, y, x, shape, has_ones));
+  }
+}
 
 }  // namespace ddrf_fast::DDRF_CAPABILITY

@@ -21,9 +21,10 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 
 // A4 and A2, of the gradient of outputs.
 template <class Value>
-DDRF_INLINE void transform_grad_6(const Value (&y)[4], Value (&m)[6]) {
-  const Value even_near = y[0] + y[2] * 0.5625f, odd_near = y[1] * 0.75f + y[3] * 0.421875f;
-  const Value even_far = y[0] + y[2] * 2.25f, odd_far = y[1] * 1.5f + y[3] * 3.375f;
+DDRF_INLINE void transform_grad(const Value (&y)[4], Value (&m)[6]) {
+  const Value even_near = y[0] + y[2] * float(kNear2), even_far = y[0] + y[2] * float(kFar2);
+  const Value odd_near = y[1] * float(kNear) + y[3] * float(kNear * kNear2);
+  const Value odd_far = y[1] * float(kFar) + y[3] * float(kFar * kFar2);
   m[0] = y[0];
   m[1] = even_near + odd_near;
   m[2] = even_near - odd_near;
@@ -33,7 +34,7 @@ DDRF_INLINE void transform_grad_6(const Value (&y)[4], Value (&m)[6]) {
 }
 
 template <class Value>
-DDRF_INLINE void transform_grad_4(const Value (&y)[2], Value (&m)[4]) {
+DDRF_INLINE void transform_grad(const Value (&y)[2], Value (&m)[4]) {
   m[0] = y[0];
   m[1] = y[0] + y[1];
   m[2] = y[0] - y[1];
@@ -42,16 +43,17 @@ DDRF_INLINE void transform_grad_4(const Value (&y)[2], Value (&m)[4]) {
 
 // G4^T and G2^T, to the gradient of taps.
 template <class Value>
-DDRF_INLINE void transform_tap_grad_6(const Value (&u)[6], Value (&g)[3]) {
+DDRF_INLINE void transform_tap_grad(const Value (&u)[6], Value (&g)[3]) {
+  constexpr double near = 0.5 / (kNear2 * (kNear2 - kFar2)), far = 0.5 / (kFar2 * (kFar2 - kNear2));
   const Value even_near = u[1] + u[2], odd_near = u[1] - u[2];
   const Value even_far = u[3] + u[4], odd_far = u[3] - u[4];
-  g[0] = u[0] * float(64.0 / 81) - even_near * float(128.0 / 243) + even_far * float(32.0 / 243);
-  g[1] = odd_far * float(16.0 / 81) - odd_near * float(32.0 / 81);
-  g[2] = (even_far - even_near) * float(8.0 / 27) + u[5];
+  g[0] = u[0] * float(1 / (kNear2 * kFar2)) + even_near * float(near) + even_far * float(far);
+  g[1] = odd_near * float(near * kNear) + odd_far * float(far * kFar);
+  g[2] = even_near * float(near * kNear2) + even_far * float(far * kFar2) + u[5];
 }
 
 template <class Value>
-DDRF_INLINE void transform_tap_grad_4(const Value (&u)[4], Value (&g)[3]) {
+DDRF_INLINE void transform_tap_grad(const Value (&u)[4], Value (&g)[3]) {
   const Value even = (u[1] + u[2]) * 0.5f;
   g[0] = u[0] + even;
   g[1] = (u[1] - u[2]) * 0.5f;
@@ -63,7 +65,7 @@ class WinogradGradient {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  static bool fits(const DynamicConvShape& shape) { return Winograd<Scalar>::fits(shape); }
+  static bool fits(const DynamicConvShape& shape) { return fits_winograd<Scalar>(shape); }
 
   // `has_ones` adds a channel of ones.
   WinogradGradient(const DynamicConvShape& shape, bool has_ones)
@@ -182,13 +184,13 @@ class WinogradGradient {
         for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
           row[j()] = load_vector(source + (i() * kRow + j()) * kLane);
         });
-        transform_input_4(row, transformed);
+        transform_input(row, transformed);
         for_each_constant<4>(
             [&](auto j) __attribute__((always_inline)) { wide[j()][i()] = transformed[j()]; });
       });
       for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
         Vector<Acc> tall[6];
-        transform_input_6(wide[j()], tall);
+        transform_input(wide[j()], tall);
         for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
           store_vector(v + (i() * 4 + j()) * v_entry() + t * columns_, tall[i()]);
         });
@@ -206,13 +208,13 @@ class WinogradGradient {
       const Vector<Acc> pair[2] = {every_second<Acc, 0>(low, high, kIndices),
                                    every_second<Acc, 1>(low, high, kIndices)};
       Vector<Acc> transformed[4];
-      transform_grad_4(pair, transformed);
+      transform_grad(pair, transformed);
       for_each_constant<4>(
           [&](auto j) __attribute__((always_inline)) { wide[j()][i()] = transformed[j()]; });
     });
     for_each_constant<4>([&](auto j) __attribute__((always_inline)) {
       Vector<Acc> tall[6];
-      transform_grad_6(wide[j()], tall);
+      transform_grad(wide[j()], tall);
       for_each_constant<6>([&](auto i) __attribute__((always_inline)) {
         if (count == kLane) {
           store_vector(m + (i() * 4 + j()) * m_entry(), tall[i()]);
@@ -237,13 +239,13 @@ class WinogradGradient {
             wide[j()] += load_vector(source + share * u_size);
           }
         });
-        transform_tap_grad_4(wide, transformed);
+        transform_tap_grad(wide, transformed);
         for_each_constant<3>(
             [&](auto j) __attribute__((always_inline)) { narrow[j()][i()] = transformed[j()]; });
       });
       for_each_constant<3>([&](auto j) __attribute__((always_inline)) {
         Vector<Acc> column[3];
-        transform_tap_grad_6(narrow[j()], column);
+        transform_tap_grad(narrow[j()], column);
         for_each_constant<3>([&](auto i) __attribute__((always_inline)) {
           store_vector(&taps[(i() * 3 + j()) * kLane], column[i()]);
         });
