@@ -590,7 +590,7 @@ def nanoseconds_of_threads() -> dict[str, int]:
 
 
 def share_work(batch: int) -> None:
-    case = Case(batch=batch, channels=(32, 32), size=(128, 128), padding=(1, 1), bank=2)
+    case = Case(batch=batch, channels=(32, 32), size=(200, 200), padding=(1, 1), bank=2)
     tensors = case.tensors(8)
     torch.set_num_threads(2)
     y = forward(case, tensors)  # starts the threads

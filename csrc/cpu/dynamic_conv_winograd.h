@@ -151,9 +151,15 @@ class Winograd {
         most, std::max<int64_t>(tiles_ * planes / kEnoughTasks / kLane, kBlockVectors) * kLane);
     const bool few = planes * ceil_div(tiles_, most) < kEnoughTasks;
     in_blocks_ = tiles_ <= (few ? 2 * kMapTiles : kMapTiles);
-    if (in_blocks_) most = tiles_;
-    chunk_ = ceil_div(most, kLane) * kLane;
-    chunks_ = ceil_div(tiles_, most);
+    chunk_ = in_blocks_ ? ceil_div(tiles_, kLane) * kLane : most;
+    // Or somewhat smaller ones that two or four threads can share out more evenly.
+    const auto longest_share = [&](int64_t tiles) {
+      return ceil_div(planes * ceil_div(tiles_, tiles), 4) * tiles;
+    };
+    for (int64_t less = most - kLane; !in_blocks_ && 2 * less >= most; less -= kLane) {
+      if (longest_share(less) < longest_share(chunk_)) chunk_ = less;
+    }
+    chunks_ = ceil_div(tiles_, chunk_);
   }
 
   std::string name() const {
