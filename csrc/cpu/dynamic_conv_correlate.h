@@ -119,7 +119,7 @@ class Correlation {
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
-  static constexpr int64_t kMostRows = 64, kMostSamples = 8;
+  static constexpr int64_t kMostRows = 64, kMostSharedRows = 128, kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
 
   using Job = PlanJob<Scalar>;
@@ -145,25 +145,28 @@ class Correlation {
     return vectors((y_.count - 1) * columns.length + columns.extent);
   }
 
-  // The product of some channels. A single pixel of a map beyond the last whole vector (7x7 are 49)
-  // is taken by dot products: a vector of its own would waste all its lanes but one. Not of a tile:
-  // bits would depend on how the map is cut.
+  // The product of some channels. Few pixels of a map beyond the last whole vector (7x7 are 49,
+  // 14x14 are 196) are taken by dot products: a vector of their own would waste most lanes. Not of
+  // a tile: bits would depend on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
+    constexpr int64_t kMostApart = 4;
+    const int64_t beyond = pixels % kLanes<Acc>;
     const bool apart = in_blocks_ && direction_ == Direction::kForward && pixels > kLanes<Acc> &&
-                       pixels % kLanes<Acc> == 1 && depth >= kLanes<Acc>;
-    multiply<Scalar>(a, a_row, rows, b, table, depth, pixels - apart, c);
-    if (!apart) return;
-    const int64_t last = pixels - 1;
-    for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + last];
-    for (int64_t r = 0; r < rows; ++r) {
-      Acc& sum = c.data[r * c.row + last];
-      const Acc product = dot_entries<Scalar>(a + r * a_row, column, depth);
-      sum = product + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + last]);
-      if (c.epilogue == nullptr) continue;
-      const Acc* bias = c.epilogue->row_bias;
-      sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
-      activate(c.epilogue->activation, 1, &sum);
+                       beyond <= kMostApart && depth >= beyond * kLanes<Acc>;
+    const int64_t whole = apart ? pixels - beyond : pixels;
+    multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c);
+    for (int64_t pixel = whole; pixel < pixels; ++pixel) {
+      for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + pixel];
+      for (int64_t r = 0; r < rows; ++r) {
+        Acc& sum = c.data[r * c.row + pixel];
+        const Acc product = dot_entries<Scalar>(a + r * a_row, column, depth);
+        sum = product + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + pixel]);
+        if (c.epilogue == nullptr) continue;
+        const Acc* bias = c.epilogue->row_bias;
+        sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
+        activate(c.epilogue->activation, 1, &sum);
+      }
     }
   }
 
@@ -345,7 +348,8 @@ class Correlation {
     const bool shared = mixer.is_shared();
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, turn_channels_));
     const int64_t block_rows =
-        shared ? rows_beside(fitting(turns)) : best_rows(mixer.shape(), batch, fitting);
+        shared ? even_rows(std::clamp<int64_t>(fitting(turns), kBlockRows, kMostSharedRows))
+               : best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(outputs_, block_rows);
     const int64_t most_samples =
         shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);

@@ -366,9 +366,9 @@ inline accumulate_t<Scalar> dot_rows(const accumulate_t<Scalar>* a, const Scalar
     sums[0] += load_vector(a + i) * load_vector(b + i);
     sums[1] += load_vector(a + i + kStep) * load_vector(b + i + kStep);
   }
-  Acc sum = sum_lanes<Acc>(sums[0] + sums[1]);
-  for (; i < count; ++i) sum += a[i] * load_as_accumulate(b + i);
-  return sum;
+  for (; i + kStep <= count; i += kStep) sums[0] += load_vector(a + i) * load_vector(b + i);
+  if (i < count) sums[1] += load_partial(a + i, count - i) * load_partial(b + i, count - i);
+  return sum_lanes<Acc>(sums[0] + sums[1]);
 }
 
 // The sum of the products of the entries of matrix products.

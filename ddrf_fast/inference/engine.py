@@ -223,6 +223,9 @@ class Engine:
 
     def _is_large(self, network: NetworkLayers, shape: torch.Size) -> bool:
         if self.tile == "auto":
+            space = self._space
+            if space is not None and space.fits(network, shape):
+                return False  # there is room: it is taken
             return _Space(network, shape, torch.device("meta")).bytes > _budget(self.device)
         return self.tile != "never" and int(self.tile) < shape[2]
 
