@@ -352,7 +352,7 @@ def blend(images: Tensor, low: Tensor, output: Tensor, selectivity: Tensor | flo
     infrared, visible = images.chunk(2, dim=1)
     infrared, visible = infrared - low_infrared, visible - low_visible
     detail_share = detail_share + selectivity * (visible.abs() - infrared.abs())
-    base = low_infrared + torch.sigmoid(base_share) * (low_visible - low_infrared)
+    base = torch.lerp(low_infrared, low_visible, torch.sigmoid(base_share))
     return base + torch.lerp(infrared, visible, torch.sigmoid(detail_share)) + correction
 
 
