@@ -347,9 +347,8 @@ class Correlation {
     // before the next one's begin.
     const bool shared = mixer.is_shared();
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, turn_channels_));
-    const int64_t block_rows =
-        shared ? even_rows(std::clamp<int64_t>(fitting(turns), kBlockRows, kMostSharedRows))
-               : best_rows(mixer.shape(), batch, fitting);
+    const int64_t block_rows = shared ? rows_beside(fitting(turns), kMostSharedRows)
+                                      : best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(outputs_, block_rows);
     const int64_t most_samples =
         shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
@@ -462,9 +461,9 @@ class Correlation {
     });
   }
 
-  // Rows of a block of which so many have room.
-  int64_t rows_beside(int64_t room) const {
-    return even_rows(std::clamp<int64_t>(room, kBlockRows, kMostRows));
+  // Rows of a block, at most `most`, of which so many have room.
+  int64_t rows_beside(int64_t room, int64_t most) const {
+    return even_rows(std::clamp<int64_t>(room, kBlockRows, most));
   }
 
   // Rows of a block whose kernels are mixed for several samples, for which fitting(samples) have
@@ -476,7 +475,7 @@ class Correlation {
     int64_t best = 0;
     double least = 0;
     for (int64_t samples = std::min<int64_t>(batch, kMostSamples); samples > 0; --samples) {
-      const int64_t rows = rows_beside(fitting(samples));
+      const int64_t rows = rows_beside(fitting(samples), kMostRows);
       const double kernels = shape.has_attention ? static_cast<double>(shape.bank) / samples : 1;
       const double cost = pixels / rows + kMixing * kernel_taps_ * kernels;
       if (best != 0 && cost >= least) continue;

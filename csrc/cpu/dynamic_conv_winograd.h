@@ -34,15 +34,17 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 // the points; what is computed from them is exact in float32 where it multiplies pixels.
 inline constexpr double kNear = 11.0 / 16, kFar = 23.0 / 16;
 inline constexpr double kNear2 = kNear * kNear, kFar2 = kFar * kFar;
+// The rows of G at the points.
+inline constexpr double kNearTap = 0.5 / (kNear2 * (kNear2 - kFar2));
+inline constexpr double kFarTap = 0.5 / (kFar2 * (kFar2 - kNear2));
 
 // G: from three taps.
 template <class Value>
 DDRF_INLINE void transform_taps(const Value (&g)[3], Value (&u)[6]) {
-  constexpr double near = 0.5 / (kNear2 * (kNear2 - kFar2)), far = 0.5 / (kFar2 * (kFar2 - kNear2));
-  const Value even_near = g[0] * float(near) + g[2] * float(near * kNear2);
-  const Value odd_near = g[1] * float(near * kNear);
-  const Value even_far = g[0] * float(far) + g[2] * float(far * kFar2);
-  const Value odd_far = g[1] * float(far * kFar);
+  const Value even_near = g[0] * float(kNearTap) + g[2] * float(kNearTap * kNear2);
+  const Value odd_near = g[1] * float(kNearTap * kNear);
+  const Value even_far = g[0] * float(kFarTap) + g[2] * float(kFarTap * kFar2);
+  const Value odd_far = g[1] * float(kFarTap * kFar);
   u[0] = g[0] * float(1 / (kNear2 * kFar2));
   u[1] = even_near + odd_near;
   u[2] = even_near - odd_near;

@@ -44,12 +44,12 @@ DDRF_INLINE void transform_grad(const Value (&y)[2], Value (&m)[4]) {
 // G4^T and G2^T, to the gradient of taps.
 template <class Value>
 DDRF_INLINE void transform_tap_grad(const Value (&u)[6], Value (&g)[3]) {
-  constexpr double near = 0.5 / (kNear2 * (kNear2 - kFar2)), far = 0.5 / (kFar2 * (kFar2 - kNear2));
   const Value even_near = u[1] + u[2], odd_near = u[1] - u[2];
   const Value even_far = u[3] + u[4], odd_far = u[3] - u[4];
-  g[0] = u[0] * float(1 / (kNear2 * kFar2)) + even_near * float(near) + even_far * float(far);
-  g[1] = odd_near * float(near * kNear) + odd_far * float(far * kFar);
-  g[2] = even_near * float(near * kNear2) + even_far * float(far * kFar2) + u[5];
+  g[0] =
+      u[0] * float(1 / (kNear2 * kFar2)) + even_near * float(kNearTap) + even_far * float(kFarTap);
+  g[1] = odd_near * float(kNearTap * kNear) + odd_far * float(kFarTap * kFar);
+  g[2] = even_near * float(kNearTap * kNear2) + even_far * float(kFarTap * kFar2) + u[5];
 }
 
 template <class Value>
@@ -200,13 +200,11 @@ class WinogradGradient {
 
   // M[entry][output][tile] of one vector of tiles.
   void transform_grads(const Acc* window, int64_t count, Acc* m) const {
-    constexpr auto kIndices = std::make_index_sequence<kLane>();
     Vector<Acc> wide[4][4];
     for_each_constant<4>([&](auto i) __attribute__((always_inline)) {
-      const Vector<Acc> low = load_vector(window + i() * kRow);
-      const Vector<Acc> high = load_vector(window + i() * kRow + kLane);
-      const Vector<Acc> pair[2] = {every_second<Acc, 0>(low, high, kIndices),
-                                   every_second<Acc, 1>(low, high, kIndices)};
+      const Acc* row = window + i() * kRow;
+      Vector<Acc> pair[2];
+      deinterleave<Acc>({load_vector(row), load_vector(row + kLane)}, pair);
       Vector<Acc> transformed[4];
       transform_grad(pair, transformed);
       for_each_constant<4>(
