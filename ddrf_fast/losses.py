@@ -231,6 +231,30 @@ def _window_mean(images: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(rows, (1, window), stride=1)
 
 
+def fidelity_loss(
+    fused: Tensor, visible: Tensor, infrared: Tensor, deviation_weight: float = 250.0
+) -> Tensor:
+    r"""What a fused image should keep where no positive sample can be hoped for: of degraded pairs.
+
+    .. math:: 1 - I(P, X_v, X_i) + w\, \overline{(P - (X_v + X_i) / 2)^2}
+
+    with the information I that is kept (:func:`information`). The mean of both sources is the image of least
+    mean squared error to both, so the second term asks for the largest PSNR; the first one for the contrast
+    that a mean loses.
+
+    Args:
+        fused: Tensor[B, 1, H, W], P.
+        visible: Tensor[B, 1, H, W], clean.
+        infrared: Tensor[B, 1, H, W], clean.
+        deviation_weight: w.
+
+    Returns:
+        Tensor[B], at least 0.
+    """
+    deviation = (fused - (visible + infrared) / 2).square().mean(dim=(1, 2, 3))
+    return 1 - information(fused, visible, infrared) + deviation_weight * deviation
+
+
 class FusionLoss(NamedTuple):
     """Eq. 10 and its terms, each a scalar.
 
@@ -239,12 +263,14 @@ class FusionLoss(NamedTuple):
         similarity: eq. 7.
         negative: eq. 8.
         positive: eq. 9.
+        fidelity: :func:`fidelity_loss` of the pairs that have no positive sample.
     """
 
     total: Tensor
     similarity: Tensor
     negative: Tensor
     positive: Tensor
+    fidelity: Tensor
 
 
 def fusion_loss(
@@ -254,9 +280,11 @@ def fusion_loss(
     positive: Tensor,
     *,
     degraded_positive: Tensor | None = None,
+    lost: Tensor | None = None,
     similarity_weight: float = 1.0,
     negative_weight: float = 1.0,
     positive_weight: float = 1.0,
+    fidelity_weight: float = 1.0,
     negative_mode: str = "text",
 ) -> FusionLoss:
     r"""Eq. 10: :math:`L = \frac13 \sum_{i=1}^3 L(H_i) + L(\theta) + L(O)`, each term with a weight.
@@ -270,9 +298,12 @@ def fusion_loss(
         degraded: the degraded visible and infrared images.
         positive: Tensor[B, 1, H, W] from :func:`positive_sample`.
         degraded_positive: Tensor[B, 1, H, W]; None leaves H3 out.
+        lost: bool Tensor[B], pairs too degraded for a positive sample, for which :func:`fidelity_loss` takes
+            the place of eq. 9; None: of none.
         similarity_weight: of eq. 7.
         negative_weight: of eq. 8.
         positive_weight: of eq. 9.
+        fidelity_weight: of :func:`fidelity_loss`.
         negative_mode: see :func:`negative_loss`.
     """
     clean = list(sources)
@@ -280,12 +311,18 @@ def fusion_loss(
     if degraded_positive is not None:
         clean.append(positive)
         negatives.append(degraded_positive)
+    fidelity = fused.new_zeros(())
+    if lost is not None:
+        fidelity = (lost * fidelity_loss(fused, *sources)).mean()
+        # An image is at no distance from itself: nothing more is asked of these.
+        positive = torch.where(lost.view(-1, 1, 1, 1), fused.detach(), positive)
     terms = (
         similarity_loss(fused, sources),
         negative_loss(fused, negatives, clean, mode=negative_mode),
         positive_loss(fused, positive),
+        fidelity,
     )
-    weights = (similarity_weight, negative_weight, positive_weight)
+    weights = (similarity_weight, negative_weight, positive_weight, fidelity_weight)
     total = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
     return FusionLoss(total, *terms)
 
@@ -312,10 +349,8 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
         True
     """
     image, reference = (x.float() if x.element_size() < 4 else x for x in (image, reference))
-    rows, columns = (_gaussian_rows(size, image) for size in image.shape[2:])
     maps = torch.cat((image, reference, image.square(), reference.square(), image * reference), dim=1)
-    with torch.autocast(image.device.type, enabled=False):  # variances are small differences
-        mean1, mean2, square1, square2, product = (rows @ maps @ columns.mT).unbind(dim=1)
+    mean1, mean2, square1, square2, product = _gaussian(maps, 11, 1.5).unbind(dim=1)
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean1 * mean2 + c1) / (mean1.square() + mean2.square() + c1)
     variances = square1 - mean1.square() + square2 - mean2.square()
@@ -323,9 +358,64 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2))
 
 
-def _gaussian_rows(size: int, like: Tensor) -> Tensor:
-    """Tensor[size - 10, size] that filters with 11 Gaussian taps of sigma 1.5 where all lie in the image."""
-    taps = torch.exp(-0.5 * ((torch.arange(11, dtype=like.dtype, device=like.device) - 5) / 1.5).square())
-    distance = torch.arange(size, device=like.device) - torch.arange(size - 10, device=like.device)[:, None]
-    inside = (distance >= 0) & (distance < 11)
-    return torch.where(inside, (taps / taps.sum())[distance.clamp(0, 10)], 0)
+def information(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    r"""I: the VIFF of :func:`ddrf_fast.metrics.viff`, but that no window counts more than it had.
+
+    .. math:: I = \sum_{s=1}^4 p_s \frac{\sum_w \min(VID_s(w), VIND_s(w))}{\sum_w VIND_s(w)}
+
+    VIFF rises with whatever contrast is given to an image; this is 1 at most, so nothing is gained by more
+    than the sources have. Filters and dtypes are as in :func:`similarity`.
+
+    Args:
+        fused: Tensor[B, 1, H, W], H and W at least 41.
+        visible: Tensor[B, 1, H, W].
+        infrared: Tensor[B, 1, H, W].
+
+    Returns:
+        Tensor[B], in [0, 1].
+
+    Example:
+        >>> from ddrf_fast.metrics import viff
+        >>> visible, infrared = torch.rand(2, 3, 1, 48, 48)
+        >>> fused = (visible + infrared) / 2
+        >>> bool((information(fused, visible, infrared) <= viff(fused, visible, infrared) + 1e-5).all())
+        True
+    """
+    images = torch.cat([x.float() if x.element_size() < 4 else x for x in (fused, visible, infrared)], dim=1)
+    images = images - images[:, 1:].mean(dim=(1, 2, 3), keepdim=True)  # saves digits of the variances
+    noise, tiny = 0.005, 1e-8
+    score = images.new_zeros(len(images))
+    for weight, size in ((1.0, 17), (0.0, 9), (0.15, 5), (1.0, 3)):
+        if size != 17:
+            images = _gaussian(images, size, size / 5, stride=2)
+        if not weight:
+            continue
+        maps = torch.cat((images, images.square(), images[:, :1] * images[:, 1:]), dim=1)
+        mean, square, product = _gaussian(maps, size, size / 5).split((3, 3, 2), dim=1)
+        covariance = product - mean[:, :1] * mean[:, 1:]
+        own, source = (square - mean.square()).clamp(min=0).split((1, 2), dim=1)
+        gain = (covariance / (source + tiny)).clamp(min=0)
+        distortion = (own - gain * covariance).clamp(min=0)
+        there = torch.log1p(source / noise)
+        kept = torch.minimum(torch.log1p(gain.square() * source / (distortion + noise)), there)
+        smaller = gain.argmin(dim=1, keepdim=True)
+        kept, there = (x.gather(1, smaller).sum(dim=(1, 2, 3)) + tiny for x in (kept, there))
+        score = score + weight / 2.15 * kept / there
+    return score
+
+
+def _gaussian(maps: Tensor, size: int, sigma: float, stride: int = 1) -> Tensor:
+    """Filters Tensor[B, C, H, W] with Gaussians of `size` taps a side, where these lie in the image."""
+    rows, columns = (_gaussian_rows(length, size, sigma, stride, maps) for length in maps.shape[2:])
+    with torch.autocast(maps.device.type, enabled=False):  # variances are small differences
+        return rows @ maps @ columns.mT
+
+
+def _gaussian_rows(length: int, size: int, sigma: float, stride: int, like: Tensor) -> Tensor:
+    """Tensor[(length - size) // stride + 1, length] that filters a line of so many pixels."""
+    options = {"dtype": like.dtype, "device": like.device}
+    taps = torch.exp(-0.5 * ((torch.arange(size, **options) - (size - 1) / 2) / sigma).square())
+    starts = torch.arange(0, length - size + 1, stride, device=like.device)[:, None]
+    distance = torch.arange(length, device=like.device) - starts
+    inside = (distance >= 0) & (distance < size)
+    return torch.where(inside, (taps / taps.sum())[distance.clamp(0, size - 1)], 0)

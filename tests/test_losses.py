@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ddrf_fast import losses
-from ddrf_fast.metrics import ssim
+from ddrf_fast.metrics import ssim, viff
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 
 
@@ -117,11 +117,13 @@ def test_equation_10_is_the_weighted_sum(images):
     )
 
 
-def test_losses_are_finite_and_differentiable_for_wild_and_for_flat_images(images):
-    visible, infrared = images
+def test_losses_are_finite_and_differentiable_for_wild_and_for_flat_images(larger):
+    visible, infrared = larger
     for fused in (torch.full_like(visible, 0.5), 100 * visible - 50, visible.clone()):
         fused.requires_grad_()
-        result = losses.fusion_loss(fused, (visible, infrared), (blur(visible), blur(infrared)), visible)
+        result = losses.fusion_loss(
+            fused, (visible, infrared), (blur(visible), blur(infrared)), visible, lost=torch.ones(2).bool()
+        )
         total = result.total + losses.restoration_loss(fused, visible)
         (gradient,) = torch.autograd.grad(total, fused)
         assert torch.isfinite(total) and torch.isfinite(gradient).all()
@@ -136,6 +138,72 @@ def test_similarity_is_in_float32_whatever_comes(images):
     halves = (visible.bfloat16(), infrared.bfloat16())
     rounded = losses.similarity(*(half.float() for half in halves))
     assert torch.equal(losses.similarity(*halves), rounded)
+
+
+def test_information_is_in_float32_whatever_comes(larger):
+    visible, infrared = larger
+    fused = (visible + infrared) / 2
+    expected = losses.information(fused, visible, infrared)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(losses.information(fused, visible, infrared), expected)
+    halves = [image.bfloat16() for image in (fused, visible, infrared)]
+    assert torch.equal(losses.information(*halves), losses.information(*(half.float() for half in halves)))
+
+
+@pytest.fixture
+def larger():
+    """Two smooth random images with some noise, Tensor[2, 2, 1, 60, 53]: VIFF needs 41 pixels."""
+    coarse = torch.rand(4, 1, 12, 11, generator=torch.Generator().manual_seed(1))
+    smooth = F.interpolate(coarse, size=(60, 53), mode="bicubic").clamp(0, 1)
+    return (smooth + 0.05 * torch.rand_like(smooth)).clamp(0, 1).view(2, 2, 1, 60, 53)
+
+
+def test_information_is_viff_as_long_as_nothing_is_added(larger):
+    visible, infrared = larger
+    for fused in (0.4 * (visible + infrared), blur(visible), torch.full_like(visible, 0.5)):
+        expected = viff(fused, visible, infrared)
+        torch.testing.assert_close(losses.information(fused, visible, infrared), expected, atol=1e-4, rtol=0)
+    sharpened = 0.5 + 2 * (visible - 0.5)
+    assert (viff(sharpened.clamp(-1, 2), visible, visible) > 1.2).all()
+    kept = losses.information(sharpened, visible, visible)
+    assert (kept <= 1 + 1e-6).all() and (kept > 0.99).all()
+
+
+def test_fidelity_by_hand(larger):
+    """Of one image twice: nothing is lost by itself, and a brighter one deviates only."""
+    visible, infrared = larger
+    expected = torch.tensor([0.0, 0.0])
+    torch.testing.assert_close(losses.fidelity_loss(visible, visible, visible), expected, atol=1e-4, rtol=0)
+    brighter = losses.fidelity_loss(visible + 0.1, visible, visible, deviation_weight=30.0)
+    torch.testing.assert_close(brighter, expected + 0.3, atol=1e-3, rtol=0)
+    mean = (visible + infrared) / 2
+    without = 1 - losses.information(mean, visible, infrared)
+    torch.testing.assert_close(losses.fidelity_loss(mean, visible, infrared), without)
+
+
+def test_fidelity_takes_the_place_of_the_positive_sample_of_lost_pairs(larger):
+    visible, infrared = larger
+    fused = ((visible + infrared) / 2 + 0.05).requires_grad_()
+    degraded, positive = (blur(visible), blur(infrared)), visible
+    weights = {
+        "similarity_weight": 0.0,
+        "negative_weight": 0.0,
+        "positive_weight": 2.0,
+        "fidelity_weight": 3.0,
+    }
+    lost = torch.tensor([False, True])
+    result = losses.fusion_loss(fused, (visible, infrared), degraded, positive, lost=lost, **weights)
+    faithful = losses.fidelity_loss(fused, visible, infrared)[1] / 2
+    torch.testing.assert_close(result.fidelity, faithful)
+    torch.testing.assert_close(result.total, 2 * result.positive + 3 * faithful)
+    # Each sample is moved by its own term alone.
+    (gradient,) = torch.autograd.grad(result.positive, fused, retain_graph=True)
+    assert gradient[0].any() and gradient[1].abs().max() < 1e-6 * gradient[0].abs().max()
+    (gradient,) = torch.autograd.grad(result.fidelity, fused)
+    assert not gradient[0].any() and gradient[1].any()
+    without = losses.fusion_loss(fused, (visible, infrared), degraded, positive, **weights)
+    assert without.fidelity == 0
+    torch.testing.assert_close(without.positive, losses.positive_loss(fused, positive))
 
 
 def test_the_losses_of_two_by_two_images_by_hand():
@@ -186,7 +254,7 @@ def test_losses_of_flat_images_by_hand():
         flat(positive),
         degraded_positive=flat(0.3),
     )
-    expected = (similar + negative + near, similar, negative, near)  # eq. 10, 7, 8, 9
+    expected = (similar + negative + near, similar, negative, near, 0)  # eq. 10, 7, 8, 9
     assert [value.item() for value in result] == pytest.approx(expected, abs=1e-9)
     literal = losses.negative_loss(flat(fused), [flat(value) for value in degraded], mode="literal")
     assert literal.item() == pytest.approx(1 - (ssim_of(0.1, 0.5) + ssim_of(0.9, 0.5)) / 2, abs=1e-9)

@@ -16,8 +16,8 @@ pytest.importorskip("omegaconf")
 
 import ddrf_fast
 from ddrf_fast.data import read_image, write_image
-from ddrf_fast.losses import positive_sample, similarity
-from ddrf_fast.models import load_model, read_metadata, save_model
+from ddrf_fast.losses import fidelity_loss, positive_sample, similarity
+from ddrf_fast.models import DDRFOutput, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.training import PairSource, TrainingConfig, load_config, train
 from ddrf_fast.training.config import PRESETS
@@ -134,6 +134,12 @@ def test_a_wrong_setting_is_named(override, message):
         load_config([], [override])
 
 
+def test_crops_are_large_enough_for_the_fidelity_loss():
+    assert load_config([], ["crop=42", "fidelity_weight=1"]).fidelity_weight == 1
+    with pytest.raises(ValueError, match="crop must be at least 41 where fidelity_weight is not 0, got 32"):
+        load_config([], ["crop=32", "fidelity_weight=1"])
+
+
 def test_a_wrong_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: cannot be read .*presets are .*paper"):
         load_config(["nowhere"])
@@ -215,13 +221,29 @@ def test_the_positive_sample_gives_way_as_pairs_lose_detail():
     degraded = [torch.stack((visible[0], half, nothing)), torch.stack((infrared[0], infrared[1], nothing))]
     average = (visible + infrared) / 2
     module = TrainingModule(TrainingConfig(degraded_positive_fusion="average"), 1)
-    clean, partly, lost = module.positive(crops, degraded)
+    share = module.kept(crops, degraded)
+    clean, partly, lost = module.positive(crops, share)
     torch.testing.assert_close(clean, crops.positive[0])
     left = similarity(half[None], visible[1:2])
     kept = 3 * left**2 - 2 * left**3
     torch.testing.assert_close(partly, kept * crops.positive[1] + (1 - kept) * average[1])
     torch.testing.assert_close(lost, average[2], atol=0.01, rtol=0)
-    assert TrainingModule(TrainingConfig(), 1).positive(crops, degraded) is crops.positive
+    assert TrainingModule(TrainingConfig(), 1).positive(crops, share) is crops.positive
+
+
+def test_lost_pairs_are_to_be_faithful_to_the_sources():
+    """A step of two samples: what is left of the first is clean, of the second nothing."""
+    torch.manual_seed(0)
+    visible, infrared, positive = torch.rand(3, 2, 1, 48, 48).unbind(0)
+    crops = Crops(torch.arange(2), visible, infrared, positive)
+    degraded = [image * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1) for image in (visible, infrared, positive)]
+    output = DDRFOutput((visible + infrared) / 2, visible, infrared)
+    zero = torch.zeros(2, 16)
+    config = TrainingConfig(fidelity_weight=7.0, similarity_weight=0.0, negative_weight=0.0)
+    terms = TrainingModule(config, 1).losses(output, crops, degraded, (zero, zero), [zero, zero], 0.0)
+    expected = fidelity_loss(output.fused, visible, infrared)[1] / 2
+    torch.testing.assert_close(terms["fidelity"], expected)
+    torch.testing.assert_close(terms["loss"], terms["positive"] + 7 * expected)
 
 
 def test_every_pair_has_its_turn(folder):

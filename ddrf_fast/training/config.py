@@ -97,6 +97,9 @@ class TrainingConfig:
         degraded_positive_fusion: the classical fusion whose result the positive sample gives way to, the more
             the less is left of the pair: its share is ``1 - 3 p^2 + 2 p^3``, where p is the product of the
             SSIM of both degraded images with the clean ones. None: the same sample, however degraded.
+        fidelity_weight: weight of :func:`ddrf_fast.losses.fidelity_loss`, which is put in the place of the
+            positive sample's loss for pairs of which less than half is left (that share above 0.5); 0: the
+            positive sample counts for all pairs. Needs crops of 41 pixels at least.
         estimator_weight: weight of the blind estimators' own loss.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.
@@ -148,6 +151,7 @@ class TrainingConfig:
     positive_weight: float = 1.0
     positive_fusions: tuple[str, ...] = tuple(CLASSICAL_FUSIONS)
     degraded_positive_fusion: str | None = None
+    fidelity_weight: float = 0.0
     estimator_weight: float = 0.02
     negative_mode: NegativeMode = "text"
     validation_pairs: int = 8
@@ -163,6 +167,8 @@ class TrainingConfig:
             raise ValueError(f"crop must be even and at least 32, got {self.crop}")
         if not self.scales or min(self.scales) < 1 or any(self.crop % scale for scale in self.scales):
             raise ValueError(f"scales must be divisors of the crop of {self.crop}, got {list(self.scales)}")
+        if self.fidelity_weight > 0 and self.crop < 41:
+            raise ValueError(f"crop must be at least 41 where fidelity_weight is not 0, got {self.crop}")
         if self.degradation not in DEGRADATIONS:
             raise ValueError(
                 f"degradation must be one of {', '.join(DEGRADATIONS)}, got {self.degradation!r}"
@@ -211,6 +217,7 @@ _SMALLEST = {
     **dict.fromkeys(("batch_size", "epochs", "crops_per_pair", "validate_every", "log_every", "threads"), 1),
     **dict.fromkeys(("seed", "num_workers", "validation_pairs", "restoration_epochs", "gradient_clip"), 0),
     **dict.fromkeys((f"{name}_weight" for name in ("restoration", "similarity", "negative", "positive")), 0),
+    "fidelity_weight": 0,
     "estimator_weight": 0,
     "early_stop_patience": 1,
 }

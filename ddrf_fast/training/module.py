@@ -26,6 +26,7 @@ from ddrf_fast.training.crops import Crops
 _VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
 # A training has four seeds: of three degradations, and of who is clean or told the code.
 _CHANCES, _SEEDS = 3, 4
+_LOST = 0.5  # a pair of which less is kept has no positive sample where there is the fidelity loss
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
@@ -130,13 +131,16 @@ class TrainingModule(lightning.LightningModule):
             codes.append(batch.codes)
         return degraded, codes[:2]
 
-    def positive(self, crops: Crops, degraded: list[Tensor]) -> Tensor:
+    def kept(self, crops: Crops, degraded: list[Tensor]) -> Tensor:
+        """How much is left of each pair after its degradation: Tensor[B] from 0 to 1, by its SSIM."""
+        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0)
+        return kept.square() * (3 - 2 * kept)
+
+    def positive(self, crops: Crops, kept: Tensor) -> Tensor:
         """The positive samples, where wanted with regard to how degraded their pairs are."""
         name = self.config.degraded_positive_fusion
         if name is None:
             return crops.positive
-        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0)
-        kept = kept.square() * (3 - 2 * kept)
         other = CLASSICAL_FUSIONS[name](crops.visible, crops.infrared).clamp(0, 1)
         return other.lerp(crops.positive, kept.view(-1, 1, 1, 1))
 
@@ -152,15 +156,18 @@ class TrainingModule(lightning.LightningModule):
         """What a step is judged by, in float32: "loss", the weighted sum, and its terms, each a scalar."""
         config = self.config
         fused, visible, infrared = (image.float() for image in output)
+        kept = self.kept(crops, degraded)
         fusion = fusion_loss(
             fused,
             (crops.visible, crops.infrared),
             degraded[:2],
-            self.positive(crops, degraded),
+            self.positive(crops, kept),
             degraded_positive=degraded[2],
+            lost=kept < _LOST if config.fidelity_weight else None,
             similarity_weight=config.similarity_weight,
             negative_weight=config.negative_weight,
             positive_weight=config.positive_weight,
+            fidelity_weight=config.fidelity_weight,
             negative_mode=config.negative_mode,
         )
         restoration = restoration_loss(visible, crops.visible) + restoration_loss(infrared, crops.infrared)
@@ -177,6 +184,7 @@ class TrainingModule(lightning.LightningModule):
             "similarity": fusion.similarity,
             "negative": fusion.negative,
             "positive": fusion.positive,
+            "fidelity": fusion.fidelity,
             "estimator": estimator,
         }
 
