@@ -133,7 +133,7 @@ def build(case: Case, setting: Setting, dtype: str | None = None) -> Run:
 def plan(case: Case) -> str:
     import ddrf_fast
 
-    strips = ddrf_fast.Fuser().network.engine.in_strips(torch.Size((1, 1, case.H, case.W)))
+    strips = ddrf_fast.Fuser(dtype="float32").network.engine.in_strips(torch.Size((1, 1, case.H, case.W)))
     return "strip by strip" if strips else "as a whole"
 
 

@@ -5,6 +5,7 @@
 prints it; its output belongs into a bug report.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -83,6 +84,10 @@ def cpu() -> dict[str, str]:
         import torch
 
         result["torch threads"] = str(torch.get_num_threads())
+        with contextlib.suppress(Exception):  # of the libraries, told above
+            from ddrf_fast.ops import _native
+
+            result["kernels run with"] = _native.cpu_capability()
     return result
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddrf_fast.metrics._images import gaussian_window
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, Fusion
 
 Evaluation = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -313,7 +314,8 @@ def fusion_loss(
         negatives.append(degraded_positive)
     fidelity = fused.new_zeros(())
     if lost is not None:
-        fidelity = (lost * fidelity_loss(fused, *sources)).mean()
+        visible, infrared = sources
+        fidelity = (lost * fidelity_loss(fused, visible, infrared)).mean()
         # An image is at no distance from itself: nothing more is asked of these.
         positive = torch.where(lost.view(-1, 1, 1, 1), fused.detach(), positive)
     terms = (
@@ -413,9 +415,7 @@ def _gaussian(maps: Tensor, size: int, sigma: float, stride: int = 1) -> Tensor:
 
 def _gaussian_rows(length: int, size: int, sigma: float, stride: int, like: Tensor) -> Tensor:
     """Tensor[(length - size) // stride + 1, length] that filters a line of so many pixels."""
-    options = {"dtype": like.dtype, "device": like.device}
-    taps = torch.exp(-0.5 * ((torch.arange(size, **options) - (size - 1) / 2) / sigma).square())
     starts = torch.arange(0, length - size + 1, stride, device=like.device)[:, None]
     distance = torch.arange(length, device=like.device) - starts
     inside = (distance >= 0) & (distance < size)
-    return torch.where(inside, (taps / taps.sum())[distance.clamp(0, size - 1)], 0)
+    return torch.where(inside, gaussian_window(size, sigma, like)[distance.clamp(0, size - 1)], 0)

@@ -31,7 +31,7 @@ def test_equals_the_network(model, shape, tile, cpu_backend):
     images = pair(*shape)
     with torch.inference_mode():
         expected = model(*images)
-    for actual, image in zip(Engine(model, tile=tile)(*images), expected, strict=True):
+    for actual, image in zip(Engine(model, torch.float32, tile=tile)(*images), expected, strict=True):
         torch.testing.assert_close(actual, image, atol=2e-5, rtol=1e-5)
 
 
@@ -44,13 +44,13 @@ def test_a_branch_alone_equals_the_networks(model, shape, tile, modality, told, 
     code = torch.linspace(-0.1, 0.1, 16).repeat(shape[0], 1) if told else None
     with torch.inference_mode():
         expected = model.restore(modality, image, code)
-    restored = Engine(model, tile=tile).restore(modality, image, code)
+    restored = Engine(model, torch.float32, tile=tile).restore(modality, image, code)
     torch.testing.assert_close(restored, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_what_ran_before_leaves_no_trace(model):
-    images, engine = pair(1, 1, 22, 31), Engine(model)
-    expected = Engine(model)(*images)
+    images, engine = pair(1, 1, 22, 31), Engine(model, torch.float32)
+    expected = Engine(model, torch.float32)(*images)
     for _ in range(2):
         assert torch.equal(engine.restore("visible", images[0]), expected.visible)
         assert torch.equal(engine.restore("infrared", images[1]), expected.infrared)
@@ -59,7 +59,7 @@ def test_what_ran_before_leaves_no_trace(model):
 
 @pytest.mark.parametrize("tile", ["never", 8])
 def test_of_a_fusion_only_the_fused_image_is_held(model, tile):
-    engine, images = Engine(model, tile=tile), pair(2, 1, 40, 26)
+    engine, images = Engine(model, torch.float32, tile=tile), pair(2, 1, 40, 26)
     fused = engine.fuse(*images)
     assert torch.equal(fused, engine(*images).fused)
     assert fused.untyped_storage().nbytes() == images[0].nbytes
@@ -78,7 +78,7 @@ def test_a_branch_computes_in_the_engines_dtype(model, tile, dtype):
 
 
 def test_a_branch_alone_needs_less_memory_than_a_pair(model, monkeypatch):
-    engine, shape = Engine(model), torch.Size((1, 1, 200, 300))
+    engine, shape = Engine(model, torch.float32), torch.Size((1, 1, 200, 300))
     pixels = 100 * 150 * 4  # bytes of a channel of features
     estimator = 24 + 32 / 4 + 48 / 16 + 72 / 64  # rounded up to whole pixels
     for modality, channels in ((None, 12 + 3 * 8 + 8 + 12), ("visible", 4 + 2 * 8 + 4 + 4)):
@@ -95,7 +95,7 @@ def test_maps_of_codes_are_left_to_the_network(model):
     with torch.inference_mode():
         expected = model(visible, infrared, codes)
         restored = model.restore("infrared", infrared, codes)
-    engine = Engine(model, tile=4)
+    engine = Engine(model, torch.float32, tile=4)
     for actual, image in zip(engine(visible, infrared, codes), expected, strict=True):
         assert torch.equal(actual, image)
     assert torch.equal(engine.fuse(visible, infrared, codes), expected.fused)
@@ -123,14 +123,14 @@ def test_recorded_launches_give_what_the_cpu_gives(model):
 
 def test_strips_in_files_equal_those_in_memory(model, monkeypatch):
     visible, infrared = (torch.rand(1, 1, 45, 38).mul(255).to(torch.uint8) for _ in range(2))
-    engine = Engine(model, tile=10)
+    engine = Engine(model, torch.float32, tile=10)
     expected = [strip.output.fused for strip in engine.strips(visible, infrared)]
     monkeypatch.setattr("ddrf_fast.inference.engine.MEMORY", 0)
     assert all(
         torch.equal(strip.output.fused, rows)
         for strip, rows in zip(engine.strips(visible, infrared), expected, strict=True)
     )
-    whole = Engine(model)(visible / 255, infrared / 255)
+    whole = Engine(model, torch.float32)(visible / 255, infrared / 255)
     torch.testing.assert_close(torch.cat(expected, dim=2), whole.fused, atol=2e-5, rtol=1e-5)
     restored = engine.restore("infrared", infrared / 255)
     torch.testing.assert_close(restored, whole.infrared, atol=2e-5, rtol=1e-5)
@@ -140,19 +140,19 @@ def test_full_disk_is_said_before_anything_is_computed(model, monkeypatch):
     monkeypatch.setattr("ddrf_fast.inference.engine.MEMORY", 0)
     monkeypatch.setattr(strips.shutil, "disk_usage", lambda folder: strips.shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(OSError, match="TMPDIR"):
-        next(Engine(model, tile=8).strips(*pair(1, 1, 20, 20)))
+        next(Engine(model, torch.float32, tile=8).strips(*pair(1, 1, 20, 20)))
 
 
 def test_bad_input_is_named(model):
     with pytest.raises(ValueError, match="tile must be"):
-        Engine(model, tile=0)
+        Engine(model, torch.float32, tile=0)
     with pytest.raises(TypeError, match="dtype must be"):
         Engine(model, dtype=torch.int8)
     with pytest.raises(ValueError, match="visible_code must be"):
-        Engine(model)(*pair(1, 1, 8, 8), torch.zeros(1, 3))
+        Engine(model, torch.float32)(*pair(1, 1, 8, 8), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"^code must be \[1, 16\], got \[2, 16\]"):
-        Engine(model).restore("visible", pair(1, 1, 8, 8)[0], torch.zeros(2, 16))
+        Engine(model, torch.float32).restore("visible", pair(1, 1, 8, 8)[0], torch.zeros(2, 16))
     with pytest.raises(ValueError, match="modality must be 'visible' or 'infrared', got 'x-ray'"):
-        Engine(model).restore("x-ray", pair(1, 1, 8, 8)[0])
+        Engine(model, torch.float32).restore("x-ray", pair(1, 1, 8, 8)[0])
     with pytest.raises(ValueError, match=r"image must be \[B, 1, H, W\] and not empty, got \[1, 3, 8, 8\]"):
-        Engine(model).restore("visible", pair(1, 3, 8, 8)[0])
+        Engine(model, torch.float32).restore("visible", pair(1, 3, 8, 8)[0])

@@ -1,6 +1,9 @@
 """Sessions: what goes in comes out, in type, depth, size and colour, and bad input is named."""
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -12,7 +15,9 @@ import pytest
 import torch
 
 import ddrf_fast
+from ddrf_fast.data import read_image
 from ddrf_fast.degradation import DynamicDegradation
+from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures, thermal
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
@@ -29,7 +34,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fuser(weights):
-    return Fuser(weights, "cpu")
+    return Fuser(weights, "cpu", dtype="float32")
 
 
 def _save(path, seed):
@@ -220,14 +225,14 @@ def test_fuse_loads_once_and_again_when_the_file_has_changed(tmp_path):
 def test_one_liners_take_what_the_network_computes_in(weights):
     visible, infrared = _pair()
     given = {"weights": weights, "device": "cpu"}
-    for settings in ({"dtype": "bfloat16"}, {"tile": 16}):
+    for settings in ({"dtype": "bfloat16"}, {"dtype": "float32", "tile": 16}):
         fused = ddrf_fast.fuse(visible, infrared, **given, **settings)
         np.testing.assert_array_equal(fused, Fuser(**given, **settings)(visible, infrared))
         restored = ddrf_fast.restore(visible, **given, **settings)
         np.testing.assert_array_equal(restored, Restorer(**given, **settings)(visible))
         # Told by their last digits from what the usual settings give.
-        assert (fused != ddrf_fast.fuse(visible, infrared, **given)).any()
-        assert (restored != ddrf_fast.restore(visible, **given)).any()
+        assert (fused != ddrf_fast.fuse(visible, infrared, **given, dtype="float32")).any()
+        assert (restored != ddrf_fast.restore(visible, **given, dtype="float32")).any()
     with pytest.raises(ValueError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int8'"):
         ddrf_fast.fuse(visible, infrared, **given, dtype="int8")
     with pytest.raises(ValueError, match="tile must be 'auto', 'never' or a height in pixels, got -1"):
@@ -559,7 +564,7 @@ def test_swapped_modalities_are_named(fuser):
 
 @pytest.mark.parametrize("tile", [0, 16])
 def test_of_clean_images_the_network_is_told_so(weights, fuser, tile):
-    clean = Fuser(weights, "cpu", tile=tile, clean=True)
+    clean = Fuser(weights, "cpu", dtype="float32", tile=tile, clean=True)
     pairs = [_pair(seed) for seed in range(3)]
     lumas = [torch.from_numpy(_luma(visible))[None, None] for visible, _ in pairs]
     thermal = [torch.from_numpy(infrared)[None, None].float() for _, infrared in pairs]
@@ -724,11 +729,11 @@ def test_degradation_depends_on_seed_and_name_alone():
 @pytest.mark.parametrize("tile", [16, 50])
 def test_strips_give_what_whole_images_give(tile):
     visible, infrared = torch.rand(2, 3, 61, 45), torch.rand(2, 1, 61, 45)
-    whole, strips = Fuser(tile=0), Fuser(tile=tile)
+    whole, strips = (Fuser(tile=rows, dtype="float32") for rows in (0, tile))
     torch.testing.assert_close(strips(visible, infrared), whole(visible, infrared), atol=2e-5, rtol=0)
     kernel = np.full((3, 3), 1 / 9)
     for given in ({}, {"kernel": kernel, "noise_std": 0.05}):
-        whole, strips = Restorer(tile=0, **given), Restorer(tile=tile, **given)
+        whole, strips = (Restorer(tile=rows, dtype="float32", **given) for rows in (0, tile))
         torch.testing.assert_close(strips(visible), whole(visible), atol=2e-5, rtol=0)
         restored = strips(infrared=infrared)
         torch.testing.assert_close(restored, whole(infrared=infrared), atol=2e-5, rtol=0)
@@ -741,6 +746,28 @@ def test_low_precision_is_near(dtype, tolerance):
         exact, found = session(dtype="float32")(*images), session(dtype=dtype)(*images)
         assert found.dtype == torch.float32
         assert 0 < (found - exact).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [("default", "float32"), ("avx2", "float32"), ("avx512", "bfloat16"), ("avx512_bf16", "bfloat16")],
+)
+def test_the_precision_is_chosen_for_the_processor(capability, dtype):
+    code = "import ddrf_fast; print(ddrf_fast.Fuser(device='cpu').network.engine.dtype)"
+    environment = os.environ | {"DDRF_FAST_CPU_CAPABILITY": capability}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if "this processor or this build has no" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.stdout.strip() == f"torch.{dtype}", done.stderr
+
+
+def test_what_is_chosen_differs_from_float32_by_a_grey_level_here_and_there():
+    images = [read_image(path) for path in (SAMPLE_VISIBLE, SAMPLE_INFRARED)]
+    chosen, exact = (Fuser(device="cpu", dtype=dtype)(*images) for dtype in ("auto", "float32"))
+    difference = np.abs(chosen.astype(int) - exact)
+    assert difference.max() <= 3 and (difference > 1).mean() < 1e-3
 
 
 def test_an_unknown_precision_is_named():

@@ -37,6 +37,7 @@ from ddrf_fast.models.ddrfnet import (
     pad_to_even,
 )
 from ddrf_fast.models.estimator import details, energy
+from ddrf_fast.ops import _native
 
 MEMORY = 600 << 20  # bytes of features, unless less is free
 MOST_GRAPHS = 8  # image sizes whose CUDA graphs are kept
@@ -66,9 +67,9 @@ class Engine:
 
     Args:
         model: the network, on the device that it shall run on; its weights are not to change afterwards.
-        dtype: what features and parameters are computed in: "auto" (float32 on CPUs, bfloat16 on CUDA
-            devices that have it), or a floating dtype. Images and what is added to them stay float32 (float64
-            with float64).
+        dtype: what features and parameters are computed in: "auto" (bfloat16 on CPUs with AVX-512 and on CUDA
+            devices that have it, else float32), or a floating dtype. Images and what is added to them stay
+            float32 (float64 with float64).
         tile: whether an image is computed whole or in strips of rows, with equal results: "auto" (whole as
             long as its features fit into 600 MiB and into half of the memory that is free), "never", or the
             height of a strip in pixels.
@@ -321,11 +322,16 @@ def resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) ->
         TypeError: a dtype that is not floating.
 
     Example:
-        >>> resolve_dtype("auto", torch.device("cpu"))
+        >>> resolve_dtype(torch.float32, torch.device("cpu"))
         torch.float32
     """
     if dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        half = False
+        if device.type == "cuda":
+            half = torch.cuda.get_device_capability(device) >= (8, 0)
+        elif device.type == "cpu":
+            # Half the bytes are worth a factor of 1.1 to 1.3; with AVX2 converting them costs more than that.
+            half = _native.cpu_capability().startswith("avx512")
         return torch.bfloat16 if half else torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")

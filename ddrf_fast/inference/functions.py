@@ -67,8 +67,8 @@ def fuse(
             package.
         device: "auto" (that of a CUDA tensor, else CUDA where there is one, else the CPU), or what
             ``torch.device`` takes.
-        dtype: what the network computes in: "float32", "bfloat16", "float16", or "auto" (float32 on CPUs,
-            bfloat16 on CUDA devices that have it).
+        dtype: what the network computes in: "float32", "bfloat16", "float16", or "auto" (bfloat16 on CPUs
+            with AVX-512 and on CUDA devices that have it, else float32).
         tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
             "auto": by the size of the image.
         **settings: color, thermal_range, resize, homography, clean, max_pixels of :class:`Fuser`.

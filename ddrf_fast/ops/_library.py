@@ -22,6 +22,7 @@ from ddrf_fast.reference._common import is_channels_last
 _LIBRARY = torch.library.Library("ddrf_fast", "DEF")
 # Where the CUDA C++ kernels register, so that Python can choose between them and Triton.
 _NATIVE_LIBRARY = torch.library.Library("ddrf_fast_native", "DEF")
+_NATIVE_LIBRARY.define("cpu_capability() -> str")
 _native.status()  # the first call loads what is compiled, which registers itself
 
 # The positions, among an operator's tensors, of those that have the batch as their first dimension; it is

@@ -41,3 +41,17 @@ def _load_one(name: str) -> tuple[bool, str]:
 def status() -> dict[str, tuple[bool, str]]:
     """For each library: whether it is loaded, and its file or what is wrong. The first call loads them."""
     return {name: _load_one(name) for name in LIBRARIES}
+
+
+def cpu_capability() -> str:
+    """The instruction set that the compiled CPU kernels run with; "none" where they are not loaded.
+
+    One of "default", "avx2", "avx512" and "avx512_bf16": the best that the processor has, or what the
+    environment variable ``DDRF_FAST_CPU_CAPABILITY`` asks for.
+
+    Raises:
+        RuntimeError: that variable asks for another, or for one that the processor has not.
+    """
+    if not status()["_C"][0]:
+        return "none"
+    return torch.ops.ddrf_fast_native.cpu_capability.default()

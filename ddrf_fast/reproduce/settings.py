@@ -37,7 +37,7 @@ class Settings:
             raise ValueError(f"data folder {self.data} does not exist")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
-        self.fuser = Fuser(self.weights, self.device)
+        self.fuser = Fuser(self.weights, self.device, "float32")  # on any processor the same tables
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
 
