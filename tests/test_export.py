@@ -166,6 +166,18 @@ def test_fuses_in_cpp_without_python(model, tmp_path):
     assert ran.returncode == 1 and "ddrf_fast" in ran.stderr, "the operators came from elsewhere"
 
 
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_of_clean_images_the_network_is_told_so(model, weights, tmp_path, format):
+    told = export_model(model, tmp_path / f"told.{format}", clean=True)
+    assert all(comparison.agrees for comparison in check_export(told, model, clean=True))
+    assert not any(comparison.agrees for comparison in check_export(told, model))
+    if format == "pt2":
+        visible, infrared = pair(2, 1, 41, 38)
+        fused = torch.export.load(told).module()(visible, infrared)
+        expected = ddrf_fast.Fuser(weights, "cpu", dtype="float32", clean=True)(visible, infrared)
+        torch.testing.assert_close(fused, expected, atol=2e-5, rtol=0)
+
+
 def test_a_check_notices_another_network(model, tmp_path):
     path = export_model(model, tmp_path / "net.pt2")
     same = check_export(path, model)

@@ -33,6 +33,11 @@ def add_parser(commands: Commands) -> None:
         help="the fused image, or all: the restored ones, too (default: fused)",
     )
     export.add_argument(
+        "--clean",
+        action="store_true",
+        help="for images that are sharp and free of noise: fused only, without estimating their degradation",
+    )
+    export.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights of DDRF-Net (default: the package's own)"
     )
     export.add_argument(
@@ -50,14 +55,15 @@ def run(options: argparse.Namespace) -> int:
 
     format = resolve_format(options.output, options.format)
     model = load_model(options.weights)
-    path = export_model(model, options.output, format=format, outputs=options.outputs)
+    made = {"format": format, "outputs": options.outputs, "clean": options.clean}
+    path = export_model(model, options.output, **made)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     libraries = [library for name in ("_schemas", "_C") if (library := _native.find(name))]
     if format == "aoti" and libraries:
         print(f"without Python, load these first: {' '.join(map(str, libraries))}")
     if not options.check:
         return 0
-    comparisons = check_export(path, model, format=format, outputs=options.outputs)
+    comparisons = check_export(path, model, **made)
     for shape, difference in comparisons:
         print(f"{' x '.join(map(str, shape))}: differs by at most {difference:.1e}")
     if all(comparison.agrees for comparison in comparisons):

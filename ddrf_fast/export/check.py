@@ -37,7 +37,12 @@ class Comparison(NamedTuple):
 
 
 def check_export(
-    path: str | os.PathLike[str], model: DDRFNet, *, format: str | None = None, outputs: str = "fused"
+    path: str | os.PathLike[str],
+    model: DDRFNet,
+    *,
+    format: str | None = None,
+    outputs: str = "fused",
+    clean: bool = False,
 ) -> list[Comparison]:
     """Runs a file of :func:`export_model` on real images, of sizes that it was not made with.
 
@@ -48,6 +53,7 @@ def check_export(
         model: the network that it was made from, on the CPU.
         format: as the file was made.
         outputs: as the file was made.
+        clean: as the file was made.
 
     Returns:
         What came of each batch.
@@ -58,7 +64,7 @@ def check_export(
     """
     path = Path(path)
     run = _LOADERS[resolve_format(path, format)](path)
-    network = Images(model, outputs).eval()
+    network = Images(model, outputs, clean).eval()
     visible, infrared = _luma(_ASSETS / "sample_visible.png"), _luma(_ASSETS / "sample_infrared.png")
     height, width = visible.shape[2] // 2 | 1, visible.shape[3] // 3 | 1
     corners = [(0, 0), (5, 9), (visible.shape[2] - height, visible.shape[3] - width)]

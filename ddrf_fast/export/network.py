@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddrf_fast._files import replacing
@@ -29,7 +30,12 @@ MINIMUM_SIZE = 17
 
 
 def export_model(
-    model: DDRFNet, path: str | os.PathLike[str], *, format: str | None = None, outputs: str = "fused"
+    model: DDRFNet,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    outputs: str = "fused",
+    clean: bool = False,
 ) -> Path:
     """Writes a network to a file that runs without its Python code.
 
@@ -42,6 +48,8 @@ def export_model(
             once or not at all.
         format: "pt2", "aoti" or "onnx"; None: by the extension, and "pt2" for .pt2.
         outputs: "fused", or "all" for the fused and the two restored images.
+        clean: the images will be sharp and free of noise: the network is told so, as by
+            :class:`~ddrf_fast.Fuser`, and does not estimate their degradation.
 
     Returns:
         The path.
@@ -68,7 +76,7 @@ def export_model(
     with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
         written = Path(folder) / f"model{FORMATS[format]}"
         with _quiet():
-            _WRITERS[format](model, outputs, written)
+            _WRITERS[format](Images(model, outputs, clean).eval(), written)
         shutil.copyfile(written, temporary)
     return path
 
@@ -95,22 +103,39 @@ def require(*packages: str) -> None:
 
 
 class Images(nn.Module):
-    """The network as images in, images out."""
+    """The network as images in, images out, for clean images or such as they come."""
 
-    def __init__(self, model: DDRFNet, outputs: str) -> None:
+    clean_code: Tensor
+
+    def __init__(self, model: DDRFNet, outputs: str, clean: bool = False) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs
+        self.clean = clean
+        size = model.config.kernel_size
+        no_blur = F.pad(torch.ones(1, 1, 1), (size // 2,) * 4)
+        with torch.no_grad():
+            self.register_buffer("clean_code", model.encode(no_blur, torch.zeros(1)))
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor | tuple[Tensor, ...]:
-        images = tuple(image.clamp(0, 1) for image in self.model(visible, infrared))
+        code = self.clean_code.expand(visible.shape[0], -1) if self.clean else None
+        images = tuple(image.clamp(0, 1) for image in self.model(visible, infrared, code, code))
         return images[0] if self.outputs == "fused" else images
 
+    def metadata(self) -> dict[str, str]:
+        """What a file tells about itself."""
+        return {
+            "ddrf_fast_version": __version__,
+            "config": json.dumps(dataclasses.asdict(self.model.config)),
+            "outputs": ", ".join(OUTPUTS[self.outputs]),
+            "clean": json.dumps(self.clean),
+        }
 
-def _traced(model: DDRFNet, outputs: str) -> torch.export.ExportedProgram:
+
+def _traced(network: Images) -> torch.export.ExportedProgram:
     # Without gradients: the layers then hand their means on, as in inference.
     with torch.no_grad():
-        return torch.export.export(Images(model, outputs).eval(), _example(), dynamic_shapes=_free_shapes())
+        return torch.export.export(network, _example(), dynamic_shapes=_free_shapes())
 
 
 def _example() -> tuple[Tensor, Tensor]:
@@ -127,48 +152,40 @@ def _free_shapes() -> dict[str, dict[int, torch.export.Dim]]:
     return {"visible": free, "infrared": free}
 
 
-def _metadata(model: DDRFNet, outputs: str) -> dict[str, str]:
-    return {
-        "ddrf_fast_version": __version__,
-        "config": json.dumps(dataclasses.asdict(model.config)),
-        "outputs": ", ".join(OUTPUTS[outputs]),
-    }
+def _write_pt2(network: Images, path: Path) -> None:
+    files = {"ddrf_fast.json": json.dumps(network.metadata())}
+    torch.export.save(_traced(network), path, extra_files=files)
 
 
-def _write_pt2(model: DDRFNet, outputs: str, path: Path) -> None:
-    files = {"ddrf_fast.json": json.dumps(_metadata(model, outputs))}
-    torch.export.save(_traced(model, outputs), path, extra_files=files)
-
-
-def _write_aoti(model: DDRFNet, outputs: str, path: Path) -> None:
+def _write_aoti(network: Images, path: Path) -> None:
     torch._inductor.aoti_compile_and_package(
-        _traced(model, outputs),
+        _traced(network),
         package_path=str(path),
-        inductor_configs={"aot_inductor.metadata": _metadata(model, outputs)},
+        inductor_configs={"aot_inductor.metadata": network.metadata()},
     )
 
 
-def _write_onnx(model: DDRFNet, outputs: str, path: Path) -> None:
+def _write_onnx(network: Images, path: Path) -> None:
     require("onnx", "onnxscript")
     from ddrf_fast.export.onnx import translations
 
     with torch.no_grad():
         program = torch.onnx.export(
-            Images(model, outputs).eval(),
+            network,
             _example(),
             dynamic_shapes=_free_shapes(),
             input_names=["visible", "infrared"],
-            output_names=list(OUTPUTS[outputs]),
+            output_names=list(OUTPUTS[network.outputs]),
             custom_translation_table=translations(),
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props.update(_metadata(model, outputs))
+    program.model.metadata_props.update(network.metadata())
     program.save(path)
 
 
-_WRITERS: dict[str, Callable[[DDRFNet, str, Path], None]] = {
+_WRITERS: dict[str, Callable[[Images, Path], None]] = {
     "pt2": _write_pt2,
     "aoti": _write_aoti,
     "onnx": _write_onnx,
