@@ -233,7 +233,7 @@ def _window_mean(images: Tensor, window: int) -> Tensor:
 
 
 def fidelity_loss(
-    fused: Tensor, visible: Tensor, infrared: Tensor, deviation_weight: float = 250.0
+    fused: Tensor, visible: Tensor, infrared: Tensor, deviation_weight: float = 100.0
 ) -> Tensor:
     r"""What a fused image should keep where no positive sample can be hoped for: of degraded pairs.
 

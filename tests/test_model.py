@@ -13,7 +13,7 @@ from ddrf_fast.data import read_image
 from ddrf_fast.metrics import psnr
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, guided_filter, laplacian_pyramid
-from ddrf_fast.models.ddrfnet import blend, low_pass
+from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
 from ddrf_fast.nn import DynamicConv2d
 
 SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
@@ -129,42 +129,70 @@ def test_untrained_network_is_near_the_mean_of_its_inputs():
     output = DDRFNet()(visible, infrared)
     for image, expected in ((output.visible, visible), (output.infrared, infrared)):
         assert (image - expected).abs().mean() < 0.1
-    base_error = low_pass(F.pixel_unshuffle(output.fused - (visible + infrared) / 2, 2))
+    base_error = base_images(F.pixel_unshuffle(output.fused - (visible + infrared) / 2, 2))[:, -1]
     assert base_error.abs().mean() < 0.1
 
 
-def test_blend_takes_bases_and_details_where_the_shares_say():
+def test_blend_takes_bands_where_the_shares_say():
     torch.manual_seed(0)
     images = torch.rand(2, 8, 4, 5, dtype=torch.float64)
     infrared, visible = images.chunk(2, dim=1)
-    low = low_pass(images)
-    low_infrared, low_visible = low.chunk(2, dim=1)
+    bases = base_images(images)
     none, all_, correction = (
         torch.zeros_like(visible),
         torch.full_like(visible, 50),
         0.1 * torch.randn_like(visible),
     )
 
-    def blended(*output, selectivity=0.0):
-        return blend(images, low, torch.cat(output, dim=1), selectivity)
+    def blended(*output, caution=0.0):
+        output = torch.cat(output, dim=1)
+        return blend(images, bases, output, output.mean(dim=(2, 3)), 0.0, torch.tensor([caution, caution]))
 
     torch.testing.assert_close(blended(all_, all_, none), visible)
-    torch.testing.assert_close(blended(-all_, -all_, correction), infrared + correction)
+    expected = infrared + correction - correction.mean(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(blended(-all_, -all_, correction), expected)
     torch.testing.assert_close(blended(none, none, none), (infrared + visible) / 2)
+    # With caution the base is shared equally and the correction is half as large.
+    base = bases[:, -1]
+    expected = visible + base.mean(dim=1, keepdim=True) - base[:, 1:] + (expected - infrared) / 2
+    torch.testing.assert_close(blended(all_, all_, correction, caution=1.0), expected)
+    low_infrared, low_visible = bases[:, 0].split(1, dim=1)
     torch.testing.assert_close(blended(all_, -all_, none), low_visible + infrared - low_infrared)
-    details = infrared - low_infrared, visible - low_visible
-    livelier = torch.where(details[1].abs() > details[0].abs(), details[1], details[0])
-    torch.testing.assert_close(blended(-all_, none, none, selectivity=1e9), low_infrared + livelier)
+    # Each band has its share, the last one what remains.
+    shares = torch.tensor([50.0, -50.0, 50.0, 0.0], dtype=torch.float64).view(1, 4, 1, 1).expand(2, 4, 4, 5)
+    levels = [base.split(1, dim=1) for base in bases.unbind(dim=1)]  # (infrared, visible) of each
+    of_bands = levels[0][1] - levels[1][1] + levels[1][0] - levels[2][0] + levels[2][1] - levels[3][1]
+    expected = of_bands + (levels[3][0] + levels[3][1]) / 2 + infrared - low_infrared
+    torch.testing.assert_close(blended(shares, -all_, none), expected)
 
 
-def test_low_pass_is_a_binomial_mean_that_goes_on_at_the_border():
+def test_blend_prefers_the_livelier_of_every_band_but_the_last():
+    torch.manual_seed(1)
+    images = torch.rand(1, 8, 6, 5, dtype=torch.float64)
+    bases = base_images(images)
+    output = torch.zeros(1, 12, 6, 5, dtype=torch.float64)
+    bands = [images.unflatten(1, (2, 4)) - bases[:, 0, :, None]]  # [1, (infrared, visible), channels, 6, 5]
+    bands += [(bases[:, k] - bases[:, k + 1])[:, :, None] for k in range(3)]
+    expected = bases[:, 3].mean(dim=1, keepdim=True)
+    for infrared, visible in (band.unbind(dim=1) for band in bands):
+        expected = expected + torch.where(visible.abs() > infrared.abs(), visible, infrared)
+    torch.testing.assert_close(
+        blend(images, bases, output, output.mean(dim=(2, 3)), 1e9, torch.rand(1)), expected
+    )
+
+
+def test_base_images_are_binomial_means_that_go_on_at_the_border():
     image = torch.rand(1, 4, 6, 7)
-    rows = np.pad(image[0].mean(dim=0).numpy(), 1, mode="edge")
-    expected = [
-        [(np.outer([1, 2, 1], [1, 2, 1]) / 16 * rows[i : i + 3, j : j + 3]).sum() for j in range(7)]
-        for i in range(6)
-    ]
-    np.testing.assert_allclose(low_pass(image)[0, 0], expected, rtol=1e-5)
+    expected = image[0].mean(dim=0).numpy()
+    bases = base_images(image)
+    assert bases.shape == (1, len(BASE_DISTANCES), 1, 6, 7)
+    for base, distance in zip(bases[0, :, 0], (1, 2, 4, 8), strict=True):
+        padded = np.pad(expected, distance, mode="edge")
+        expected = np.zeros((6, 7))
+        for row, column in np.ndindex(3, 3):
+            part = padded[row * distance :, column * distance :][:6, :7]
+            expected += (1, 2, 1)[row] * (1, 2, 1)[column] / 16 * part
+        np.testing.assert_allclose(base, expected, rtol=1e-5)
 
 
 def test_gradients_reach_every_parameter():

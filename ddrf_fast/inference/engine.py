@@ -30,10 +30,10 @@ from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import (
     DDRFOutput,
     Modality,
+    base_images,
     blend,
     check_image,
     check_images,
-    low_pass,
     pad_to_even,
 )
 from ddrf_fast.models.estimator import details, energy
@@ -449,9 +449,11 @@ class _Space:
         mean = fusion.merge.into(work, self.joint, attention, code)
         mean = fusion.mix1.into(mix, work, fusion.mix1.attention(mean))
         mean = fusion.mix2.into(self.joint[:, width : 2 * width], mix, fusion.mix2.attention(mean))
-        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1))
-        fusion.output.into(self.last, self.joint[:, width:], attention)
-        self.pictures[:, 8:] = blend(sources, low_pass(sources), self.last, fusion.selectivity)
+        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1), code)
+        mean = fusion.output.into(self.last, self.joint[:, width:], attention, code)
+        self.pictures[:, 8:] = blend(
+            sources, base_images(sources), self.last, mean, fusion.selectivity, fusion.caution(code)
+        )
 
 
 class _Graph(NamedTuple):

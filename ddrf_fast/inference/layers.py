@@ -109,6 +109,7 @@ class Fusion:
     Attributes:
         merge, mix1, mix2, output: in their order.
         selectivity: of its :func:`~ddrf_fast.models.ddrfnet.blend`.
+        caution: likewise, Tensor[B] from the codes Tensor[B, 2 D].
     """
 
     merge: Layer
@@ -116,15 +117,18 @@ class Fusion:
     mix2: Layer
     output: Layer
     selectivity: float
+    caution: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, fusion: FusionHead, dtype: torch.dtype) -> "Fusion":
+        linear = fusion.caution
         return cls(
             merge=Layer(fusion.merge, dtype),
             mix1=Layer(fusion.mix1, dtype),
             mix2=Layer(fusion.mix2, dtype),
             output=Layer(fusion.output, dtype),
             selectivity=100 * fusion.selectivity.item(),
+            caution=lambda code: torch.sigmoid(linear(code.to(linear.weight.dtype)))[:, 0],
         )
 
 

@@ -9,13 +9,13 @@ rows, with features kept in between, in memory or in a temporary file:
     block, once   expand(x) for its mean alone, nothing is kept
     block, twice  x += project(expand(x)), in place; its mean
     tail          the restored image
-    fusion        merge, mix1, mix2 in the place of x; output and blend give the strips
+    fusion        merge, mix1, mix2 in the place of x; output for its mean; output and blend give the strips
 
 So two maps of features are kept, one of each modality, where whole images need three and a half; where one
-image is restored alone, one map is. The blocks' first convolutions are computed twice (a third more
-operations). A convolution waits for the row below
-a strip and keeps the rows above, so that the strips of its output lie one row higher than its input's; no
-row is computed twice, none is blended, and results are those of the whole to rounding.
+image is restored alone, one map is. The blocks' first convolutions and the last one are computed twice (a
+third more operations). A convolution waits for the row below a strip and keeps the rows above, so that the
+strips of its output lie one row higher than its input's; no row is computed twice, none is blended, and
+results are those of the whole to rounding.
 """
 
 import functools
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast.inference.layers import Branch, Estimator, Fusion, Layer, NetworkLayers
-from ddrf_fast.models.ddrfnet import blend, low_pass
+from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
 from ddrf_fast.models.estimator import details
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
@@ -131,16 +131,21 @@ class Strips:
         mean = self._write(x, merged)
         for layer in (fusion.mix1, fusion.mix2):
             mean = self._write(x, self._convolved(layer, self._read(x), layer.attention(mean)))
-        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1))
-        first = 0
-        for output in self._convolved(fusion.output, self._read(x, *pictures), attention):
+        attention = fusion.output.attention(torch.cat((mean, image_mean), dim=1), code)
+
+        def outputs() -> Iterator[Tensor]:
+            return self._convolved(fusion.output, self._read(x, *pictures), attention, code)
+
+        mean, caution = self._mean(outputs()), fusion.caution(code)
+        first, reach = 0, sum(BASE_DISTANCES)
+        for output in outputs():
             last = first + output.shape[2]
-            # With the rows above and below, where there are some, for the low pass.
-            above, below = max(first - 1, 0), min(last + 1, self.height)
+            # With the rows above and below, where there are some, that the bases depend on.
+            above, below = max(first - reach, 0), min(last + reach, self.height)
             images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
             rows = slice(first - above, last - above)
-            low, images = low_pass(images)[:, :, rows], images[:, :, rows]
-            yield torch.cat((images, blend(images, low, output, fusion.selectivity)), dim=1)
+            bases, images = base_images(images)[..., rows, :], images[:, :, rows]
+            yield torch.cat((images, blend(images, bases, output, mean, fusion.selectivity, caution)), dim=1)
             first = last
 
     def _expanded(self, expand: Layer, x: "_Store", attention: Tensor, code: Tensor) -> Iterator[Tensor]:

@@ -210,6 +210,11 @@ class DDRFNet(PretrainedMixin, nn.Module):
             )
         return torch.cat((kernels.flatten(1) @ self.code_basis.mT, noise_std[:, None]), dim=1)
 
+    def caution_logit(self, visible_code: Tensor, infrared_code: Tensor) -> Tensor:
+        """The log odds, Tensor[B], that pairs of these codes, Tensor[B, 16], are fused with caution."""
+        code = torch.cat((infrared_code * self.code_scale, visible_code * self.code_scale), dim=1)
+        return self.fusion.caution(code)[:, 0]
+
     def _network_code(
         self, name: str, code: Tensor | None, image: Tensor, estimator: CodeEstimator
     ) -> Tensor:
@@ -286,12 +291,15 @@ class FusionHead(nn.Module):
     r"""Four layers of dynamic convolution over C(f_i, f_v, k_di, k_dv), eq. 6.
 
     The features of a modality are those of its branch together with its restored image; the last layer sees
-    the restored images again. It gives shares and a correction for :func:`blend`, so that taking over either
-    source, or the detail of both, need not pass through few channels at half resolution. At the start the
-    base of P is near the mean of the restored images, and its detail that of the livelier one.
+    the restored images and the codes again: of degraded pairs other shares are wanted than of clean ones. It
+    gives shares and a correction for :func:`blend`, so that taking over either source, or the detail of both,
+    need not pass through few channels at half resolution. At the start the base of P is near the mean of the
+    restored images, and its detail that of the livelier one.
 
     Attributes:
         selectivity: s of :func:`blend`, in hundreds, so that it learns as fast as other parameters.
+        caution: from the codes of both images, the log odds that the pair is so degraded that
+            :func:`blend` had better be cautious. It is trained to tell such pairs, and by nothing else.
     """
 
     def __init__(self, config: DDRFNetConfig) -> None:
@@ -303,9 +311,12 @@ class FusionHead(nn.Module):
         )
         self.mix1 = _conv(config, dynamic, width, width, activation="leaky_relu")
         self.mix2 = _conv(config, dynamic, width, width, activation="leaky_relu")
-        self.output = _conv(config, dynamic, width + 8, 12)
+        self.output = _conv(config, dynamic, width + 8, 12, code_channels=code_channels)
         _shrink(self.output)
         self.selectivity = nn.Parameter(torch.tensor(0.5))
+        self.caution = nn.Linear(code_channels, 1)
+        nn.init.zeros_(self.caution.weight)
+        nn.init.constant_(self.caution.bias, -2.0)
 
     def forward(
         self,
@@ -325,53 +336,96 @@ class FusionHead(nn.Module):
         code = torch.cat((infrared_code, visible_code), dim=1)
         x = _apply(self.merge, _concatenate(infrared_features, visible_features, sources), code)
         x = _concatenate(_apply(self.mix2, _apply(self.mix1, x)), sources)
-        output = self.output(x.values, pooled=x.mean)
-        return F.pixel_shuffle(blend(images, low_pass(images), output, 100 * self.selectivity), 2)
+        output = _apply(self.output, x, code)
+        mean = output.values.mean(dim=(2, 3)) if output.mean is None else output.mean
+        caution = torch.sigmoid(self.caution(code if code.dim() == 2 else code.mean(dim=(2, 3)))).detach()
+        fused = blend(
+            images, base_images(images), output.values, mean, 100 * self.selectivity, caution.view(-1)
+        )
+        return F.pixel_shuffle(fused, 2)
 
 
-def blend(images: Tensor, low: Tensor, output: Tensor, selectivity: Tensor | float) -> Tensor:
+def blend(
+    images: Tensor,
+    bases: Tensor,
+    output: Tensor,
+    output_mean: Tensor,
+    selectivity: Tensor | float,
+    caution: Tensor,
+) -> Tensor:
     r"""The fused image, from the restored ones and the last layer's shares m, n and correction r.
 
     .. math::
-        P = L_2 + \sigma(m) (L_1 - L_2) + D_2 + \sigma\bigl(n + s (|D_1| - |D_2|)\bigr) (D_1 - D_2) + r
+        P &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) + M(H - L_1, n + s' d_0)
+            + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
+        M(D, q) &= D_2 + \sigma(q) (D_1 - D_2)
 
-    with the base L of each restored image (:func:`low_pass`) and its detail D = H - L. So the livelier detail
-    is taken unless the network knows better, as fusions of pyramids do: an average would have half of it.
+    with the bases L of each restored image H (:func:`base_images`), and of each band the difference of
+    magnitudes d between modality 1, visible, and 2, infrared. So the livelier band is taken unless the
+    network knows better, as fusions of Laplacian pyramids do: an average would have half of it. What
+    remains, of scales beyond what the layers see, is shared as the network says. The correction does not
+    change the brightness of the whole, which is that of the sources. With caution, c of 0 to 1, the base
+    goes over into the mean of both, the correction into half of it, and bands are chosen by liveliness more
+    sharply: what the layers make of degraded pairs is less certain than these rules.
 
     Args:
         images: Tensor[B, 8, h, w], H2 and H1 (infrared and visible), unshuffled.
-        low: Tensor[B, 2, h, w], their bases.
+        bases: Tensor[B, 4, 2, h, w], their bases.
         output: Tensor[B, 12, h, w], m, n and r.
+        output_mean: Tensor[B, 12], its mean over the pixels.
         selectivity: s.
+        caution: Tensor[B], c.
 
     Returns:
         Tensor[B, 4, h, w], P unshuffled.
     """
-    base_share, detail_share, correction = output.to(images.dtype).chunk(3, dim=1)
-    low_infrared, low_visible = low.chunk(2, dim=1)
-    infrared, visible = images.chunk(2, dim=1)
-    infrared, visible = infrared - low_infrared, visible - low_visible
+    band_shares, detail_share, correction = output.to(images.dtype).chunk(3, dim=1)
+    caution = caution.to(images.dtype).view(-1, 1, 1, 1)
+    selectivity = (1 + caution) * selectivity
+    correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
+    correction = (1 - caution / 2) * (correction - correction_mean)
+    infrared, visible = (images.unflatten(1, (2, 4)) - bases[:, 0, :, None]).unbind(dim=1)
     detail_share = detail_share + selectivity * (visible.abs() - infrared.abs())
-    base = torch.lerp(low_infrared, low_visible, torch.sigmoid(base_share))
-    return base + torch.lerp(infrared, visible, torch.sigmoid(detail_share)) + correction
+    detail = torch.lerp(infrared, visible, torch.sigmoid(detail_share))
+    bands = bases[:, :-1] - bases[:, 1:]
+    livelier = bands[:, :, 1].abs() - bands[:, :, 0].abs()
+    band_shares = torch.cat(
+        (band_shares[:, :-1] + selectivity * livelier, (1 - caution) * band_shares[:, -1:]), dim=1
+    )
+    infrared, visible = torch.cat((bands, bases[:, -1:]), dim=1).unbind(dim=2)
+    base = torch.lerp(infrared, visible, torch.sigmoid(band_shares)).sum(dim=1, keepdim=True)
+    return base + detail + correction
 
 
-def low_pass(images: Tensor) -> Tensor:
-    """The bases of unshuffled images: means of 2x2 pixels, and of these binomial means of 3x3.
+BASE_DISTANCES = (1, 2, 4, 8)
+"""Of the taps of the successive blurs of :func:`base_images`, in pixels of half resolution."""
+
+
+def base_images(images: Tensor) -> Tensor:
+    """The bases of unshuffled images, each coarser than the one before: what a pyramid has, at one size.
+
+    They are the means of 2x2 pixels, blurred again and again with binomial taps, (1, 2, 1) / 4 along rows and
+    columns, that lie twice as far apart each time (the à trous algorithm).
 
     Args:
         images: Tensor[B, 4 n, h, w]. Beyond the border they go on as at the border.
 
     Returns:
-        Tensor[B, n, h, w].
+        Tensor[B, 4, n, h, w].
 
     Example:
-        >>> low_pass(torch.ones(1, 8, 3, 4)).shape
-        torch.Size([1, 2, 3, 4])
+        >>> base_images(torch.ones(1, 8, 3, 4)).shape
+        torch.Size([1, 4, 2, 3, 4])
     """
-    x = F.pad(images.unflatten(1, (-1, 4)).mean(dim=2), (1, 1, 1, 1), mode="replicate")
-    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
-    return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 16
+    bases = [images.unflatten(1, (-1, 4)).mean(dim=2)]
+    for distance in BASE_DISTANCES:
+        x = F.pad(bases[-1], (distance,) * 4, mode="replicate")
+        for dim in (2, 3):
+            length = x.shape[dim] - 2 * distance
+            first, middle, last = (x.narrow(dim, i * distance, length) for i in range(3))
+            x = torch.add(first + last, middle, alpha=2)
+        bases.append(x / 16)
+    return torch.stack(bases[1:], dim=1)
 
 
 def check_image(modality: str, image: Tensor) -> None:

@@ -100,7 +100,8 @@ class TrainingConfig:
         fidelity_weight: weight of :func:`ddrf_fast.losses.fidelity_loss`, which is put in the place of the
             positive sample's loss for pairs of which less than half is left (that share above 0.5); 0: the
             positive sample counts for all pairs. Needs crops of 41 pixels at least.
-        estimator_weight: weight of the blind estimators' own loss.
+        estimator_weight: weight of the blind estimators' own loss, and of that of recognising pairs of which
+            less than half is left by their codes.
         negative_mode: "text" or "literal", see :func:`ddrf_fast.losses.negative_loss`.
         validation_pairs: pairs kept out of the training, spread over the data, to measure what was reached.
         validate_every: epochs from one validation to the next.

@@ -26,7 +26,9 @@ from ddrf_fast.training.crops import Crops
 _VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
 # A training has four seeds: of three degradations, and of who is clean or told the code.
 _CHANCES, _SEEDS = 3, 4
-_LOST = 0.5  # a pair of which less is kept has no positive sample where there is the fidelity loss
+# A pair of which less is kept is to be fused with caution, and has no positive sample where there is the
+# fidelity loss.
+_LOST = 0.5
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
@@ -178,14 +180,20 @@ class TrainingModule(lightning.LightningModule):
                 for estimate, code in zip(estimates, codes, strict=True)
             ]
         ).sum()
+        network, lost = self.model if self.training else self.average, (kept < _LOST).float()
+        recognised = [network.caution_logit(*map(_mean_code, known)).float() for known in (estimates, codes)]
+        caution = torch.stack([F.binary_cross_entropy_with_logits(odds, lost) for odds in recognised]).mean()
         return {
-            "loss": fusion.total + restoration_weight * restoration + config.estimator_weight * estimator,
+            "loss": fusion.total
+            + restoration_weight * restoration
+            + config.estimator_weight * (estimator + caution),
             "restoration": restoration,
             "similarity": fusion.similarity,
             "negative": fusion.negative,
             "positive": fusion.positive,
             "fidelity": fusion.fidelity,
             "estimator": estimator,
+            "caution": caution,
         }
 
     def step_losses(self, crops: Crops, step: int) -> dict[str, Tensor]:
