@@ -181,6 +181,29 @@ def test_blend_prefers_the_livelier_of_every_band_but_the_last():
     )
 
 
+def test_pairs_of_degraded_codes_are_fused_with_caution():
+    torch.manual_seed(0)
+    model = DDRFNet(DDRFNetConfig(width=8, blocks=1, num_kernels=2)).eval()
+    visible, infrared = pair(2, 1, 20, 22)
+    codes = torch.zeros(2, 16)
+    codes[1, 15] = 0.1  # the noise level of the second pair
+    with torch.no_grad():
+        model.fusion.output.weight.mul_(20)
+        model.fusion.caution.weight[0, [15, 31]] = 50.0
+        model.fusion.caution.bias.fill_(-50.0)
+        assert model.caution_logit(codes, codes).tolist() == pytest.approx([-50, -50 + 2 * 50 * 1.6])
+        bold = model(visible, infrared, codes, codes).fused
+        model.fusion.caution.weight.zero_()
+        expected = model(visible, infrared, codes, codes).fused
+        torch.testing.assert_close(bold[0], expected[0])
+        model.fusion.caution.bias.fill_(50.0)
+        torch.testing.assert_close(bold[1], model(visible, infrared, codes, codes).fused[1])
+    assert (bold[1] - expected[1]).abs().max() > 0.01
+    with torch.enable_grad():
+        model(visible, infrared, codes, codes).fused.sum().backward()
+    assert model.fusion.caution.weight.grad is None, "it is trained to tell degraded pairs alone"
+
+
 def test_base_images_are_binomial_means_that_go_on_at_the_border():
     image = torch.rand(1, 4, 6, 7)
     expected = image[0].mean(dim=0).numpy()
@@ -198,7 +221,9 @@ def test_base_images_are_binomial_means_that_go_on_at_the_border():
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     network = DDRFNet(SMALL)
-    sum(image.square().sum() for image in network(*pair(2, 1, 8, 10))).backward()
+    images = pair(2, 1, 8, 10)
+    odds = network.caution_logit(*network.estimate_codes(*images))  # which no image has a gradient for
+    (sum(image.square().sum() for image in network(*images)) + odds.sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -361,7 +386,9 @@ def test_the_static_twin_has_the_same_layers(static):
 def test_the_static_twin_is_smaller_and_trains():
     twin = DDRFNet(DDRFNetConfig(**STATIC))
     assert sum(p.numel() for p in twin.parameters()) < sum(p.numel() for p in DDRFNet().parameters()) / 5
-    sum(image.mean() for image in twin(*pair(2, 1, 16, 16))).backward()
+    images = pair(2, 1, 16, 16)
+    odds = twin.caution_logit(*twin.estimate_codes(*images))
+    (sum(image.mean() for image in twin(*images)) + odds.mean()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in twin.parameters())
 
 

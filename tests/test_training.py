@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 pytest.importorskip("lightning")
@@ -239,11 +240,18 @@ def test_lost_pairs_are_to_be_faithful_to_the_sources():
     degraded = [image * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1) for image in (visible, infrared, positive)]
     output = DDRFOutput((visible + infrared) / 2, visible, infrared)
     zero = torch.zeros(2, 16)
-    config = TrainingConfig(fidelity_weight=7.0, similarity_weight=0.0, negative_weight=0.0)
+    config = TrainingConfig(
+        fidelity_weight=7.0, similarity_weight=0.0, negative_weight=0.0, estimator_weight=3.0
+    )
     terms = TrainingModule(config, 1).losses(output, crops, degraded, (zero, zero), [zero, zero], 0.0)
     expected = fidelity_loss(output.fused, visible, infrared)[1] / 2
     torch.testing.assert_close(terms["fidelity"], expected)
-    torch.testing.assert_close(terms["loss"], terms["positive"] + 7 * expected)
+    # Of these codes the untrained network thinks the log odds of a lost pair to be -2.
+    odds = torch.tensor([-2.0, 2.0])
+    torch.testing.assert_close(terms["caution"], F.softplus(odds).mean())
+    torch.testing.assert_close(
+        terms["loss"], terms["positive"] + 7 * expected + 3 * (terms["estimator"] + terms["caution"])
+    )
 
 
 def test_every_pair_has_its_turn(folder):
