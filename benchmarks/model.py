@@ -78,6 +78,7 @@ def inputs(case: Case, setting: Setting, seed: int) -> Inputs:
         torch.manual_seed(seed)
         network = DDRFNet().to(setting.device, setting.torch_dtype)
     found["network"] = network.requires_grad_(setting.backward)
+    network.fusion.caution.requires_grad_(False)  # no image depends on it with a gradient
     if setting.mode == "step":
         kernels = KernelBank.default().kernels.to(setting.device, setting.torch_dtype)
         weights = {f"{name}_weights": draw(case.B, len(kernels), 8, 8).softmax(1) for name in IMAGES}

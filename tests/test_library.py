@@ -269,12 +269,14 @@ def test_inductor_gives_the_same(operation, inputs):
         first = next(iter(named))
         return operation(**{**named, first: named[first] * 2}).sin()
 
-    out = torch.compile(around, fullgraph=True)(**named)
-    torch.testing.assert_close(out, around(**named))
-    ours = torch.autograd.grad(out.sum(), list(named.values()))
+    compiled = torch.compile(around, fullgraph=True)
+    torch.testing.assert_close(compiled(**named), around(**named))
+    # Gradients in float64: those of a bank are sums that cancel, and in float32 their order shows.
+    named = {k: v.detach().double().requires_grad_() for k, v in named.items()}
+    ours = torch.autograd.grad(compiled(**named).sum(), list(named.values()))
     theirs = torch.autograd.grad(around(**named).sum(), list(named.values()))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 class Net(torch.nn.Module):

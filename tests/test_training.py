@@ -370,7 +370,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(folder):
     module, crops = module_and_batch(folder, *(f"{name}_weight={value}" for name, value in weights.items()))
     losses = module.step_losses(crops, 0)
     total = sum(weight * losses[name] for name, weight in weights.items())
-    torch.testing.assert_close(losses["loss"], total)
+    torch.testing.assert_close(losses["loss"], total + weights["estimator"] * losses["caution"])
 
 
 @pytest.mark.parametrize("spatial_fraction", [0.0, 1.0])
