@@ -382,19 +382,17 @@ def blend(
     band_shares, detail_share, correction = output.to(images.dtype).chunk(3, dim=1)
     caution = caution.to(images.dtype).view(-1, 1, 1, 1)
     selectivity = (1 + caution) * selectivity
-    correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
-    correction = (1 - caution / 2) * (correction - correction_mean)
     infrared, visible = (images.unflatten(1, (2, 4)) - bases[:, 0, :, None]).unbind(dim=1)
-    detail_share = detail_share + selectivity * (visible.abs() - infrared.abs())
-    detail = torch.lerp(infrared, visible, torch.sigmoid(detail_share))
-    bands = bases[:, :-1] - bases[:, 1:]
-    livelier = bands[:, :, 1].abs() - bands[:, :, 0].abs()
-    band_shares = torch.cat(
-        (band_shares[:, :-1] + selectivity * livelier, (1 - caution) * band_shares[:, -1:]), dim=1
-    )
-    infrared, visible = torch.cat((bands, bases[:, -1:]), dim=1).unbind(dim=2)
-    base = torch.lerp(infrared, visible, torch.sigmoid(band_shares)).sum(dim=1, keepdim=True)
-    return base + detail + correction
+    share = torch.addcmul(detail_share, selectivity, visible.abs().sub_(infrared.abs()))
+    fused = torch.lerp(infrared, visible, share.sigmoid_())
+    infrared, visible = (bases[:, :-1] - bases[:, 1:]).unbind(dim=2)
+    share = torch.addcmul(band_shares[:, :-1], selectivity, visible.abs().sub_(infrared.abs()))
+    fused.add_(torch.lerp(infrared, visible, share.sigmoid_()).sum(dim=1, keepdim=True))
+    infrared, visible = bases[:, -1].chunk(2, dim=1)
+    share = (1 - caution) * band_shares[:, -1:]
+    fused.add_(torch.lerp(infrared, visible, share.sigmoid_()))
+    correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
+    return fused.add_((correction - correction_mean).mul_(1 - caution / 2))
 
 
 BASE_DISTANCES = (1, 2, 4, 8)
