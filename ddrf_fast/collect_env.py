@@ -5,7 +5,6 @@
 prints it; its output belongs into a bug report.
 """
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -84,10 +83,12 @@ def cpu() -> dict[str, str]:
         import torch
 
         result["torch threads"] = str(torch.get_num_threads())
-        with contextlib.suppress(Exception):  # of the libraries, told above
+        try:
             from ddrf_fast.ops import _native
 
             result["kernels run with"] = _native.cpu_capability()
+        except Exception as error:  # as in `compiled`
+            result["kernels run with"] = f"not available: {type(error).__name__}: {error}"
     return result
 
 

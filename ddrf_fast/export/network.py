@@ -105,20 +105,21 @@ def require(*packages: str) -> None:
 class Images(nn.Module):
     """The network as images in, images out, for clean images or such as they come."""
 
-    clean_code: Tensor
+    clean_code: Tensor | None
 
     def __init__(self, model: DDRFNet, outputs: str, clean: bool = False) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs
-        self.clean = clean
-        size = model.config.kernel_size
-        no_blur = F.pad(torch.ones(1, 1, 1), (size // 2,) * 4)
-        with torch.no_grad():
-            self.register_buffer("clean_code", model.encode(no_blur, torch.zeros(1)))
+        code = None
+        if clean:
+            no_blur = F.pad(torch.ones(1, 1, 1), (model.config.kernel_size // 2,) * 4)
+            with torch.no_grad():
+                code = model.encode(no_blur, torch.zeros(1))
+        self.register_buffer("clean_code", code)
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor | tuple[Tensor, ...]:
-        code = self.clean_code.expand(visible.shape[0], -1) if self.clean else None
+        code = None if self.clean_code is None else self.clean_code.expand(visible.shape[0], -1)
         images = tuple(image.clamp(0, 1) for image in self.model(visible, infrared, code, code))
         return images[0] if self.outputs == "fused" else images
 
@@ -128,7 +129,7 @@ class Images(nn.Module):
             "ddrf_fast_version": __version__,
             "config": json.dumps(dataclasses.asdict(self.model.config)),
             "outputs": ", ".join(OUTPUTS[self.outputs]),
-            "clean": json.dumps(self.clean),
+            "clean": json.dumps(self.clean_code is not None),
         }
 
 

@@ -121,14 +121,13 @@ class Fusion:
 
     @classmethod
     def of(cls, fusion: FusionHead, dtype: torch.dtype) -> "Fusion":
-        linear = fusion.caution
         return cls(
             merge=Layer(fusion.merge, dtype),
             mix1=Layer(fusion.mix1, dtype),
             mix2=Layer(fusion.mix2, dtype),
             output=Layer(fusion.output, dtype),
             selectivity=100 * fusion.selectivity.item(),
-            caution=lambda code: torch.sigmoid(linear(code.to(linear.weight.dtype)))[:, 0],
+            caution=fusion.caution_of,
         )
 
 

@@ -338,11 +338,13 @@ class FusionHead(nn.Module):
         x = _concatenate(_apply(self.mix2, _apply(self.mix1, x)), sources)
         output = _apply(self.output, x, code)
         mean = output.values.mean(dim=(2, 3)) if output.mean is None else output.mean
-        caution = torch.sigmoid(self.caution(code if code.dim() == 2 else code.mean(dim=(2, 3)))).detach()
-        fused = blend(
-            images, base_images(images), output.values, mean, 100 * self.selectivity, caution.view(-1)
-        )
+        caution = self.caution_of(code if code.dim() == 2 else code.mean(dim=(2, 3))).detach()
+        fused = blend(images, base_images(images), output.values, mean, 100 * self.selectivity, caution)
         return F.pixel_shuffle(fused, 2)
+
+    def caution_of(self, code: Tensor) -> Tensor:
+        """c of :func:`blend`, Tensor[B] in [0, 1], for codes Tensor[B, 2 D] in the network's units."""
+        return torch.sigmoid(self.caution(code.to(self.caution.weight.dtype)))[:, 0]
 
 
 def blend(
