@@ -307,7 +307,7 @@ def test_darkness_is_undone_by_and_by_as_the_odds_rise():
     estimator, image = ToneEstimator(), torch.rand(1, 1, 16, 16)
     torch.nn.init.zeros_(estimator.head.weight)
     _, full = estimator.guess(light_means(image))
-    for odds, share in ((-1, 0), (0, 0), (0.25, 0.5), (0.5, 1), (3, 1)):
+    for odds, share in ((-1, 0), (0, 0), (0.125, 0.5), (0.25, 1), (3, 1)):
         torch.nn.init.constant_(estimator.head.bias[:1], odds)
         torch.testing.assert_close(estimator(image), 1 + share * (full - 1))
         assert share > 0 or (estimator(image) == 1).all()

@@ -8,7 +8,7 @@ from ddrf_fast.degradation.photometric import TONE_CHANNELS
 
 MOMENTS = 12
 NORMS = (4, 8, 16, 32, 64)
-FULL_ODDS = 0.5  # log odds from which on darkness is undone in full
+FULL_ODDS = 0.25  # log odds from which on darkness is undone in full
 LIGHT_CHANNELS = 2 * MOMENTS + 1 + len(NORMS)
 
 
