@@ -560,9 +560,15 @@ def test_restore_takes_either_kind_or_both(folders, weights, tmp_path, capfd):
     assert _names(tmp_path / "both" / "visible") == _names(tmp_path / "both" / "infrared")
     np.savetxt(tmp_path / "kernel.txt", np.ones((3, 3)))
     one = ("restore", "--visible", visible / "street.png", "-o", tmp_path / "told.png", *given)
-    assert _main(capfd, *one, "--kernel", tmp_path / "kernel.txt", "--noise-std", "0.02")[0] == 0
+    known = ("--kernel", tmp_path / "kernel.txt", "--noise-std", "0.02", "--tone", "1.5", "0.9", "0.8")
+    assert _main(capfd, *one, *known)[0] == 0
     told = ddrf_fast.restore(
-        visible / "street.png", weights=weights, device="cpu", kernel=np.ones((3, 3)), noise_std=0.02
+        visible / "street.png",
+        weights=weights,
+        device="cpu",
+        kernel=np.ones((3, 3)),
+        noise_std=0.02,
+        tone=(1.5, 0.9, 0.8),
     )
     np.testing.assert_array_equal(_read(tmp_path / "told.png"), told)
     kelvin = np.linspace(280, 320, 200, dtype=np.float32).reshape(10, 20)

@@ -17,9 +17,11 @@ from ddrf_fast.degradation import (
     DegradationConfig,
     DynamicDegradation,
     KernelBank,
+    brighten,
     low_light,
     preset,
     reduce_contrast,
+    undo_darkness,
 )
 
 
@@ -224,6 +226,31 @@ def test_light_is_left_alone_where_it_is_not_changed():
     assert torch.equal(reduce_contrast(images(), one), images())
     flat = reduce_contrast(images(), 0 * one)
     torch.testing.assert_close(flat, images().mean((1, 2, 3), keepdim=True).expand_as(flat))
+
+
+def test_darkness_is_undone(bank):
+    degradation = module(bank, noise_std=(0, 0), dark_fraction=0.6, sharp_fraction=1.0)
+    image = 0.4 + 0.6 * images().double()  # no pixel so dark that its value is not kept
+    low, _, recipe = degradation(image, seed=0)
+    dark = (recipe.tone != 1).any(dim=1)
+    assert dark.any() and not dark.all() and (low[dark] - image[dark]).abs().mean() > 0.1
+    assert bool((low > recipe.tone[:, 1].view(-1, 1, 1, 1) / 128).all())
+    back = undo_darkness(low, recipe.tone.double())
+    torch.testing.assert_close(back, image, atol=1e-6, rtol=0)
+    assert torch.equal(back[~dark], low[~dark])
+
+
+def test_darkness_is_undone_in_a_straight_line_where_nothing_is_known():
+    gamma, gain = torch.tensor([4.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    least = 0.5 / 128
+    dark = torch.tensor([-least, 0.0, least / 2, least, least + 1e-9], dtype=torch.float64).view(1, 1, 1, -1)
+    low, zero, half, whole, beyond = brighten(dark.requires_grad_(), gamma, gain).flatten()
+    torch.testing.assert_close(whole, torch.tensor(1 / 128, dtype=torch.float64) ** 0.25)
+    torch.testing.assert_close(torch.stack((low, half)), torch.stack((-whole, whole / 2)))
+    torch.testing.assert_close(beyond, whole, atol=1e-6, rtol=0)
+    assert zero == 0
+    (slope,) = torch.autograd.grad(zero, dark)
+    torch.testing.assert_close(slope[0, 0, 0, 1], whole.detach() / least)
 
 
 @pytest.mark.parametrize("spatial", [False, True])

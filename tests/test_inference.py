@@ -23,6 +23,7 @@ from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
 from ddrf_fast.inference.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
+from ddrf_fast.models.ddrfnet import pad_to_even
 
 SIZE = (45, 62)
 
@@ -621,14 +622,47 @@ def test_a_known_degradation_is_told_to_the_network(fuser):
             Restorer(fuser.network, kernel=wrong)
     with pytest.raises(ValueError, match="noise_std must be a number from 0 on, got -1"):
         Restorer(fuser.network, noise_std=-1)
+    for wrong in ((2.0, 0.5), (2.0, -0.5, 1.0)):
+        with pytest.raises(ValueError, match="tone must be three positive numbers, gamma, gain and contrast"):
+            Restorer(fuser.network, tone=wrong)
     full = torch.zeros(1, 25, 25)
     full[:, 10:15, 10:15] = 1 / 25
     planes = torch.from_numpy(visible)[None, None].float()
     with torch.inference_mode():
         code = fuser.model.encode(full, torch.tensor([0.1]))
-        expected = fuser.model(planes, planes, code, code).visible[0, 0].clamp(0, 1).numpy()
-    told = Restorer(fuser.network, kernel=np.ones((5, 5)), noise_std=0.1)(visible)
-    np.testing.assert_allclose(told, expected, atol=1e-5)
+        dark = fuser.model.encode(full, torch.tensor([0.1]), torch.tensor([[2.0, 0.9, 0.8]]))
+        expected, lit = (
+            fuser.model(planes, planes, told, told).visible[0, 0].clamp(0, 1).numpy() for told in (code, dark)
+        )
+    known = {"kernel": np.ones((5, 5)), "noise_std": 0.1}
+    np.testing.assert_allclose(Restorer(fuser.network, **known)(visible), expected, atol=1e-5)
+    brighter = Restorer(fuser.network, **known, tone=(2.0, 0.9, 0.8))(visible)
+    np.testing.assert_allclose(brighter, lit, atol=1e-4)
+    assert brighter.mean() > expected.mean() + 0.1
+
+
+def test_the_channels_of_an_image_are_brightened_alike(weights):
+    network = Network(weights, "cpu", "float32")
+    with torch.no_grad():
+        network.model.visible_tone.head.bias[0] = 3.0  # takes every image for dark
+        network.model.infrared_tone.head.bias[0] = -3.0
+    visible, infrared = (image.astype(np.float32) for image in _pair())
+    visible[..., 0] /= 3
+    planes = torch.from_numpy(visible).permute(2, 0, 1)[:, None]
+    infrared_planes = torch.from_numpy(infrared)[None, None].expand_as(planes)
+    with torch.inference_mode():
+        tone = network.model.visible_tone(pad_to_even(torch.from_numpy(_luma(visible))[None, None]))
+        apart = network.model.visible_tone(pad_to_even(planes))
+        expected = network.model.restore("visible", planes, tone.expand(3, -1)).clamp(0, 1)
+        fused = network.model(planes, infrared_planes, tone.expand(3, -1)).fused.clamp(0, 1)
+    assert (apart - tone).abs().max() > 0.01
+    restored = Restorer(network, color="rgb")(visible)
+    np.testing.assert_allclose(restored, expected[:, 0].permute(1, 2, 0).numpy(), atol=1e-4)
+    pairs = Fuser(network, color="rgb").stream([(visible, infrared)] * 2, batch_size=2)
+    for result in pairs:
+        np.testing.assert_allclose(result, fused[:, 0].permute(1, 2, 0).numpy(), atol=1e-4)
+    thermal = np.repeat(infrared[..., None], 3, axis=2) if infrared.ndim == 2 else infrared
+    assert Restorer(network, color="rgb")(infrared=thermal).shape == thermal.shape
 
 
 def test_a_restored_thermal_image_keeps_its_values(fuser):

@@ -10,11 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddrf_fast.data import read_image
+from ddrf_fast.degradation import low_light, reduce_contrast, undo_darkness
+from ddrf_fast.inference.engine import Engine
 from ddrf_fast.metrics import psnr
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, guided_filter, laplacian_pyramid
 from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
+from ddrf_fast.models.tone import ToneEstimator, light_means, with_tone
 from ddrf_fast.nn import DynamicConv2d
+from ddrf_fast.reproduce.pairs import clean_pairs
 
 SMALL = DDRFNetConfig(width=8, blocks=1, num_kernels=2)
 
@@ -55,6 +59,16 @@ def count_operations(model, *inputs):
     for hook in hooks:
         hook.remove()
     return total
+
+
+def sum_of_all(network, *images):
+    """Of squares of the images that a network makes, all taken for dark, and of its estimators' log odds."""
+    odds = [network.caution_logit(*network.estimate_codes(*images))]
+    for tone, image in zip((network.visible_tone, network.infrared_tone), images, strict=True):
+        with torch.no_grad():
+            tone.head.bias[0] = 1.0
+        odds.append(tone.guess(light_means(image))[0])
+    return sum(image.square().sum() for image in network(*images)) + torch.cat(odds).sum()
 
 
 def test_parameters_stay_below_the_papers_model_size():
@@ -113,6 +127,46 @@ def test_blind_use_is_use_with_the_estimated_codes(model):
     assert not torch.equal(other.visible, model(visible, infrared).visible)
 
 
+def test_the_last_three_numbers_of_a_code_undo_darkness(model):
+    images, code = pair(2, 1, 10, 12), torch.randn(2, 16) / 4
+    tone = torch.tensor([[2.0, 0.7, 0.8], [1.0, 1.0, 1.0]])
+    both = with_tone(code, tone)
+    assert both.shape == (2, 19)
+    for form in (both, both[:, :, None, None].expand(-1, -1, 3, 4)):
+        dark, light = model(*images, form, code), model(*images, code, code)
+        torch.testing.assert_close(dark.visible[:1], undo_darkness(light.visible, tone)[:1])
+        torch.testing.assert_close(dark.visible[1], light.visible[1])
+        torch.testing.assert_close(dark.infrared, light.infrared)
+        assert not torch.allclose(dark.fused[0], light.fused[0], atol=1e-2)
+        torch.testing.assert_close(model.restore("visible", images[0], form), dark.visible)
+    blind = model.restore("visible", images[0])  # an untrained network takes nothing for dark
+    expected = undo_darkness(blind, tone)
+    torch.testing.assert_close(model.restore("visible", images[0], tone), expected)
+    for tile in ("never", 4):
+        engine = Engine(model, torch.float32, tile)
+        torch.testing.assert_close(engine.restore("visible", images[0], tone), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_shipped_network_brightens_what_is_dark_and_nothing_else(data_dir):
+    """Real images, as they are, and as dark as the paper's dark scenes."""
+    network, gains = load_model(), []
+    gamma, gain, contrast = tone = torch.tensor([[3.5], [0.8], [0.8]])
+    code = network.encode(F.pad(torch.ones(1, 1, 1), (12,) * 4), torch.zeros(1), tone.mT)
+    for source in clean_pairs(data_dir, "roadscene", 8):
+        clean = [image[:, :, :256, :256] / 255 for image in (source.visible, source.infrared)]
+        for modality, image, found in zip(
+            ("visible", "infrared"), clean, network.estimate_codes(*clean), strict=True
+        ):
+            assert (found[:, 16:] == 1).all(), source.name
+            dark = (255 * low_light(reduce_contrast(image, contrast), gamma, gain)).round() / 255
+            with torch.inference_mode():
+                blind, told = network.restore(modality, dark), network.restore(modality, dark, code)
+            gains.append([psnr(x.clamp(0, 1), image) - psnr(dark, image) for x in (blind, told)])
+    blind, told = torch.tensor(gains).median(dim=0).values
+    assert blind > 5
+    assert told > blind + 3
+
+
 def test_codes_of_known_degradations(model):
     model.code_basis.normal_()
     kernels, noise_std = torch.rand(2, 25, 25), torch.tensor([0.1, 0.2])
@@ -121,6 +175,11 @@ def test_codes_of_known_degradations(model):
     torch.testing.assert_close(code[:, 15], noise_std)
     with pytest.raises(ValueError, match=r"\[B, 25, 25\]"):
         model.encode(kernels[:, 1:], noise_std)
+    tone = torch.rand(2, 3) + 0.5
+    torch.testing.assert_close(model.encode(kernels, noise_std, tone), torch.cat((code, tone), dim=1))
+    for wrong in (tone[:1], tone - 2):
+        with pytest.raises(ValueError, match=r"tone must be \[2, 3\] and positive"):
+            model.encode(kernels, noise_std, wrong)
 
 
 def test_untrained_network_is_near_the_mean_of_its_inputs():
@@ -218,12 +277,47 @@ def test_base_images_are_binomial_means_that_go_on_at_the_border():
         np.testing.assert_allclose(base, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 30), (37, 50)])
+def test_the_tone_is_seen_in_the_distribution_of_values(size):
+    """Moments and norms as numpy has them, of the means of blocks; differences along rows."""
+    image = torch.rand(1, 1, 2 * size[0], 2 * size[1], dtype=torch.float64)
+    value = image[0, 0].unfold(0, 2, 2).unfold(1, 2, 2).mean(dim=(2, 3)).numpy()
+    step = np.abs(np.diff(value, axis=1, append=value[:, -1:]))
+    value, step = value[::2, ::2], step[::2, ::2]
+    found = light_means(image)[0].numpy()
+    polynomials = [np.polynomial.chebyshev.Chebyshev.basis(n)(2 * value**0.25 - 1) for n in range(13)]
+    np.testing.assert_allclose(found[:12], [p.mean() for p in polynomials[1:]], atol=1e-9)
+    np.testing.assert_allclose(found[12:17], [(value**n).mean() for n in (4, 8, 16, 32, 64)], atol=1e-12)
+    np.testing.assert_allclose(found[17:], [(step * p).mean() for p in polynomials], atol=1e-9)
+
+
+def test_black_pixels_have_a_gradient(model):
+    images = [torch.zeros(1, 1, 8, 8, requires_grad=True) for _ in range(2)]
+    sum_of_all(model, *images).backward()
+    assert all(torch.isfinite(image.grad).all() for image in images)
+
+
+def test_the_untrained_network_takes_nothing_for_dark():
+    torch.manual_seed(0)
+    assert (ToneEstimator()(torch.rand(8, 1, 16, 16) ** 4) == 1).all()
+
+
+def test_darkness_is_undone_by_and_by_as_the_odds_rise():
+    torch.manual_seed(0)
+    estimator, image = ToneEstimator(), torch.rand(1, 1, 16, 16)
+    torch.nn.init.zeros_(estimator.head.weight)
+    _, full = estimator.guess(light_means(image))
+    for odds, share in ((-1, 0), (0, 0), (0.125, 0.5), (0.25, 1), (3, 1)):
+        torch.nn.init.constant_(estimator.head.bias[:1], odds)
+        torch.testing.assert_close(estimator(image), 1 + share * (full - 1))
+        assert share > 0 or (estimator(image) == 1).all()
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     network = DDRFNet(SMALL)
     images = pair(2, 1, 8, 10)
-    odds = network.caution_logit(*network.estimate_codes(*images))  # which no image has a gradient for
-    (sum(image.square().sum() for image in network(*images)) + odds.sum()).backward()
+    sum_of_all(network, *images).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -271,7 +365,7 @@ def test_exports_for_any_size_and_batch(model):
         (((1, 3, 8, 8), (1, 1, 8, 8)), r"\[B, 1, H, W\]"),
         (((1, 1, 8, 8), (1, 1, 8, 9)), "one size"),
         (((1, 1, 0, 8), (1, 1, 0, 8)), "at least one pixel"),
-        (((1, 1, 8, 8), (1, 1, 8, 8), (2, 16)), r"visible_code must be \[1, 16\]"),
+        (((1, 1, 8, 8), (1, 1, 8, 8), (2, 16)), r"visible_code must be \[1, 16 or 19\]"),
         (((1, 1, 8, 8), (1, 1, 8, 8), (1, 16), (1, 15, 2, 2)), "infrared_code"),
     ],
 )
@@ -387,8 +481,7 @@ def test_the_static_twin_is_smaller_and_trains():
     twin = DDRFNet(DDRFNetConfig(**STATIC))
     assert sum(p.numel() for p in twin.parameters()) < sum(p.numel() for p in DDRFNet().parameters()) / 5
     images = pair(2, 1, 16, 16)
-    odds = twin.caution_logit(*twin.estimate_codes(*images))
-    (sum(image.mean() for image in twin(*images)) + odds.mean()).backward()
+    sum_of_all(twin, *images).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in twin.parameters())
 
 

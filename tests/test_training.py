@@ -17,13 +17,15 @@ pytest.importorskip("omegaconf")
 
 import ddrf_fast
 from ddrf_fast.data import read_image, write_image
+from ddrf_fast.degradation import low_light, reduce_contrast, undo_darkness
 from ddrf_fast.losses import fidelity_loss, positive_sample, similarity
 from ddrf_fast.models import DDRFOutput, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
+from ddrf_fast.models.tone import ToneEstimator, light_means
 from ddrf_fast.training import PairSource, TrainingConfig, load_config, train
 from ddrf_fast.training.config import PRESETS
 from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
-from ddrf_fast.training.module import TrainingModule
+from ddrf_fast.training.module import TrainingModule, darkness_loss
 
 TINY = ["crop=32", "batch_size=2", "model.width=8", "model.blocks=1", "model.num_kernels=2", "device=cpu"]
 TINY += ["progress_bar=false", "threads=1"]
@@ -222,7 +224,8 @@ def test_the_positive_sample_gives_way_as_pairs_lose_detail():
     degraded = [torch.stack((visible[0], half, nothing)), torch.stack((infrared[0], infrared[1], nothing))]
     average = (visible + infrared) / 2
     module = TrainingModule(TrainingConfig(degraded_positive_fusion="average"), 1)
-    share = module.kept(crops, degraded)
+    light = [torch.ones(3, 3)] * 2
+    share = module.kept(crops, degraded, light)
     clean, partly, lost = module.positive(crops, share)
     torch.testing.assert_close(clean, crops.positive[0])
     left = similarity(half[None], visible[1:2])
@@ -230,6 +233,11 @@ def test_the_positive_sample_gives_way_as_pairs_lose_detail():
     torch.testing.assert_close(partly, kept * crops.positive[1] + (1 - kept) * average[1])
     torch.testing.assert_close(lost, average[2], atol=0.01, rtol=0)
     assert TrainingModule(TrainingConfig(), 1).positive(crops, share) is crops.positive
+    # Darkness alone leaves all there is to see.
+    gamma, gain = torch.tensor([2.0, 1.0, 1.0]), torch.tensor([0.5, 1.0, 1.0])
+    dark = [low_light(visible, gamma, gain), infrared]
+    tones = [torch.stack((gamma, gain, torch.ones(3)), dim=1), light[1]]
+    assert module.kept(crops, dark, tones)[0] > 0.99 > 0.9 > module.kept(crops, dark, light)[0]
 
 
 def test_lost_pairs_are_to_be_faithful_to_the_sources():
@@ -243,15 +251,34 @@ def test_lost_pairs_are_to_be_faithful_to_the_sources():
     config = TrainingConfig(
         fidelity_weight=7.0, similarity_weight=0.0, negative_weight=0.0, estimator_weight=3.0
     )
-    terms = TrainingModule(config, 1).losses(output, crops, degraded, (zero, zero), [zero, zero], 0.0)
+    light = [torch.ones(2, 3)] * 2
+    terms = TrainingModule(config, 1).losses(output, crops, degraded, (zero, zero), [zero, zero], light, 0.0)
     expected = fidelity_loss(output.fused, visible, infrared)[1] / 2
     torch.testing.assert_close(terms["fidelity"], expected)
     # Of these codes the untrained network thinks the log odds of a lost pair to be -2.
     odds = torch.tensor([-2.0, 2.0])
     torch.testing.assert_close(terms["caution"], F.softplus(odds).mean())
-    torch.testing.assert_close(
-        terms["loss"], terms["positive"] + 7 * expected + 3 * (terms["estimator"] + terms["caution"])
-    )
+    estimators = terms["estimator"] + terms["caution"] + terms["darkness"]
+    torch.testing.assert_close(terms["loss"], terms["positive"] + 7 * expected + 3 * estimators)
+
+
+def test_dark_images_are_to_be_recognised_and_brightened():
+    """Of two images the second is dark; the estimator is sure of both, of the log odds 3."""
+    clean = 0.3 + 0.5 * torch.rand(2, 1, 33, 32, dtype=torch.float64)
+    tone = torch.tensor([[1.0, 1.0, 1.0], [2.5, 0.7, 0.8]], dtype=torch.float64)
+    gamma, gain, contrast = tone.unbind(1)
+    degraded = low_light(reduce_contrast(clean, contrast), gamma, gain)
+    estimator = ToneEstimator().double()
+    with torch.no_grad():
+        estimator.head.weight.zero_()
+        estimator.head.bias[0] = 3.0
+    _, guess = estimator.guess(light_means(degraded[:, :, :32]))
+    recognition = (8 * F.softplus(torch.tensor(3.0)) + F.softplus(torch.tensor(-3.0))) / 2
+    error = (undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean)[1].square().mean()
+    expected = recognition + 10 * (error + 1e-4).sqrt()
+    torch.testing.assert_close(darkness_loss(estimator, degraded, clean, tone), expected.double())
+    nothing_dark = darkness_loss(estimator, clean, clean, torch.ones(2, 3))
+    torch.testing.assert_close(nothing_dark, 8 * F.softplus(torch.tensor(3.0, dtype=torch.float64)))
 
 
 def test_every_pair_has_its_turn(folder):
@@ -298,7 +325,7 @@ def module_and_batch(folder, *overrides, size=2):
 def test_known_parts_of_the_degradations(folder):
     module, crops = module_and_batch(folder, "sharp_fraction=1", "noiseless_fraction=1")
     for spatial in (False, True):
-        degraded, codes = module.degrade(module.degradation, crops, 0, spatial)
+        degraded, codes, _ = module.degrade(module.degradation, crops, 0, spatial)
         for image, clean in zip(degraded, crops[1:], strict=True):
             torch.testing.assert_close(image, clean)
     # The network knows the basis in which its codes are given.
@@ -311,7 +338,7 @@ def test_known_parts_of_the_degradations(folder):
 
 def test_down_sampled_images_come_back_to_their_size(folder):
     module, crops = module_and_batch(folder, "scales=[1,2,4]", "sharp_fraction=1", "noiseless_fraction=1")
-    degraded, _ = module.degrade(module.degradation, crops, 0, False, 4)
+    degraded, _, _ = module.degrade(module.degradation, crops, 0, False, 4)
     assert degraded[0].shape == crops.visible.shape
     low = torch.nn.functional.interpolate(crops.visible[:, :, ::4, ::4], (32, 32), mode="bicubic")
     torch.testing.assert_close(degraded[0], low.clamp(0, 1))
@@ -322,7 +349,7 @@ def test_clean_pairs_stay_as_they_are(folder):
     module, crops = module_and_batch(folder, "degradation=low_light", "dark_fraction=1", size=3)
     clean = torch.tensor([True, False, True])
     for spatial in (False, True):
-        degraded, codes = module.degrade(module.degradation, crops, 0, spatial, clean=clean)
+        degraded, codes, _ = module.degrade(module.degradation, crops, 0, spatial, clean=clean)
         for image, expected in zip(degraded, crops[1:], strict=True):
             torch.testing.assert_close(image[clean], expected[clean])
             assert (image[1] - expected[1]).abs().mean() > 1e-3
@@ -358,8 +385,8 @@ def test_fine_tuning_starts_from_the_package(folder, tmp_path):
 
 def test_a_sample_is_degraded_alike_in_any_batch(folder):
     module, crops = module_and_batch(folder, size=4)
-    whole, _ = module.degrade(module.degradation, crops, 7, True)
-    part, _ = module.degrade(module.degradation, Crops(*(x[2:] for x in crops)), 7, True)
+    whole, _, _ = module.degrade(module.degradation, crops, 7, True)
+    part, _, _ = module.degrade(module.degradation, Crops(*(x[2:] for x in crops)), 7, True)
     for image, expected in zip(part, whole, strict=True):
         torch.testing.assert_close(image, expected[2:], atol=1e-6, rtol=0)
     assert not torch.allclose(whole[0] - crops.visible, whole[1] - crops.infrared, atol=1e-2)
@@ -370,7 +397,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(folder):
     module, crops = module_and_batch(folder, *(f"{name}_weight={value}" for name, value in weights.items()))
     losses = module.step_losses(crops, 0)
     total = sum(weight * losses[name] for name, weight in weights.items())
-    torch.testing.assert_close(losses["loss"], total + weights["estimator"] * losses["caution"])
+    others = losses["caution"] + losses["darkness"]
+    torch.testing.assert_close(losses["loss"], total + weights["estimator"] * others)
 
 
 @pytest.mark.parametrize("spatial_fraction", [0.0, 1.0])

@@ -1,4 +1,4 @@
-"""`ddrf-fast restore`: restores blurred and noisy images."""
+"""`ddrf-fast restore`: restores blurred, noisy and dark images."""
 
 import argparse
 import os
@@ -11,11 +11,11 @@ def add_parser(commands: Commands) -> None:
     restore = commands.add_parser(
         "restore",
         parents=[file_options(), session_options(), common_options()],
-        help="restore blurred and noisy images, visible or infrared ones",
+        help="restore blurred, noisy and dark images, visible or infrared ones",
         description="Restores images by the branch of the network for their kind. The result has the "
         "colour, the alpha and the bit depth of the image. With both kinds at once, OUT gets two folders, "
-        "visible and infrared. How the images are degraded is estimated, unless --kernel or --noise-std "
-        "tells it.",
+        "visible and infrared. How the images are degraded is estimated, unless --kernel, --noise-std or "
+        "--tone tells it.",
         epilog=EPILOG.format(command="restore"),
     )
     for kind in ("visible", "infrared"):
@@ -30,6 +30,13 @@ def add_parser(commands: Commands) -> None:
         type=float,
         metavar="STD",
         help="standard deviation of the noise, where it is known, for images in [0, 1]",
+    )
+    restore.add_argument(
+        "--tone",
+        type=float,
+        nargs=3,
+        metavar=("GAMMA", "GAIN", "CONTRAST"),
+        help="the darkness, where it is known: the image is GAIN * scene^GAMMA, of a scene of less contrast",
     )
     restore.set_defaults(run=run)
 
@@ -52,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         kinds.update(dict.fromkeys(part.jobs, kind))
     kernel = None if options.kernel is None else read_matrix(options.kernel)
     settings = shared_settings(options, share)
-    restorer = Restorer(**settings, kernel=kernel, noise_std=options.noise_std)
+    restorer = Restorer(**settings, kernel=kernel, noise_std=options.noise_std, tone=options.tone)
 
     def prepare(job: Job) -> Request:
         visible = kinds[job] == "visible"

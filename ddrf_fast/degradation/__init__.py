@@ -14,7 +14,7 @@ from ddrf_fast.degradation.kernels import (
     motion_kernel,
 )
 from ddrf_fast.degradation.module import DegradedBatch, DynamicDegradation
-from ddrf_fast.degradation.photometric import low_light, reduce_contrast
+from ddrf_fast.degradation.photometric import brighten, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.degradation.presets import PRESETS, DegradationConfig, preset
 from ddrf_fast.degradation.recipe import Degradation
 
@@ -31,9 +31,11 @@ __all__ = [
     "RealESRGANKernels",
     "SRMDKernels",
     "anisotropic_gaussian_kernel",
+    "brighten",
     "isotropic_gaussian_kernel",
     "low_light",
     "motion_kernel",
     "preset",
     "reduce_contrast",
+    "undo_darkness",
 ]

@@ -1,7 +1,16 @@
-"""What darkness does to an image before the optics and the sensor see it: less contrast, less light."""
+"""What darkness does to an image before optics and sensor see it: less contrast, less light; and its undoing.
+
+A tone is the gamma, gain and contrast of an image, Tensor[B, 3]: it became
+``low_light(reduce_contrast(image, contrast), gamma, gain)``. Ones stand for no darkness.
+"""
 
 import torch
 from torch import Tensor
+
+TONE_CHANNELS = 3
+
+DARKEST = 1 / 128
+"""In parts of the gain. Below, :func:`brighten` goes straight down to 0: the slope of a root has no bound."""
 
 
 def reduce_contrast(image: Tensor, factor: Tensor) -> Tensor:
@@ -36,3 +45,43 @@ def low_light(image: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
     """
     gamma, gain = (value.to(image)[:, None, None, None] for value in (gamma, gain))
     return gain * image.clamp(min=0) ** gamma
+
+
+def brighten(image: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
+    """The scene of which :func:`low_light` makes an image: u max(u, 1/128)^(1 / gamma - 1), u = image / gain.
+
+    Args:
+        image: Tensor[B, C, H, W]; it may lie outside of [0, 1].
+        gamma: Tensor[B], positive.
+        gain: Tensor[B], positive.
+
+    Example:
+        >>> brighten(torch.tensor([[[[0.2, 0.8]]]]), torch.tensor([2.0]), torch.tensor([0.8]))
+        tensor([[[[0.5000, 1.0000]]]])
+    """
+    gamma, gain = (value.to(image)[:, None, None, None] for value in (gamma, gain))
+    light = image / gain
+    return light * light.clamp(min=DARKEST) ** (1 / gamma - 1)
+
+
+def undo_darkness(image: Tensor, tone: Tensor) -> Tensor:
+    """The image before its darkness.
+
+    Args:
+        image: Tensor[B, C, H, W].
+        tone: Tensor[B, 3], of each image. One whose tone is ones is left as it is.
+
+    Example:
+        >>> bright = torch.tensor([[[[0.2, 0.6]]]])
+        >>> gamma, gain, contrast = tone = torch.tensor([[3.0], [0.8], [0.5]])
+        >>> undo_darkness(low_light(reduce_contrast(bright, contrast), gamma, gain), tone.mT)
+        tensor([[[[0.2000, 0.6000]]]])
+    """
+    gamma, gain, contrast = tone.unbind(1)
+    bright = reduce_contrast(brighten(image, gamma, gain), 1 / contrast)
+    return torch.where(is_dark(tone)[:, None, None, None], bright, image)
+
+
+def is_dark(tone: Tensor) -> Tensor:
+    """Which of some tones Tensor[B, 3] are of dark images: bool Tensor[B]."""
+    return (tone != 1).any(dim=1)

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, Fusion, NetworkLayers
+from ddrf_fast.degradation.photometric import is_dark, undo_darkness
+from ddrf_fast.inference.layers import Branch, Code, Fusion, NetworkLayers
 from ddrf_fast.inference.strips import Strips
 from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import (
@@ -35,8 +36,10 @@ from ddrf_fast.models.ddrfnet import (
     check_image,
     check_images,
     pad_to_even,
+    split_code,
 )
 from ddrf_fast.models.estimator import details, energy
+from ddrf_fast.models.tone import light
 from ddrf_fast.ops import _native
 
 MEMORY = 600 << 20  # bytes of features, unless less is free
@@ -123,8 +126,9 @@ class Engine:
         Args:
             visible: Tensor[B, 1, H, W], luma in [0, 1], on any device; any H, W >= 1.
             infrared: Tensor[B, 1, H, W] in [0, 1].
-            visible_code: how ``visible`` was degraded: Tensor[B, 16] for the whole image, or a coarse map
-                Tensor[B, 16, h, w]; None: estimated from the image.
+            visible_code: how ``visible`` was degraded, as ``DDRFNet.forward`` takes it: Tensor[B, 16 or 19]
+                for the whole image, or a coarse map Tensor[B, 16 or 19, h, w]; None: estimated from the
+                image.
             infrared_code: the same for ``infrared``.
 
         Returns:
@@ -187,7 +191,7 @@ class Engine:
             visible: Tensor[1, 1, H, W], luma: floating in [0, 1], or uint8 or uint16, which are scaled to
                 [0, 1]. It may lie in a file (``torch.from_numpy`` of a ``numpy.memmap``).
             infrared: Tensor[1, 1, H, W], likewise.
-            visible_code: Tensor[1, 16], or None: estimated from the image.
+            visible_code: Tensor[1, 16 or 19], or None: estimated from the image.
             infrared_code: the same for ``infrared``.
 
         Yields:
@@ -253,21 +257,19 @@ class Engine:
 
     def _pair_codes(
         self, visible_code: Tensor | None, infrared_code: Tensor | None, batch: int
-    ) -> list[Tensor | None]:
+    ) -> list[Code]:
         given = {"infrared_code": infrared_code, "visible_code": visible_code}
         return [self._network_code(name, code, batch) for name, code in given.items()]
 
-    def _network_code(self, name: str, code: Tensor | None, batch: int) -> Tensor | None:
-        """A code in the network's units."""
+    def _network_code(self, name: str, code: Tensor | None, batch: int) -> Code:
         if code is None:
-            return None
-        channels = self.model.config.code_channels
-        if code.shape != (batch, channels):
-            raise ValueError(f"{name} must be [{batch}, {channels}], got {list(code.shape)}")
-        return (code.to(self.model.code_scale) * self.model.code_scale).to(self.dtype)
+            return Code()
+        scale = self.model.code_scale
+        values, tone = split_code(name, code.to(scale), batch, len(scale))
+        return Code(None if values is None else (values * scale).to(self.dtype), tone)
 
     def _images(
-        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None], keep: slice
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code], keep: slice
     ) -> Tensor:
         """Those to keep of the restored images and the fused one, Tensor[B, ., H, W], whole or in strips."""
         last = images[-1]  # the visible one of a pair
@@ -281,25 +283,28 @@ class Engine:
         result = last.new_empty(batch, keep.stop - keep.start, height, width)
         for i in range(batch):
             one = slice(i, i + 1)
-            given = [None if code is None else code[one] for code in codes]
+            given = [code.of(one) for code in codes]
             for row, rows in self._strips(network, [image[one] for image in images], given):
                 result[one, :, row : row + rows.shape[2]] = rows[:, keep]
         return result
 
     def _strips(
-        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]
     ) -> Iterator[tuple[int, Tensor]]:
         rows = None if self.tile in ("auto", "never") else (int(self.tile) + 1) // 2
         return Strips(network, images, codes, _budget(self.device), rows).run()
 
-    def _run(
-        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
-    ) -> Tensor:
+    def _run(self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]) -> Tensor:
         """The restored images and the fused one, unshuffled, in memory that the next run overwrites."""
         shape = images[0].shape
         if self.device.type == "cuda":
             # Those of a size are recorded when it comes for the second time.
-            key = (network, shape, *(image.dtype for image in images), *(code is None for code in codes))
+            key = (
+                network,
+                shape,
+                *(image.dtype for image in images),
+                *(part is None for code in codes for part in code),
+            )
             if key in self._graphs:
                 self._graphs.move_to_end(key)
                 graph = self._graphs[key] = self._graphs[key] or _Graph.record(network, images, codes)
@@ -389,7 +394,7 @@ class _Space:
         """Whether ``run`` takes these: either branch alone needs the same."""
         return self.shape == shape and self.branches == len(network.branches)
 
-    def run(self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]) -> Tensor:
+    def run(self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]) -> Tensor:
         """The restored images and the fused one, in the order of the branches; returns ``pictures``."""
         sources = self.pictures[:, : 4 * self.branches]
         inputs = self.joint[:, self.branches * self.width :]
@@ -398,9 +403,14 @@ class _Space:
         inputs.copy_(sources)
         means, used = [], []
         for i, (branch, given) in enumerate(zip(network.branches, codes, strict=True)):
-            code = self._estimate(branch, sources[:, 4 * i : 4 * i + 4]) if given is None else given
+            picture = sources[:, 4 * i : 4 * i + 4]
+            code = self._estimate(branch, picture) if given.values is None else given.values
+            tone = branch.tone(light(picture).mean(dim=(2, 3))) if given.tone is None else given.tone
             means.append(self._restore(branch, i, code))
             used.append(code)
+            # Hardly ever dark. A CUDA device would have to be waited for to know.
+            if picture.is_cuda or bool(is_dark(tone).any()):
+                picture.copy_(undo_darkness(picture, tone))
         if network.fusion is not None:
             inputs.copy_(sources)
             self._fuse(network.fusion, sources, means, used)
@@ -460,17 +470,17 @@ class _Graph(NamedTuple):
     """All launches of a pass, recorded on a CUDA device, with the memory that they work on."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor | None, ...]
+    inputs: tuple[Tensor, ...]
     pictures: Tensor
     space: _Space
 
     @classmethod
     def record(
-        cls, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Tensor | None]
+        cls, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]
     ) -> "_Graph | None":
         """None where the device refuses."""
         images = [image.clone() for image in images]
-        codes = [None if code is None else code.clone() for code in codes]
+        codes = [Code(*(None if part is None else part.clone() for part in code)) for code in codes]
         space = _Space(network, images[0].shape, network.device)
         graph = torch.cuda.CUDAGraph()
         with contextlib.suppress(RuntimeError), torch.cuda.device(network.device):
@@ -482,12 +492,16 @@ class _Graph(NamedTuple):
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph):
                 pictures = space.run(network, images, codes)
-            return cls(graph, (*images, *codes), pictures, space)
+            return cls(graph, _tensors(images, codes), pictures, space)
         return None
 
-    def replay(self, images: Sequence[Tensor], codes: Sequence[Tensor | None]) -> Tensor:
-        for own, given in zip(self.inputs, (*images, *codes), strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
+    def replay(self, images: Sequence[Tensor], codes: Sequence[Code]) -> Tensor:
+        for own, given in zip(self.inputs, _tensors(images, codes), strict=True):
+            own.copy_(given)
         self.graph.replay()
         return self.pictures
+
+
+def _tensors(images: Sequence[Tensor], codes: Sequence[Code]) -> tuple[Tensor, ...]:
+    """All that a pass is given."""
+    return (*images, *(part for code in codes for part in code if part is not None))

@@ -101,7 +101,7 @@ def restore(
     tile: int | str = "auto",
     **settings: Any,
 ) -> Any:
-    """Restores a visible or an infrared image that is blurred and noisy, or both.
+    """Restores a visible or an infrared image that is blurred, noisy or dark, or both images.
 
     Args:
         visible: what :func:`fuse` takes, or None.
@@ -110,8 +110,8 @@ def restore(
         device: likewise.
         dtype: likewise.
         tile: likewise.
-        **settings: color, thermal_range, kernel, noise_std, max_pixels of :class:`Restorer`; with `kernel` or
-            `noise_std` the degradation is told, else it is estimated.
+        **settings: color, thermal_range, kernel, noise_std, tone, max_pixels of :class:`Restorer`; with
+            `kernel`, `noise_std` or `tone` the degradation is told, else it is estimated.
 
     Returns:
         The restored image, as :func:`fuse` gives it; of both a tuple (visible, infrared).

@@ -98,8 +98,11 @@ class Fuser(Session):
         planes = self._planes(seen)
         if len(planes) > len(luma):
             luma = luma.repeat_interleave(len(planes) // len(luma), dim=0)
-        return Request(seen, planes, luma, "visible", thermal.bounds, thermal.narrow)
+        tone = self._tone(seen, planes)
+        return Request(seen, planes, luma, "visible", thermal.bounds, thermal.narrow, tone)
 
-    def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
+    def _run(
+        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
+    ) -> Tensor:
         assert infrared is not None
-        return self.network.fuse(planes, infrared, self._code)
+        return self.network.fuse(planes, infrared, self._code, tone)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import Conv, FusionHead, ResidualBlock, RestorationBranch
 from ddrf_fast.models.estimator import CodeEstimator
+from ddrf_fast.models.tone import ToneEstimator
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.ops import route
 from ddrf_fast.ops.dynamic_conv import Activation, dynamic_conv_into
@@ -82,20 +84,44 @@ class Estimator:
         return cls(layers, estimator.code)
 
 
+class Code(NamedTuple):
+    """How an image was degraded, for the layers; None: to be estimated.
+
+    Attributes:
+        values: Tensor[B, D], in the network's units and its dtype.
+        tone: Tensor[B, 3].
+    """
+
+    values: Tensor | None = None
+    tone: Tensor | None = None
+
+    def of(self, samples: slice) -> "Code":
+        """That of some of the images."""
+        return Code(*(None if part is None else part[samples] for part in self))
+
+
 @dataclass
 class Branch:
-    """The layers of a restoration branch, and its estimator."""
+    """The layers of a restoration branch, and its estimators.
+
+    Attributes:
+        tone: of an image, Tensor[B, 3], from the means of what :func:`~ddrf_fast.models.tone.light` gives.
+    """
 
     estimator: Estimator
+    tone: Callable[[Tensor], Tensor]
     head: Layer
     blocks: list[tuple[Layer, Layer]]
     tail: Layer
 
     @classmethod
-    def of(cls, branch: RestorationBranch, estimator: CodeEstimator, dtype: torch.dtype) -> "Branch":
+    def of(
+        cls, branch: RestorationBranch, estimator: CodeEstimator, tone: ToneEstimator, dtype: torch.dtype
+    ) -> "Branch":
         blocks = [block for block in branch.blocks if isinstance(block, ResidualBlock)]
         return cls(
             Estimator.of(estimator, dtype),
+            tone.tone,
             Layer(branch.head, dtype),
             [(Layer(block.expand, dtype), Layer(block.project, dtype)) for block in blocks],
             Layer(branch.tail, dtype),
@@ -154,8 +180,8 @@ class NetworkLayers:
     @classmethod
     def of(cls, model: DDRFNet, dtype: torch.dtype) -> "NetworkLayers":
         branches = (
-            Branch.of(model.infrared_branch, model.infrared_estimator, dtype),
-            Branch.of(model.visible_branch, model.visible_estimator, dtype),
+            Branch.of(model.infrared_branch, model.infrared_estimator, model.infrared_tone, dtype),
+            Branch.of(model.visible_branch, model.visible_estimator, model.visible_tone, dtype),
         )
         return cls(
             branches,

@@ -1,6 +1,7 @@
 """DDRF-Net loaded to be run: the one place where sessions call it, planes in and planes out."""
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ddrf_fast.inference.engine import Engine
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
-from ddrf_fast.models.ddrfnet import Modality
+from ddrf_fast.models.ddrfnet import Modality, pad_to_even
 
 PathLike = str | os.PathLike[str]
 
@@ -55,34 +56,50 @@ class Network:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
-    def fuse(self, visible: Tensor, infrared: Tensor, code: Tensor | None = None) -> Tensor:
+    def fuse(
+        self, visible: Tensor, infrared: Tensor, code: Tensor | None = None, tone: Tensor | None = None
+    ) -> Tensor:
         """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one.
 
-        `code` Tensor[1 or B, 16] is that of a known degradation of all the images.
+        Args:
+            visible: images in [0, 1].
+            infrared: likewise.
+            code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
+            tone: where there is no code, the tones of the visible images, Tensor[B, 3].
         """
         code = self._expanded(code, visible)
-        return self.engine.fuse(visible, infrared, code, code)
+        return self.engine.fuse(visible, infrared, tone if code is None else code, code)
 
-    def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
+    def restore(
+        self, modality: Modality, image: Tensor, code: Tensor | None = None, tone: Tensor | None = None
+    ) -> Tensor:
         """Restores float32 Tensor[B, 1, H, W], likewise."""
-        return self.engine.restore(modality, image, self._expanded(code, image))
+        return self.engine.restore(modality, image, tone if code is None else self._expanded(code, image))
 
-    def encode(self, kernel: Any = None, noise_std: float | None = None) -> Tensor | None:
-        """The code of a known degradation, Tensor[1, 16]; None where nothing is known.
+    def tone(self, visible: Tensor) -> Tensor:
+        """The estimated tone Tensor[B, 3] of visible images, float32 Tensor[B, 1, H, W]."""
+        with torch.inference_mode():
+            return self.model.visible_tone(pad_to_even(visible.to(self.device)))
+
+    def encode(
+        self, kernel: Any = None, noise_std: float | None = None, tone: Sequence[float] | None = None
+    ) -> Tensor | None:
+        """The code of a known degradation, Tensor[1, 16 or 19]; None where nothing is known.
 
         Args:
             kernel: the blur: [k, k] of any scale, k odd and at most that of the network (25).
-            noise_std: the standard deviation of the noise, for images in [0, 1]. Of both one may be left out,
-                which says that there is no blur, or no noise.
+            noise_std: the standard deviation of the noise, for images in [0, 1].
+            tone: gamma, gain and contrast of a dark image, which is ``gain image^gamma`` of one with less
+                contrast. What is left out of the three says that there is no blur, no noise or no darkness.
 
         Raises:
-            ValueError: a kernel or a noise level that cannot be.
+            ValueError: a kernel, a noise level or a tone that cannot be.
 
         Example:
             >>> Network().encode(noise_std=0.02).shape
             torch.Size([1, 16])
         """
-        if kernel is None and noise_std is None:
+        if kernel is None and noise_std is None and tone is None:
             return None
         size = self.model.config.kernel_size
         known = np.ones((1, 1)) if kernel is None else np.asarray(kernel, np.float64)
@@ -91,12 +108,16 @@ class Network:
             raise ValueError(f"kernel must be [k, k] with k odd and at most {size}, got {list(known.shape)}")
         if not np.isfinite(known).all() or known.sum() <= 0:
             raise ValueError("kernel must hold finite numbers with a positive sum")
-        level = 0.0 if noise_std is None else float(noise_std)
-        if not 0 <= level < np.inf:
+        noise = 0.0 if noise_std is None else float(noise_std)
+        if not 0 <= noise < np.inf:
             raise ValueError(f"noise_std must be a number from 0 on, got {noise_std}")
+        darkness = None if tone is None else torch.tensor([tuple(map(float, tone))], device=self.device)
+        if darkness is not None and not (darkness.shape == (1, 3) and bool((darkness > 0).all())):
+            raise ValueError(f"tone must be three positive numbers, gamma, gain and contrast, got {tone}")
         kernels = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()[None]
         with torch.no_grad():
-            return self.model.encode(kernels.to(self.device), torch.tensor([level], device=self.device))
+            level = torch.tensor([noise], device=self.device)
+            return self.model.encode(kernels.to(self.device), level, darkness)
 
     def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
         return None if code is None else code.to(self.device).expand(len(images), -1)

@@ -1,5 +1,6 @@
 """Restorer: the session that restores visible or infrared images."""
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -20,12 +21,14 @@ class Restorer(Session):
     Args:
         weights, device, dtype, tile, color, thermal_range, max_pixels: as for every :class:`Session`.
         kernel: the blur, where it is known: [k, k] of any scale, k odd and at most that of the network (25).
-        noise_std: the standard deviation of the noise, where it is known, for images in [0, 1]. Of kernel and
-            noise_std one may be left out, which says that there is no blur, or no noise; without both, the
-            network estimates what it needs from the image.
+        noise_std: the standard deviation of the noise, where it is known, for images in [0, 1].
+        tone: the darkness, where it is known: gamma, gain and contrast of
+            :class:`~ddrf_fast.degradation.DegradationConfig`. What is left out of kernel, noise_std and tone
+            says that there is no blur, no noise or no darkness; without all three, the network estimates what
+            it needs from the image.
 
     Raises:
-        ValueError: as every session, or a kernel or a noise level that cannot be.
+        ValueError: as every session, or a kernel, a noise level or a tone that cannot be.
 
     Example:
         >>> restorer = Restorer()
@@ -44,10 +47,11 @@ class Restorer(Session):
         thermal_range: str | tuple[float, float] = "full",
         kernel: Any = None,
         noise_std: float | None = None,
+        tone: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
-        self._code = self.network.encode(kernel, noise_std)
+        self._code = self.network.encode(kernel, noise_std, tone)
 
     @overload
     def __call__(self, visible: PathLike, infrared: None = None) -> NDArray[Any]: ...
@@ -82,7 +86,10 @@ class Restorer(Session):
         if modality == "infrared":
             refuse_colour(picture)
         planes = self._planes(picture)
-        return Request(picture, planes, None, modality, picture.bounds, picture.narrow)
+        tone = self._tone(picture, planes) if modality == "visible" else None
+        return Request(picture, planes, None, modality, picture.bounds, picture.narrow, tone)
 
-    def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
-        return self.network.restore(modality, planes, self._code)
+    def _run(
+        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
+    ) -> Tensor:
+        return self.network.restore(modality, planes, self._code, tone)

@@ -33,6 +33,8 @@ class Request:
             "full" was asked for.
         narrow: the lowest and highest value of an infrared image of 16 bit that uses little of its range,
             where none was asked for.
+        tone: of the picture's planes, Tensor[N, 3], where channels go through the network apart: those of
+            an image are brightened alike. None: each has its own.
     """
 
     picture: Picture
@@ -41,11 +43,12 @@ class Request:
     modality: Modality = "visible"
     mapped: tuple[float, float] | None = None
     narrow: tuple[int, int] | None = None
+    tone: Tensor | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """Requests of one key may be computed together."""
-        return self.planes.shape[1:], self.planes.device, self.modality
+        return self.planes.shape[1:], self.planes.device, self.modality, self.tone is None
 
 
 class Session(ABC):
@@ -101,17 +104,27 @@ class Session(ABC):
         """Reads and checks images, and makes the network's inputs of them."""
 
     @abstractmethod
-    def _run(self, planes: Tensor, infrared: Tensor | None, modality: Modality) -> Tensor:
+    def _run(
+        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
+    ) -> Tensor:
         """The network on Tensor[N, 1, H, W]."""
 
     def compute(self, requests: Sequence[Request]) -> list[Tensor]:
         """The network's output, Tensor[N, 1, H, W], for each of some requests of one :attr:`Request.key`."""
         if len(requests) == 1:
             request = requests[0]
-            return [self._run(request.planes, request.infrared, request.modality)]
-        infrared = [request.infrared for request in requests if request.infrared is not None]
+            return [self._run(request.planes, request.infrared, request.modality, request.tone)]
+        infrared, tones = (
+            [getattr(request, name) for request in requests if getattr(request, name) is not None]
+            for name in ("infrared", "tone")
+        )
         planes = torch.cat([request.planes for request in requests])
-        output = self._run(planes, torch.cat(infrared) if infrared else None, requests[0].modality)
+        output = self._run(
+            planes,
+            torch.cat(infrared) if infrared else None,
+            requests[0].modality,
+            torch.cat(tones) if tones else None,
+        )
         return list(output.split([len(request.planes) for request in requests]))
 
     def finish(self, request: Request, output: Tensor) -> Any:
@@ -161,6 +174,11 @@ class Session(ABC):
 
     def _planes(self, picture: Picture) -> Tensor:
         return picture.channels() if self.color == "rgb" else picture.luma()
+
+    def _tone(self, picture: Picture, planes: Tensor) -> Tensor | None:
+        """The tone that the channels of a visible picture in colour have in common."""
+        channels = len(planes) // len(picture.planes)
+        return None if channels == 1 else self.network.tone(picture.luma()).repeat_interleave(channels, 0)
 
 
 def refuse_colour(thermal: Picture, seen: Picture | None = None) -> None:

@@ -8,7 +8,7 @@ rows, with features kept in between, in memory or in a temporary file:
     head          writes x; its mean
     block, once   expand(x) for its mean alone, nothing is kept
     block, twice  x += project(expand(x)), in place; its mean
-    tail          the restored image
+    tail          the restored image, and twice more where it is dark: its mean, what it was before
     fusion        merge, mix1, mix2 in the place of x; output for its mean; output and blend give the strips
 
 So two maps of features are kept, one of each modality, where whole images need three and a half; where one
@@ -28,9 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.inference.layers import Branch, Estimator, Fusion, Layer, NetworkLayers
+from ddrf_fast.degradation.photometric import brighten, is_dark
+from ddrf_fast.inference.layers import Branch, Code, Estimator, Fusion, Layer, NetworkLayers
 from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
 from ddrf_fast.models.estimator import details
+from ddrf_fast.models.tone import light
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
 LEAST_ROWS = 8
@@ -43,7 +45,7 @@ class Strips:
     Args:
         network: the layers.
         images: Tensor[1, 1, H, W], one for each branch: infrared and visible.
-        codes: theirs, in the network's units, or None.
+        codes: theirs.
         memory: bytes of features to keep in memory; more go to temporary files.
         rows: of a strip, at half resolution; None: as many as make 16 MiB of features.
     """
@@ -52,7 +54,7 @@ class Strips:
         self,
         network: NetworkLayers,
         images: Sequence[Tensor],
-        codes: Sequence[Tensor | None],
+        codes: Sequence[Code],
         memory: int,
         rows: int | None,
     ) -> None:
@@ -73,9 +75,12 @@ class Strips:
         means, codes = [], []
         for i, branch in enumerate(network.branches):
             given = self.codes[i]
-            code = self._estimate(branch.estimator, i) if given is None else given
+            code = self._estimate(branch.estimator, i) if given.values is None else given.values
+            tone = self._estimate_tone(branch, i) if given.tone is None else given.tone
             means.append(self._restore(branch, i, code, features[i], pictures[i]))
             codes.append(code)
+            if bool(is_dark(tone)):
+                self._undo_darkness(pictures[i], tone)
         if network.fusion is None:
             strips: Iterator[Tensor] = (pictures[0].read(*span) for span in self._spans())
         else:
@@ -86,6 +91,14 @@ class Strips:
             rows = F.pixel_shuffle(strip, 2)[:, :, : height - 2 * first, :width]
             yield 2 * first, rows
             first += strip.shape[2]
+
+    def _estimate_tone(self, branch: Branch, index: int) -> Tensor:
+        lights = _Mean()
+        for (first, _), rows in zip(
+            self._spans(), self._source(index, self.network.picture_dtype), strict=True
+        ):
+            lights.add(light(rows[:, :, first % 2 :]))  # every second row of the image
+        return branch.tone(lights.value()).to(self.network.picture_dtype)
 
     def _estimate(self, estimator: Estimator, index: int) -> Tensor:
         precise, dtype, height = self.network.picture_dtype, self.network.dtype, self.height
@@ -113,6 +126,17 @@ class Strips:
         tail = self._convolved(branch.tail, self._read(x), branch.tail.attention(mean))
         self._write(picture, tail, add=True)
         return mean
+
+    def _undo_darkness(self, picture: "_Store", tone: Tensor) -> None:
+        """Of the whole picture, in place; as :func:`~ddrf_fast.degradation.undo_darkness` does."""
+        gamma, gain, contrast = tone.unbind(1)
+        scene = _Mean()
+        for span in self._spans():
+            scene.add(brighten(picture.read(*span), gamma, gain))
+        mean = scene.value().mean().to(tone)
+        for span in self._spans():
+            bright = brighten(picture.read(*span), gamma, gain)
+            picture.write(*span, torch.lerp(mean, bright, 1 / contrast.view(-1, 1, 1, 1)))
 
     def _fuse(
         self,

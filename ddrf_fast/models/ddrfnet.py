@@ -4,6 +4,7 @@
                                       +--> four dynamic convolutions --> P
     infrared --> branch --> f_i, H2 --+
 
+Blur and noise came after darkness, so a branch takes them back in the dark, and darkness last of all.
 After Fang, Zhao, Yang, Zhang, "Dynamic Degradation for Image Restoration and Fusion" (sections 3.3 and 3.5).
 What the paper leaves open was chosen for speed: everything runs at half resolution (``pixel_unshuffle``),
 where 32 channels cost what 8 cost at full resolution, and capacity comes from the number of kernels in each
@@ -19,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, undo_darkness
 from ddrf_fast.models.estimator import CodeEstimator
 from ddrf_fast.models.pretrained import PretrainedMixin
 from ddrf_fast.models.static_conv import StaticConv2d
+from ddrf_fast.models.tone import ToneEstimator, with_tone
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.nn.dynamic_conv import Activation, stretch
 
@@ -79,9 +82,8 @@ class DDRFNet(PretrainedMixin, nn.Module):
     """The network of the paper: two restoration branches that share no weights, and a dynamic fusion.
 
     All convolutions but those of the blind estimators are dynamic, with the 1/N of eq. 6, unless the
-    configuration makes a part static. Without a code, the
-    estimator of that modality predicts one from the degraded image (blind use); a user who knows the
-    degradation passes it.
+    configuration makes a part static. Without a code, the estimators of that modality predict one from the
+    degraded image (blind use); a user who knows the degradation passes it.
 
     Args:
         config: the sizes.
@@ -102,6 +104,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
         self.fusion = FusionHead(config)
         self.visible_estimator = CodeEstimator(config.code_channels)
         self.infrared_estimator = CodeEstimator(config.code_channels)
+        self.visible_tone, self.infrared_tone = ToneEstimator(), ToneEstimator()
         scale = torch.full((config.code_channels,), config.kernel_code_scale)
         scale[-1] = config.noise_code_scale
         self.register_buffer("code_scale", scale, persistent=False)
@@ -122,8 +125,10 @@ class DDRFNet(PretrainedMixin, nn.Module):
         Args:
             visible: Tensor[B, 1, H, W], luma in [0, 1]; any H, W >= 1.
             infrared: Tensor[B, 1, H, W] in [0, 1].
-            visible_code: how ``visible`` was degraded: Tensor[B, 16] for the whole image, or a coarse map
-                Tensor[B, 16, h, w]; None: estimated from the image.
+            visible_code: how ``visible`` was degraded (:meth:`encode`): Tensor[B, 16] for the whole image,
+                or a coarse map Tensor[B, 16, h, w]; dark images have 19 numbers, of which the last three are
+                the tone, and these alone, Tensor[B, 3], tell nothing but it. What is not told, and with
+                None all, is estimated from the image.
             infrared_code: the same for ``infrared``.
 
         Returns:
@@ -136,10 +141,12 @@ class DDRFNet(PretrainedMixin, nn.Module):
         check_images(visible, infrared)
         height, width = visible.shape[2:]
         visible, infrared = pad_to_even(visible), pad_to_even(infrared)
-        visible_code = self._network_code("visible_code", visible_code, visible, self.visible_estimator)
-        infrared_code = self._network_code("infrared_code", infrared_code, infrared, self.infrared_estimator)
+        visible_code, visible_tone = self._degradation("visible", "visible_code", visible_code, visible)
+        infrared_code, infrared_tone = self._degradation("infrared", "infrared_code", infrared_code, infrared)
         visible_features, visible_restored = self.visible_branch(visible, visible_code)
         infrared_features, infrared_restored = self.infrared_branch(infrared, infrared_code)
+        visible_restored = undo_darkness(visible_restored, visible_tone)
+        infrared_restored = undo_darkness(infrared_restored, infrared_tone)
         fused = self.fusion(
             infrared_features,
             visible_features,
@@ -167,12 +174,11 @@ class DDRFNet(PretrainedMixin, nn.Module):
             ValueError: another modality, or an image or a code of another shape.
         """
         check_image(modality, image)
-        visible = modality == "visible"
         padded = pad_to_even(image)
-        estimator = self.visible_estimator if visible else self.infrared_estimator
-        branch = self.visible_branch if visible else self.infrared_branch
-        _, restored = branch(padded, self._network_code("code", code, padded, estimator))
-        return _crop(restored, *image.shape[2:])
+        branch = self.visible_branch if modality == "visible" else self.infrared_branch
+        code, tone = self._degradation(modality, "code", code, padded)
+        _, restored = branch(padded, code)
+        return _crop(undo_darkness(restored, tone), *image.shape[2:])
 
     def estimate_codes(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts both degradation codes, as ``forward`` does where none is given.
@@ -182,25 +188,29 @@ class DDRFNet(PretrainedMixin, nn.Module):
             infrared: Tensor[B, 1, H, W] in [0, 1].
 
         Returns:
-            Two Tensor[B, 16], for the visible and the infrared images, in the units in which codes are given.
+            Two Tensor[B, 19], for the visible and the infrared images, in the units in which codes are given.
         """
+        visible, infrared = pad_to_even(visible), pad_to_even(infrared)
         return (
-            self.visible_estimator(pad_to_even(visible)) / self.code_scale,
-            self.infrared_estimator(pad_to_even(infrared)) / self.code_scale,
+            with_tone(self.visible_estimator(visible) / self.code_scale, self.visible_tone(visible)),
+            with_tone(self.infrared_estimator(infrared) / self.code_scale, self.infrared_tone(infrared)),
         )
 
-    def encode(self, kernels: Tensor, noise_std: Tensor) -> Tensor:
+    def encode(self, kernels: Tensor, noise_std: Tensor, tone: Tensor | None = None) -> Tensor:
         """Codes of known degradations, in the basis that the network was trained with.
 
         Args:
             kernels: Tensor[B, k, k], blur kernels, each summing to 1, k the configuration's ``kernel_size``.
             noise_std: Tensor[B], standard deviation of the noise for images in [0, 1].
+            tone: Tensor[B, 3], gamma, gain and contrast of dark images, all positive
+                (:mod:`ddrf_fast.degradation.photometric`); None: they are not dark.
 
         Returns:
-            Tensor[B, 16], to be passed as ``visible_code`` or ``infrared_code``.
+            Tensor[B, 16], or with a tone Tensor[B, 19], to be passed as ``visible_code`` or
+            ``infrared_code``.
 
         Raises:
-            ValueError: the kernels have another size, or there is not one noise level for each.
+            ValueError: the kernels have another size, or there is not one noise level and tone for each.
         """
         size = self.config.kernel_size
         if kernels.dim() != 3 or kernels.shape[1:] != (size, size) or noise_std.shape != kernels.shape[:1]:
@@ -208,29 +218,42 @@ class DDRFNet(PretrainedMixin, nn.Module):
                 f"kernels must be [B, {size}, {size}] and noise_std [B], "
                 f"got {list(kernels.shape)} and {list(noise_std.shape)}"
             )
-        return torch.cat((kernels.flatten(1) @ self.code_basis.mT, noise_std[:, None]), dim=1)
+        code = torch.cat((kernels.flatten(1) @ self.code_basis.mT, noise_std[:, None]), dim=1)
+        if tone is None:
+            return code
+        if tone.shape != (len(kernels), TONE_CHANNELS) or not bool((tone > 0).all()):
+            raise ValueError(
+                f"tone must be [{len(kernels)}, {TONE_CHANNELS}] and positive, got {list(tone.shape)}: {tone}"
+            )
+        return with_tone(code, tone)
 
     def caution_logit(self, visible_code: Tensor, infrared_code: Tensor) -> Tensor:
-        """The log odds, Tensor[B], that pairs of these codes, Tensor[B, 16], are fused with caution."""
-        code = torch.cat((infrared_code * self.code_scale, visible_code * self.code_scale), dim=1)
+        """The log odds, Tensor[B], that pairs of these codes, Tensor[B, 16], are fused with caution.
+
+        A tone behind them makes no difference.
+        """
+        codes = (code[:, : self.config.code_channels] for code in (infrared_code, visible_code))
+        code = torch.cat([code * self.code_scale for code in codes], dim=1)
         return self.fusion.caution(code)[:, 0]
 
-    def _network_code(
-        self, name: str, code: Tensor | None, image: Tensor, estimator: CodeEstimator
-    ) -> Tensor:
-        """The code in the network's units: Tensor[B, D], or Tensor[B, D, H/2, W/2] for a map."""
+    def _degradation(
+        self, modality: Modality, name: str, code: Tensor | None, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The code in the network's units, Tensor[B, D], or Tensor[B, D, H/2, W/2] for a map; the tone."""
+        visible = modality == "visible"
+        tone = None
+        if code is not None:
+            code, tone = split_code(name, code.to(image.dtype), len(image), self.config.code_channels)
+        if tone is None:
+            tone = (self.visible_tone if visible else self.infrared_tone)(image)
+        elif tone.dim() == 4:
+            tone = tone.mean(dim=(2, 3))
         if code is None:
-            return estimator(image)
-        channels = self.config.code_channels
-        if code.dim() not in (2, 4) or code.shape[0] != image.shape[0] or code.shape[1] != channels:
-            raise ValueError(
-                f"{name} must be [{image.shape[0]}, {channels}] or [{image.shape[0]}, {channels}, h, w], "
-                f"got {list(code.shape)}"
-            )
-        code = code.to(image.dtype)
+            return (self.visible_estimator if visible else self.infrared_estimator)(image), tone
         if code.dim() == 2:
-            return code * self.code_scale
-        return stretch(code, image.shape[2] // 2, image.shape[3] // 2) * self.code_scale.view(-1, 1, 1)
+            return code * self.code_scale, tone
+        size = image.shape[2] // 2, image.shape[3] // 2
+        return stretch(code, *size) * self.code_scale.view(-1, 1, 1), tone
 
 
 class Pooled(NamedTuple):
@@ -359,7 +382,7 @@ def blend(
 
     .. math::
         P &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) + M(H - L_1, n + s' d_0)
-            + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
+            + (1 - \tfrac38 c) (r - \bar r), \quad s' = (1 + c) s \\
         M(D, q) &= D_2 + \sigma(q) (D_1 - D_2)
 
     with the bases L of each restored image H (:func:`base_images`), and of each band the difference of
@@ -367,7 +390,7 @@ def blend(
     network knows better, as fusions of Laplacian pyramids do: an average would have half of it. What
     remains, of scales beyond what the layers see, is shared as the network says. The correction does not
     change the brightness of the whole, which is that of the sources. With caution, c of 0 to 1, the base
-    goes over into the mean of both, the correction into half of it, and bands are chosen by liveliness more
+    goes over into the mean of both, the correction into 5/8 of it, and bands are chosen by liveliness more
     sharply: what the layers make of degraded pairs is less certain than these rules.
 
     Args:
@@ -394,7 +417,7 @@ def blend(
     share = (1 - caution) * band_shares[:, -1:]
     fused.add_(torch.lerp(infrared, visible, share.sigmoid_()))
     correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
-    return fused.add_((correction - correction_mean).mul_(1 - caution / 2))
+    return fused.add_((correction - correction_mean).mul_(1 - 3 / 8 * caution))
 
 
 BASE_DISTANCES = (1, 2, 4, 8)
@@ -453,6 +476,29 @@ def check_images(visible: Tensor, infrared: Tensor) -> None:
         )
     if visible.shape[2] < 1 or visible.shape[3] < 1:
         raise ValueError(f"visible and infrared must have at least one pixel, got {list(visible.shape)}")
+
+
+def split_code(name: str, code: Tensor, batch: int, channels: int) -> tuple[Tensor | None, Tensor]:
+    """A code without its tone, and the tone: ones where a code has none.
+
+    Args:
+        name: of the argument, for the message.
+        code: Tensor[B, D] or Tensor[B, D, h, w], the same with the tone's 3 more, or Tensor[B, 3], the tone
+            alone.
+        batch: B.
+        channels: D.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if code.shape == (batch, TONE_CHANNELS):
+        return None, code
+    lengths = channels, channels + TONE_CHANNELS
+    if code.dim() not in (2, 4) or code.shape[0] != batch or code.shape[1] not in lengths:
+        numbers = f"[{batch}, {' or '.join(map(str, lengths))}"
+        raise ValueError(f"{name} must be {numbers}] or {numbers}, h, w], got {list(code.shape)}")
+    tone = code[:, channels:] if code.shape[1] > channels else torch.ones_like(code[:, :TONE_CHANNELS])
+    return code[:, :channels], tone
 
 
 def pad_to_even(image: Tensor) -> Tensor:

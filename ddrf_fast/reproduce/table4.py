@@ -16,6 +16,7 @@ from ddrf_fast.degradation import DynamicDegradation, KernelPCA
 from ddrf_fast.evaluation import MethodScores
 from ddrf_fast.metrics import RESTORATION_METRICS, evaluate_restored
 from ddrf_fast.models import DDRFNet
+from ddrf_fast.models.tone import with_tone
 from ddrf_fast.reproduce import paper
 from ddrf_fast.reproduce.denoise import non_local_means
 from ddrf_fast.reproduce.figures import write_grid
@@ -90,6 +91,8 @@ def _degradations(
                 clean = getattr(pair, f"clean_{modality}")
                 degraded = degrade(degradation, clean, 2 * index + offset)
                 code = degraded.recipe.codes(KernelPCA(model.code_basis.cpu(), 1.0))
+                if degraded.recipe.tone is not None:
+                    code = with_tone(code, degraded.recipe.tone)
                 samples.append(Sample(pair.name, modality, clean, full_size(degraded.image, clean), code))
         yield kind, samples
     if (settings.data / f"{name}_degraded" / "test").is_dir():

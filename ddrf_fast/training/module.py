@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, draws
+from ddrf_fast.degradation import DynamicDegradation, draws, undo_darkness
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
 from ddrf_fast.models import DDRFNet, DDRFOutput
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
+from ddrf_fast.models.ddrfnet import pad_to_even
+from ddrf_fast.models.tone import ToneEstimator, light_means, with_tone
 from ddrf_fast.nn import DynamicConv2d, anneal_temperature
 from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import Crops
@@ -29,6 +32,8 @@ _CHANCES, _SEEDS = 3, 4
 # A pair of which less is kept is to be fused with caution, and has no positive sample where there is the
 # fidelity loss.
 _LOST = 0.5
+# To brighten an image that is not dark is as bad as to leave so many dark ones as they are.
+_SURELY = 8.0
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
@@ -103,7 +108,7 @@ class TrainingModule(lightning.LightningModule):
         spatial: bool,
         scale: int = 1,
         clean: Tensor | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Degrades the three images of each sample, each by its own degradation.
 
         Args:
@@ -116,9 +121,9 @@ class TrainingModule(lightning.LightningModule):
 
         Returns:
             The visible, infrared and positive images, degraded and clipped as any image from a file is, and
-            the codes of the first two.
+            the codes and the tones Tensor[B, 3] of the first two.
         """
-        degraded, codes = [], []
+        degraded, codes, tones = [], [], []
         for number, image in enumerate(crops[1:]):
             recipe = degradation.sample(
                 len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
@@ -131,11 +136,13 @@ class TrainingModule(lightning.LightningModule):
                 low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
             degraded.append(low.clamp(0, 1))
             codes.append(batch.codes)
-        return degraded, codes[:2]
+            tones.append(low.new_ones(len(low), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
+        return degraded, codes[:2], tones[:2]
 
-    def kept(self, crops: Crops, degraded: list[Tensor]) -> Tensor:
-        """How much is left of each pair after its degradation: Tensor[B] from 0 to 1, by its SSIM."""
-        kept = torch.stack(list(map(similarity, degraded[:2], crops[1:3]))).clamp(0, 1).prod(dim=0)
+    def kept(self, crops: Crops, degraded: list[Tensor], tones: list[Tensor]) -> Tensor:
+        """How much is left of each pair when its darkness is undone: Tensor[B] from 0 to 1, by its SSIM."""
+        lit = map(undo_darkness, degraded[:2], tones)
+        kept = torch.stack(list(map(similarity, lit, crops[1:3]))).clamp(0, 1).prod(dim=0)
         return kept.square() * (3 - 2 * kept)
 
     def positive(self, crops: Crops, kept: Tensor) -> Tensor:
@@ -153,12 +160,13 @@ class TrainingModule(lightning.LightningModule):
         degraded: list[Tensor],
         estimates: tuple[Tensor, Tensor],
         codes: list[Tensor],
+        tones: list[Tensor],
         restoration_weight: float,
     ) -> dict[str, Tensor]:
         """What a step is judged by, in float32: "loss", the weighted sum, and its terms, each a scalar."""
         config = self.config
         fused, visible, infrared = (image.float() for image in output)
-        kept = self.kept(crops, degraded)
+        kept = self.kept(crops, degraded, tones)
         fusion = fusion_loss(
             fused,
             (crops.visible, crops.infrared),
@@ -176,17 +184,19 @@ class TrainingModule(lightning.LightningModule):
         scale = self.model.code_scale
         estimator = torch.stack(
             [
-                charbonnier(estimate.float() * scale, _mean_code(code) * scale)
+                charbonnier(estimate[:, : len(scale)].float() * scale, _mean_code(code) * scale)
                 for estimate, code in zip(estimates, codes, strict=True)
             ]
         ).sum()
         network, lost = self.model if self.training else self.average, (kept < _LOST).float()
         recognised = [network.caution_logit(*map(_mean_code, known)).float() for known in (estimates, codes)]
         caution = torch.stack([F.binary_cross_entropy_with_logits(odds, lost) for odds in recognised]).mean()
+        estimators = network.visible_tone, network.infrared_tone
+        darkness = torch.stack(list(map(darkness_loss, estimators, degraded, crops[1:3], tones))).sum()
         return {
             "loss": fusion.total
             + restoration_weight * restoration
-            + config.estimator_weight * (estimator + caution),
+            + config.estimator_weight * (estimator + caution + darkness),
             "restoration": restoration,
             "similarity": fusion.similarity,
             "negative": fusion.negative,
@@ -194,6 +204,7 @@ class TrainingModule(lightning.LightningModule):
             "fidelity": fusion.fidelity,
             "estimator": estimator,
             "caution": caution,
+            "darkness": darkness,
         }
 
     def step_losses(self, crops: Crops, step: int) -> dict[str, Tensor]:
@@ -215,12 +226,15 @@ class TrainingModule(lightning.LightningModule):
             chances = draws.uniform(draws.standard_normal(chances_seed, crops.sample_ids, 3))
             told = (chances[:, :2] < config.known_fraction).unbind(1)
             clean = chances[:, 2] < config.clean_fraction
-            degraded, codes = self.degrade(self.degradation, crops, config.seed, spatial, scale, clean)
+            degraded, codes, tones = self.degrade(self.degradation, crops, config.seed, spatial, scale, clean)
         estimates = self.model.estimate_codes(degraded[0], degraded[1])
-        output = self.model(degraded[0], degraded[1], *map(_choose, told, codes, estimates))
+        # Tones are told: how bright the scene was is nothing that branches and fusion could learn.
+        chosen = map(with_tone, map(_choose, told, codes, estimates), tones)
+        output = self.model(degraded[0], degraded[1], *chosen)
         with _full_precision(crops.visible):
             epoch = step // self.steps_per_epoch
-            return self.losses(output, crops, degraded, estimates, codes, self.restoration_weight(epoch))
+            weight = self.restoration_weight(epoch)
+            return self.losses(output, crops, degraded, estimates, codes, tones, weight)
 
     def restoration_weight(self, epoch: int) -> float:
         """The weight of the restoration loss in an epoch."""
@@ -248,7 +262,7 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, batch: Crops, batch_index: int) -> None:
         """Blind restoration and fusion of fixed degradations, and fusion of the clean pair."""
         with _full_precision(batch.visible):
-            degraded, codes = self.degrade(
+            degraded, codes, tones = self.degrade(
                 self.validation_degradation, batch, _VALIDATION_SEED, True, max(self.config.scales)
             )
         estimates = self.average.estimate_codes(degraded[0], degraded[1])
@@ -256,7 +270,7 @@ class TrainingModule(lightning.LightningModule):
         clean = self.average(batch.visible, batch.infrared)
         with _full_precision(batch.visible):
             weight = self.restoration_weight(self.config.epochs)
-            losses = self.losses(output, batch, degraded, estimates, codes, weight)
+            losses = self.losses(output, batch, degraded, estimates, codes, tones, weight)
             # As they would be in a file; where nothing asks for restoration, they may be far from an image.
             fused, visible, infrared, clean_fused = (x.float().clamp(0, 1) for x in (*output, clean.fused))
             sources = (batch.visible, batch.infrared)
@@ -349,6 +363,26 @@ class TrainingModule(lightning.LightningModule):
         return min(done, 1.0)
 
 
+def darkness_loss(estimator: ToneEstimator, degraded: Tensor, clean: Tensor, tone: Tensor) -> Tensor:
+    """Whether dark images are recognised, and how far from the clean one each is when its darkness is undone.
+
+    Args:
+        estimator: which is trained.
+        degraded: Tensor[B, 1, H, W].
+        clean: likewise.
+        tone: Tensor[B, 3], of each degraded image.
+
+    Returns:
+        A scalar: the cross-entropy, and ten times the mean deviation.
+    """
+    dark = is_dark(tone).float()
+    odds, guess = estimator.guess(light_means(pad_to_even(degraded)))
+    recognition = F.binary_cross_entropy_with_logits(odds, dark, weight=_SURELY + (1 - _SURELY) * dark)
+    error = undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean
+    deviation = (error.square().mean(dim=(1, 2, 3)) + 1e-4).sqrt()
+    return recognition + 10 * (deviation * dark).sum() / dark.sum().clamp(min=1)
+
+
 def _full_precision(image: Tensor) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(image.device.type, enabled=False)
 
@@ -360,5 +394,6 @@ def _mean_code(code: Tensor) -> Tensor:
 
 def _choose(told: Tensor, code: Tensor, estimate: Tensor) -> Tensor:
     """For each sample the code where it is told (bool Tensor[B]), elsewhere the estimate, stretched."""
+    estimate = estimate[:, : code.shape[1]]
     ones = [1] * (code.dim() - 2)
     return torch.where(told.view(-1, 1, *ones), code, estimate.view(*estimate.shape, *ones))
