@@ -68,33 +68,51 @@ struct Window {
 
 #if DDRF_VECTOR_BYTES == 64
 // copy_window for channels of the image whose columns lie side by side, kStep from one to the next:
-// vector by vector, where the masks of the loads leave zeros outside the image.
+// vector by vector, where the masks of the loads leave zeros outside the image. Masks cost time,
+// above all where a vector lies on two cache lines, and most vectors need none.
 template <int kStep, class Scalar>
 inline void copy_vectors(const Planes<Scalar>& planes, int64_t begin, int64_t end,
                          const Window& window, accumulate_t<Scalar>* target, int64_t channel_stride,
                          int64_t row_stride) {
   using Acc = accumulate_t<Scalar>;
   constexpr int kLane = kLanes<Acc>;
-  const int64_t width = std::min(planes.width, window.x0 + (window.columns - 1) * kStep + 1);
-  for (int64_t i = 0; i < row_stride; i += kLane) {
-    const int64_t x = window.x0 + i * kStep;
-    const uint32_t low = lanes_inside<kLane>(x, width);
-    const uint32_t high = lanes_inside<kLane>(x + kLane, width);
-    const uint32_t stored = lanes_inside<kLane>(i, row_stride);
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t row = 0; row < window.rows; ++row) {
-        const int64_t y = window.y0 + row * window.y_step;
-        Vector<Acc> value{};
-        if (y >= 0 && y < planes.height) {
-          const Scalar* source = planes.data + c * planes.channel_step + y * planes.row_step + x;
-          value = load_masked(source, low);
-          if constexpr (kStep == 2) {
-            value = every_second<Acc, 0>(value, load_masked(source + kLane, high),
-                                         std::make_index_sequence<kLane>());
-          }
-        }
-        store_masked(target + (c - begin) * channel_stride + row * row_stride + i, value, stored);
+  const int64_t x0 = window.x0, rows = window.rows;
+  const int64_t width = std::min(planes.width, x0 + (window.columns - 1) * kStep + 1);
+  const auto copy = [&](Acc* to, const Scalar* from, int64_t i) {
+    const int64_t x = x0 + i * kStep;
+    Vector<Acc> value = load_masked(from + i * kStep, lanes_inside<kLane>(x, width));
+    if constexpr (kStep == 2) {
+      const uint32_t high = lanes_inside<kLane>(x + kLane, width);
+      value = every_second<Acc, 0>(value, load_masked(from + i * kStep + kLane, high),
+                                   std::make_index_sequence<kLane>());
+    }
+    store_masked(to + i, value, lanes_inside<kLane>(i, row_stride));
+  };
+  // Vectors [first, last) lie inside the image and inside the row.
+  const int64_t first =
+      std::min(ceil_div(std::max<int64_t>(0, ceil_div(-x0, kStep)), kLane) * kLane, row_stride);
+  const int64_t inside = std::min(row_stride, (width - x0) / kStep);
+  const int64_t last = first + std::max<int64_t>(0, inside - first) / kLane * kLane;
+  for (int64_t c = begin; c < end; ++c) {
+    const Scalar* const plane = planes.data + c * planes.channel_step + x0;
+    Acc* to = target + (c - begin) * channel_stride;
+    for (int64_t row = 0; row < rows; ++row, to += row_stride) {
+      const int64_t y = window.y0 + row * window.y_step;
+      if (y < 0 || y >= planes.height) {
+        std::fill_n(to, row_stride, Acc(0));
+        continue;
       }
+      const Scalar* const from = plane + y * planes.row_step;
+      for (int64_t i = 0; i < first; i += kLane) copy(to, from, i);
+      for (int64_t i = first; i < last; i += kLane) {
+        Vector<Acc> value = load_vector(from + i * kStep);
+        if constexpr (kStep == 2) {
+          value = every_second<Acc, 0>(value, load_vector(from + i * kStep + kLane),
+                                       std::make_index_sequence<kLane>());
+        }
+        store_vector(to + i, value);
+      }
+      for (int64_t i = last; i < row_stride; i += kLane) copy(to, from, i);
     }
   }
 }
