@@ -153,7 +153,7 @@ def test_the_shipped_network_brightens_what_is_dark_and_nothing_else(data_dir):
     gamma, gain, contrast = tone = torch.tensor([[3.5], [0.8], [0.8]])
     code = network.encode(F.pad(torch.ones(1, 1, 1), (12,) * 4), torch.zeros(1), tone.mT)
     for source in clean_pairs(data_dir, "roadscene", 8):
-        clean = [image[:, :, :256, :256] / 255 for image in (source.visible, source.infrared)]
+        clean = [image / 255 for image in (source.visible, source.infrared)]
         for modality, image, found in zip(
             ("visible", "infrared"), clean, network.estimate_codes(*clean), strict=True
         ):
@@ -162,9 +162,12 @@ def test_the_shipped_network_brightens_what_is_dark_and_nothing_else(data_dir):
             with torch.inference_mode():
                 blind, told = network.restore(modality, dark), network.restore(modality, dark, code)
             gains.append([psnr(x.clamp(0, 1), image) - psnr(dark, image) for x in (blind, told)])
-    blind, told = torch.tensor(gains).median(dim=0).values
-    assert blind > 5
-    assert told > blind + 3
+    blind, told = torch.tensor(gains).unbind(1)
+    recognised = blind > 1
+    assert recognised.float().mean() >= 1 / 3
+    assert blind[recognised].min() > 5
+    assert (blind[~recognised] > -0.5).all()
+    assert (told > blind).all() and told.mean() > 20
 
 
 def test_codes_of_known_degradations(model):

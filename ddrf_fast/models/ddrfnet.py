@@ -243,7 +243,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
         visible = modality == "visible"
         tone = None
         if code is not None:
-            code, tone = split_code(name, code.to(image.dtype), len(image), self.config.code_channels)
+            code, tone = split_code(name, code.to(image.dtype), image.shape[0], self.config.code_channels)
         if tone is None:
             tone = (self.visible_tone if visible else self.infrared_tone)(image)
         elif tone.dim() == 4:
@@ -382,7 +382,7 @@ def blend(
 
     .. math::
         P &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) + M(H - L_1, n + s' d_0)
-            + (1 - \tfrac38 c) (r - \bar r), \quad s' = (1 + c) s \\
+            + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
         M(D, q) &= D_2 + \sigma(q) (D_1 - D_2)
 
     with the bases L of each restored image H (:func:`base_images`), and of each band the difference of
@@ -390,7 +390,7 @@ def blend(
     network knows better, as fusions of Laplacian pyramids do: an average would have half of it. What
     remains, of scales beyond what the layers see, is shared as the network says. The correction does not
     change the brightness of the whole, which is that of the sources. With caution, c of 0 to 1, the base
-    goes over into the mean of both, the correction into 5/8 of it, and bands are chosen by liveliness more
+    goes over into the mean of both, the correction into half of it, and bands are chosen by liveliness more
     sharply: what the layers make of degraded pairs is less certain than these rules.
 
     Args:
@@ -417,7 +417,7 @@ def blend(
     share = (1 - caution) * band_shares[:, -1:]
     fused.add_(torch.lerp(infrared, visible, share.sigmoid_()))
     correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
-    return fused.add_((correction - correction_mean).mul_(1 - 3 / 8 * caution))
+    return fused.add_((correction - correction_mean).mul_(1 - caution / 2))
 
 
 BASE_DISTANCES = (1, 2, 4, 8)
