@@ -273,12 +273,12 @@ def test_dark_images_are_to_be_recognised_and_brightened():
         estimator.head.weight.zero_()
         estimator.head.bias[0] = 3.0
     _, guess = estimator.guess(light_means(degraded[:, :, :32]))
-    recognition = (12 * F.softplus(torch.tensor(3.0)) + F.softplus(torch.tensor(-3.0))) / 2
+    recognition = (16 * F.softplus(torch.tensor(3.0)) + F.softplus(torch.tensor(-3.0))) / 2
     error = (undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean)[1].square().mean()
     expected = recognition + 10 * (error + 1e-4).sqrt()
     torch.testing.assert_close(darkness_loss(estimator, degraded, clean, tone), expected.double())
     nothing_dark = darkness_loss(estimator, clean, clean, torch.ones(2, 3))
-    torch.testing.assert_close(nothing_dark, 12 * F.softplus(torch.tensor(3.0, dtype=torch.float64)))
+    torch.testing.assert_close(nothing_dark, 16 * F.softplus(torch.tensor(3.0, dtype=torch.float64)))
 
 
 def test_every_pair_has_its_turn(folder):

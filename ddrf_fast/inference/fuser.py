@@ -27,8 +27,8 @@ class Fuser(Session):
         homography: of the infrared onto the visible image, 3x3 numbers or a file of them
             (:mod:`ddrf_fast.inference.alignment` says which way round): the infrared image is warped, and
             where it does not reach, the visible one is restored alone.
-        clean: the images are sharp and free of noise, and are to be fused only: the network is told so,
-            instead of estimating from each image how it is degraded.
+        clean: the images are sharp, well lit and free of noise, and are to be fused only: the network is told
+            so, instead of estimating from each image how it is degraded.
 
     Raises:
         ValueError: as every session, or a setting is none of those above.

@@ -33,7 +33,7 @@ _CHANCES, _SEEDS = 3, 4
 # fidelity loss.
 _LOST = 0.5
 # To brighten an image that is not dark is as bad as to leave so many dark ones as they are.
-_SURELY = 12.0
+_SURELY = 16.0
 _SHOWN = 4  # validation pairs that TensorBoard shows
 
 
