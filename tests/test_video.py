@@ -168,14 +168,14 @@ def levels(path):
 class FirstOfInfrared:
     """In place of the network: the infrared image as it is, so that a result tells which frame it was."""
 
-    def fuse(self, visible, infrared, code=None):
+    def fuse(self, visible, infrared, code=None, tone=None):
         return infrared
 
 
 class FirstOfVisible:
     """Likewise, the visible image."""
 
-    def fuse(self, visible, infrared, code=None):
+    def fuse(self, visible, infrared, code=None, tone=None):
         return visible
 
 
