@@ -152,7 +152,7 @@ def test_bad_input_is_named(model):
     with pytest.raises(TypeError, match="dtype must be"):
         Engine(model, dtype=torch.int8)
     with pytest.raises(ValueError, match="visible_code must be"):
-        Engine(model, torch.float32)(*pair(1, 1, 8, 8), torch.zeros(1, 3))
+        Engine(model, torch.float32)(*pair(1, 1, 8, 8), torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"^code must be \[1, 16 or 19\].*, got \[2, 16\]"):
         Engine(model, torch.float32).restore("visible", pair(1, 1, 8, 8)[0], torch.zeros(2, 16))
     with pytest.raises(ValueError, match="modality must be 'visible' or 'infrared', got 'x-ray'"):
