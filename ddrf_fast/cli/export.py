@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     export.add_argument(
         "--clean",
         action="store_true",
-        help="for images that are sharp and free of noise: fused only, without estimating their degradation",
+        help="for sharp, well lit images free of noise: fused only, without estimating their degradation",
     )
     export.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights of DDRF-Net (default: the package's own)"

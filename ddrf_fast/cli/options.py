@@ -79,7 +79,7 @@ def fuser_options() -> Parser:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="the images are sharp and free of noise: fuse them without estimating how they are degraded",
+        help="sharp, well lit images free of noise: fuse them without estimating how they are degraded",
     )
     return parser
 

@@ -81,6 +81,8 @@ class Session(ABC):
             none of those above.
     """
 
+    _code: Tensor | None = None  # of a known degradation
+
     def __init__(
         self,
         weights: PathLike | Network | None,
@@ -176,9 +178,11 @@ class Session(ABC):
         return picture.channels() if self.color == "rgb" else picture.luma()
 
     def _tone(self, picture: Picture, planes: Tensor) -> Tensor | None:
-        """The tone that the channels of a visible picture in colour have in common."""
+        """The tone that the channels of a visible picture in colour have in common, unless all is known."""
         channels = len(planes) // len(picture.planes)
-        return None if channels == 1 else self.network.tone(picture.luma()).repeat_interleave(channels, 0)
+        if channels == 1 or self._code is not None:
+            return None
+        return self.network.tone(picture.luma()).repeat_interleave(channels, 0)
 
 
 def refuse_colour(thermal: Picture, seen: Picture | None = None) -> None:
