@@ -55,7 +55,7 @@ class Correlation {
     // Channels are taken in turns whose pixels stay in the cache from one block of outputs to the
     // next; they may exceed the first level: many short products, each with its sums to load and
     // to store, cost more.
-    tiles_ = choose_tiles(y_, x_, 0, 0, block_pixels(), 0, kMapPixels, 1, compact);
+    tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
@@ -66,10 +66,9 @@ class Correlation {
     turn_channels_ = std::max<int64_t>(1, entries(ceil_div(channels_, turns))) * kTogether;
 
     if (!in_blocks_) {
-      tiles_ =
-          choose_tiles(y_, x_, turn_channels_, outputs_, block_pixels(),
-                       kSecondLevelBytes / int64_t{sizeof(Acc)}, kMaxPixels,
-                       ceil_div(kMinTasks, std::max<int64_t>(1, shape.batch * groups_)), compact);
+      tiles_ = choose_tiles(
+          y_, x_, turn_channels_, outputs_, slack(), kSecondLevelBytes / int64_t{sizeof(Acc)},
+          kMaxPixels, ceil_div(kMinTasks, std::max<int64_t>(1, shape.batch * groups_)), compact);
       tiles_ = fill_vectors(tiles_, y_, kLanes<Acc>);
     }
     tap_offsets_ = tiles_.tap_offsets();
@@ -133,6 +132,8 @@ class Correlation {
   int64_t block_pixels() const {
     return (outputs_ > 2 ? kBlockVectors : kNarrowVectors) * kLanes<Acc>;
   }
+  // With AVX-512 products read the pixels of a tile and nothing beyond.
+  int64_t slack() const { return DDRF_VECTOR_BYTES == 64 ? 0 : block_pixels(); }
   // Channels in an entry of the products, and the entries of so many channels.
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
@@ -158,15 +159,23 @@ class Correlation {
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c);
     for (int64_t pixel = whole; pixel < pixels; ++pixel) {
       for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + pixel];
-      for (int64_t r = 0; r < rows; ++r) {
-        Acc& sum = c.data[r * c.row + pixel];
-        const Acc product = dot_entries<Scalar>(a + r * a_row, column, depth);
-        sum = product + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + pixel]);
-        if (c.epilogue == nullptr) continue;
-        const Acc* bias = c.epilogue->row_bias;
-        sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
-        activate(c.epilogue->activation, 1, &sum);
-      }
+      const auto finish_rows = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t first) {
+        Acc products[kRows];
+        dot_entries<Scalar>(a + first * a_row, a_row, column, depth, products);
+        for (int i = 0; i < kRows; ++i) {
+          const int64_t r = first + i;
+          Acc& sum = c.data[r * c.row + pixel];
+          sum =
+              products[i] + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + pixel]);
+          if (c.epilogue == nullptr) continue;
+          const Acc* bias = c.epilogue->row_bias;
+          sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
+          activate(c.epilogue->activation, 1, &sum);
+        }
+      };
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) finish_rows(std::integral_constant<int, 4>(), r);
+      for (; r < rows; ++r) finish_rows(std::integral_constant<int, 1>(), r);
     }
   }
 
@@ -195,9 +204,16 @@ class Correlation {
       copy_tile(source, begin, end, y_, x_, tiles_, place.tile_y, place.tile_x, copied);
     };
     if constexpr (kPairs<Scalar>) {
-      const int64_t plane = tiles_.channel_stride(), size = plane - tiles_.slack;
+      const int64_t plane = tiles_.channel_stride(), size = tiles_.channel_size();
       const int64_t half = entries(channel_end - channel), step = copied_together(source);
-      for (int64_t i = 0; i < half; i += step) {
+      int64_t i = 0;
+      // The last pair may lack its second channel, or have that of ones.
+      if (source.column_step == 1 && x_.in_step <= 2) {
+        i = std::max<int64_t>(0, std::min(source.channels, channel_end) - channel - half);
+        copy_pairs(source, channel, channel + half, i, y_, x_, tiles_, place.tile_y, place.tile_x,
+                   target);
+      }
+      for (; i < half; i += step) {
         const int64_t end = channel + std::min(i + step, half);
         Acc* partners = scratch + step * plane;
         copy(channel + i, end, scratch);
@@ -471,7 +487,7 @@ class Correlation {
   template <class Fitting>
   int64_t best_rows(const DynamicConvShape& shape, int64_t batch, const Fitting& fitting) const {
     constexpr double kMixing = 6;  // an entry of the bank costs as much as so many pixels
-    const auto pixels = static_cast<double>(tiles_.channel_stride() - tiles_.slack);
+    const auto pixels = static_cast<double>(tiles_.channel_size());
     int64_t best = 0;
     double least = 0;
     for (int64_t samples = std::min<int64_t>(batch, kMostSamples); samples > 0; --samples) {

@@ -36,16 +36,19 @@ class Mixer {
   Mixer(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands)
       : shape_(shape),
         operands_(operands),
-        factors_(shape.has_attention ? shape.batch * shape.bank *
-                                           (shape.attention_per_channel ? shape.out_channels : 1)
-                                     : 0) {
-    if (!shape.has_attention) return;
-    const int64_t outputs = shape.attention_per_channel ? shape.out_channels : 1;
-    for (int64_t b = 0; b < shape.batch; ++b) {
+        factors_(factor_rows() * shape.bank),
+        factor_pairs_(kPairs<Scalar> ? factor_rows() * pairs() : 0) {
+    for (int64_t row = 0; row < factor_rows(); ++row) {
+      const int64_t outputs = factor_rows() / shape.batch;
+      Acc* const factors = &factors_[row * shape.bank];
       for (int64_t k = 0; k < shape.bank; ++k) {
-        for (int64_t o = 0; o < outputs; ++o) {
-          factors_[(b * outputs + o) * shape.bank + k] =
-              load_as_accumulate(operands.attention + attention_index(b, k, o));
+        factors[k] = load_as_accumulate(operands.attention +
+                                        attention_index(row / outputs, k, row % outputs));
+      }
+      if constexpr (kPairs<Scalar>) {
+        Acc* const pairs_of_row = &factor_pairs_[row * pairs()];
+        for (int64_t k = 0; k < shape.bank; k += 2) {
+          pairs_of_row[k / 2] = pair_of(factors[k], k + 1 < shape.bank ? factors[k + 1] : 0);
         }
       }
     }
@@ -64,6 +67,14 @@ class Mixer {
     if (!shape_.has_attention || b == kAnySample) return &kOne;
     return &factors_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
                      shape_.bank];
+  }
+
+  // The same in pairs of kernels.
+  const Acc* attention_pairs(int64_t b, int64_t o) const {
+    static const Acc kOne = pair_of(1, 0);
+    if (!shape_.has_attention || b == kAnySample) return &kOne;
+    return &factor_pairs_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
+                          pairs()];
   }
 
   int64_t attention_index(int64_t b, int64_t k, int64_t o) const {
@@ -201,13 +212,12 @@ class Mixer {
   void mix_pairs(int64_t first, int64_t samples, int64_t a, int64_t b, int64_t count,
                  int64_t partners, Acc* target, int64_t stride) const {
     const int64_t output = a / shape_.row_size();
-    prefetch(first, output + 1, a % shape_.row_size(), count);
-    prefetch(first, b / shape_.row_size() + 1, b % shape_.row_size(), partners);
     const auto mix = [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
       const Scalar* bank = operands_.weight + bank_index(first + i, 0, 0) * shape_.row_size();
-      combine_pairs<kSamples>(target + i * stride, stride, attention(first + i, output),
-                              attention(1, 0) - attention(0, 0), shape_.bank, bank + a, bank + b,
-                              shape_.out_channels * shape_.row_size(), count, partners);
+      combine_pairs<kSamples>(target + i * stride, stride, attention_pairs(first + i, output),
+                              attention_pairs(1, 0) - attention_pairs(0, 0), shape_.bank, bank + a,
+                              bank + b, shape_.out_channels * shape_.row_size(), shape_.row_size(),
+                              count, partners);
     };
     constexpr int kMost = 8;
     int64_t i = 0;
@@ -251,9 +261,17 @@ class Mixer {
     return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);
   }
 
+  // Rows of the attention, each with a factor for every kernel of the bank; pairs of these.
+  int64_t factor_rows() const {
+    if (!shape_.has_attention) return 0;
+    return shape_.batch * (shape_.attention_per_channel ? shape_.out_channels : 1);
+  }
+  int64_t pairs() const { return ceil_div(shape_.bank, 2); }
+
   const DynamicConvShape& shape_;
   const DynamicConvOperands<Scalar>& operands_;
   Scratch<Acc> factors_;            // the attention, [B][N] or [B][O][N]
+  Scratch<Acc> factor_pairs_;       // the same in pairs, where kernels are mixed in pairs
   Scratch<Acc> beta_{0}, ones_{0};  // of fold(): [B][O], [B][O][taps]
 };
 

@@ -119,7 +119,14 @@ struct Tiles {
   int64_t slack = 0;  // elements a block of pixels may be read beyond the tile
 
   int64_t row_stride() const { return x.length; }
-  int64_t channel_stride() const { return y.runs() * x.runs() * y.length * x.length + slack; }
+  // Elements of a channel, and from one channel to the next: channels begin with a cache line, and
+  // do not all fall on the same few places of the cache.
+  int64_t channel_size() const { return y.runs() * x.runs() * y.length * x.length; }
+  int64_t channel_stride() const {
+    constexpr int64_t kLine = 16;
+    const int64_t lines = ceil_div(channel_size() + slack, kLine);
+    return (lines % 8 == 0 ? lines + 1 : lines) * kLine;
+  }
   int64_t count() const { return y.tiles * x.tiles; }
   int64_t pixels() const { return (y.extent - 1) * row_stride() + x.extent; }
 

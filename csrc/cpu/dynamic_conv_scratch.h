@@ -67,24 +67,56 @@ struct Window {
 };
 
 #if DDRF_VECTOR_BYTES == 64
-// copy_window for channels of the image whose columns lie side by side, kStep from one to the next:
-// vector by vector, where the masks of the loads leave zeros outside the image. Masks cost time,
-// above all where a vector lies on two cache lines, and most vectors need none.
-template <int kStep, class Scalar>
-inline void copy_vectors(const Planes<Scalar>& planes, int64_t begin, int64_t end,
-                         const Window& window, accumulate_t<Scalar>* target, int64_t channel_stride,
-                         int64_t row_stride) {
-  using Acc = accumulate_t<Scalar>;
+// The pixels of a row of an image, as sums take them.
+template <class Scalar>
+struct Pixels {
+  const Scalar* data;
+
+  Vector<accumulate_t<Scalar>> operator()(int64_t i) const { return load_vector(data + i); }
+  Vector<accumulate_t<Scalar>> operator()(int64_t i, uint32_t lanes) const {
+    return load_masked(data + i, lanes);
+  }
+};
+
+#ifdef DDRF_AVX512_BF16
+// Those of two channels, as pairs.
+struct PixelPairs {
+  const c10::BFloat16 *first, *second;
+
+  Vector<float> operator()(int64_t i) const { return load_pairs(first + i, second + i); }
+  Vector<float> operator()(int64_t i, uint32_t lanes) const {
+    return load_pairs(first + i, second + i, lanes, lanes);
+  }
+};
+#endif
+
+// Calls body with the distance between columns, one or two, as a constant.
+template <class Body>
+inline void with_column_step(int64_t step, const Body& body) {
+  if (step == 1) {
+    body(std::integral_constant<int, 1>());
+  } else {
+    body(std::integral_constant<int, 2>());
+  }
+}
+
+// Copies a window of an image, whose channel c is row_of(c, y) at row y, to target[c][row]: vector
+// by vector, where the masks of the loads leave zeros outside the image. Masks cost time, above all
+// where a vector lies on two cache lines, and most vectors need none.
+template <int kStep, class RowOf, class Acc>
+inline void copy_vectors(int64_t channels, const RowOf& row_of, int64_t image_height,
+                         int64_t image_width, const Window& window, Acc* target,
+                         int64_t channel_stride, int64_t row_stride) {
   constexpr int kLane = kLanes<Acc>;
+  constexpr auto kIndices = std::make_index_sequence<kLane>();
   const int64_t x0 = window.x0, rows = window.rows;
-  const int64_t width = std::min(planes.width, x0 + (window.columns - 1) * kStep + 1);
-  const auto copy = [&](Acc* to, const Scalar* from, int64_t i) {
+  const int64_t width = std::min(image_width, x0 + (window.columns - 1) * kStep + 1);
+  const auto copy_masked = [&](Acc* to, const auto& pixels, int64_t i) {
     const int64_t x = x0 + i * kStep;
-    Vector<Acc> value = load_masked(from + i * kStep, lanes_inside<kLane>(x, width));
+    Vector<Acc> value = pixels(x, lanes_inside<kLane>(x, width));
     if constexpr (kStep == 2) {
-      const uint32_t high = lanes_inside<kLane>(x + kLane, width);
-      value = every_second<Acc, 0>(value, load_masked(from + i * kStep + kLane, high),
-                                   std::make_index_sequence<kLane>());
+      value = every_second<Acc, 0>(value, pixels(x + kLane, lanes_inside<kLane>(x + kLane, width)),
+                                   kIndices);
     }
     store_masked(to + i, value, lanes_inside<kLane>(i, row_stride));
   };
@@ -93,26 +125,23 @@ inline void copy_vectors(const Planes<Scalar>& planes, int64_t begin, int64_t en
       std::min(ceil_div(std::max<int64_t>(0, ceil_div(-x0, kStep)), kLane) * kLane, row_stride);
   const int64_t inside = std::min(row_stride, (width - x0) / kStep);
   const int64_t last = first + std::max<int64_t>(0, inside - first) / kLane * kLane;
-  for (int64_t c = begin; c < end; ++c) {
-    const Scalar* const plane = planes.data + c * planes.channel_step + x0;
-    Acc* to = target + (c - begin) * channel_stride;
+  for (int64_t c = 0; c < channels; ++c) {
+    Acc* to = target + c * channel_stride;
     for (int64_t row = 0; row < rows; ++row, to += row_stride) {
       const int64_t y = window.y0 + row * window.y_step;
-      if (y < 0 || y >= planes.height) {
+      if (y < 0 || y >= image_height) {
         std::fill_n(to, row_stride, Acc(0));
         continue;
       }
-      const Scalar* const from = plane + y * planes.row_step;
-      for (int64_t i = 0; i < first; i += kLane) copy(to, from, i);
+      const auto pixels = row_of(c, y);
+      for (int64_t i = 0; i < first; i += kLane) copy_masked(to, pixels, i);
       for (int64_t i = first; i < last; i += kLane) {
-        Vector<Acc> value = load_vector(from + i * kStep);
-        if constexpr (kStep == 2) {
-          value = every_second<Acc, 0>(value, load_vector(from + i * kStep + kLane),
-                                       std::make_index_sequence<kLane>());
-        }
+        const int64_t x = x0 + i * kStep;
+        Vector<Acc> value = pixels(x);
+        if constexpr (kStep == 2) value = every_second<Acc, 0>(value, pixels(x + kLane), kIndices);
         store_vector(to + i, value);
       }
-      for (int64_t i = last; i < row_stride; i += kLane) copy(to, from, i);
+      for (int64_t i = last; i < row_stride; i += kLane) copy_masked(to, pixels, i);
     }
   }
 }
@@ -135,8 +164,13 @@ inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end
   const int64_t step = planes.column_step * window.x_step;
 #if DDRF_VECTOR_BYTES == 64
   if (planes.column_step == 1 && step <= 2 && copied_end == end) {
-    const auto copy = step == 1 ? copy_vectors<1, Scalar> : copy_vectors<2, Scalar>;
-    copy(planes, begin, end, window, target, channel_stride, row_stride);
+    const auto row_of = [&](int64_t c, int64_t y) {
+      return Pixels<Scalar>{planes.data + (begin + c) * planes.channel_step + y * planes.row_step};
+    };
+    with_column_step(step, [&]<int kStep>(std::integral_constant<int, kStep>) {
+      copy_vectors<kStep>(end - begin, row_of, planes.height, planes.width, window, target,
+                          channel_stride, row_stride);
+    });
     return;
   }
 #endif
@@ -186,12 +220,30 @@ inline void activate(Activation activation, int64_t count, Acc* values) {
   }
 }
 
+// Calls body(window, at) for each run of a tile: its window of the image, and where it lies in a
+// channel of the tile.
+template <class Body>
+inline void for_each_run(const TapAxis& y, const TapAxis& x, const Tiles& tiles, int64_t tile_y,
+                         int64_t tile_x, const Body& body) {
+  const int64_t plane_size = tiles.y.length * tiles.row_stride();
+  for (int64_t run_y = 0; run_y < tiles.y.runs(); ++run_y) {
+    for (int64_t run_x = 0; run_x < tiles.x.runs(); ++run_x) {
+      const Window window{tile_y * tiles.y.extent * y.in_step + tiles.y.run_origin[run_y],
+                          y.in_step,
+                          tiles.y.length,
+                          tile_x * tiles.x.extent * x.in_step + tiles.x.run_origin[run_x],
+                          x.in_step,
+                          tiles.x.length};
+      body(window, (run_y * tiles.x.runs() + run_x) * plane_size);
+    }
+  }
+}
+
 // Copies what tile (tile_y, tile_x) reads of channels [begin, end), in the layout of `tiles`.
 template <class Scalar>
 inline void copy_tile(const Planes<Scalar>& planes, int64_t begin, int64_t end, const TapAxis& y,
                       const TapAxis& x, const Tiles& tiles, int64_t tile_y, int64_t tile_x,
                       accumulate_t<Scalar>* target) {
-  const int64_t plane_size = tiles.y.length * tiles.row_stride();
   // What one run has read the next one shall find in the cache.
   constexpr int64_t kTogether = 8;
   if (end - begin > kTogether && planes.channel_step != 1) {
@@ -201,28 +253,42 @@ inline void copy_tile(const Planes<Scalar>& planes, int64_t begin, int64_t end, 
     }
     return;
   }
-  for (int64_t run_y = 0; run_y < tiles.y.runs(); ++run_y) {
-    for (int64_t run_x = 0; run_x < tiles.x.runs(); ++run_x) {
-      const Window window{tile_y * tiles.y.extent * y.in_step + tiles.y.run_origin[run_y],
-                          y.in_step,
-                          tiles.y.length,
-                          tile_x * tiles.x.extent * x.in_step + tiles.x.run_origin[run_x],
-                          x.in_step,
-                          tiles.x.length};
-      copy_window(planes, begin, end, window,
-                  target + (run_y * tiles.x.runs() + run_x) * plane_size, tiles.channel_stride(),
-                  tiles.row_stride());
-    }
-  }
+  for_each_run(y, x, tiles, tile_y, tile_x, [&](const Window& window, int64_t at) {
+    copy_window(planes, begin, end, window, target + at, tiles.channel_stride(),
+                tiles.row_stride());
+  });
 }
 
-// What lies between the channels of a tile is read into columns that are dropped, or multiplied by
-// zero: it must hold numbers.
+#ifdef DDRF_AVX512_BF16
+// The same for pairs of the channels from `first` and from `second` on, of an image whose columns
+// lie side by side and are read one by one or every second one.
+inline void copy_pairs(const Planes<c10::BFloat16>& planes, int64_t first, int64_t second,
+                       int64_t pairs, const TapAxis& y, const TapAxis& x, const Tiles& tiles,
+                       int64_t tile_y, int64_t tile_x, float* target) {
+  constexpr int64_t kTogether = 8;  // as in copy_tile
+  for (int64_t begin = 0; begin < pairs; begin += kTogether) {
+    const auto row_of = [&](int64_t c, int64_t row) {
+      const c10::BFloat16* at =
+          planes.data + (begin + c) * planes.channel_step + row * planes.row_step;
+      return PixelPairs{at + first * planes.channel_step, at + second * planes.channel_step};
+    };
+    for_each_run(y, x, tiles, tile_y, tile_x, [&](const Window& window, int64_t at) {
+      with_column_step(x.in_step, [&]<int kStep>(std::integral_constant<int, kStep>) {
+        copy_vectors<kStep>(std::min(kTogether, pairs - begin), row_of, planes.height, planes.width,
+                            window, target + begin * tiles.channel_stride() + at,
+                            tiles.channel_stride(), tiles.row_stride());
+      });
+    });
+  }
+}
+#endif
+
+// The slack of a tile is read into columns that are dropped, or multiplied by zero: it must hold
+// numbers.
 template <class Acc>
 inline void clear_slack(const Tiles& tiles, int64_t channels, Acc* scratch) {
   for (int64_t c = 0; c < channels; ++c) {
-    Acc* next = scratch + (c + 1) * tiles.channel_stride();
-    std::fill(next - tiles.slack, next, Acc(0));
+    std::fill_n(scratch + c * tiles.channel_stride() + tiles.channel_size(), tiles.slack, Acc(0));
   }
 }
 

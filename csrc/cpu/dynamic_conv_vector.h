@@ -37,6 +37,16 @@ inline constexpr bool kManyRegisters = DDRF_VECTOR_BYTES == 64;
 using Words = VectorType<uint32_t, DDRF_VECTOR_BYTES>::type;
 using Halfwords = VectorType<uint16_t, DDRF_VECTOR_BYTES / 2>::type;
 
+// The pair of two numbers that are bfloat16.
+inline float pair_of(float first, float second) {
+  uint32_t low, high;
+  std::memcpy(&low, &first, sizeof(low));
+  std::memcpy(&high, &second, sizeof(high));
+  const uint32_t bits = low >> 16 | high;
+  std::memcpy(&first, &bits, sizeof(first));
+  return first;
+}
+
 // Whether matrix products run on pairs of bfloat16, each held in the bits of a float.
 #ifdef DDRF_AVX512_BF16
 template <class Scalar>
@@ -66,6 +76,16 @@ DDRF_INLINE Vector<float> paired(Vector<float> first, Vector<float> second) {
 template <class Scalar>
 inline constexpr bool kPairs = false;
 #endif
+
+// sum + a * b of entries of matrix products.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+DDRF_INLINE Vector<Acc> add_product(Vector<Acc> sum, Vector<Acc> a, Vector<Acc> b) {
+  if constexpr (kPairs<Scalar>) {
+    return add_dots(sum, a, b);
+  } else {
+    return sum + a * b;
+  }
+}
 
 // body(std::integral_constant<int, 0>()), body(... 1 ...), up to kCount. Unlike an unrolled loop it
 // leaves no doubt that an array indexed by the constants can live in registers.
@@ -280,6 +300,25 @@ inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar
 }
 
 #ifdef DDRF_AVX512_BF16
+// Numbers of 16 bit, those of the second as the upper halves.
+DDRF_INLINE Vector<float> joined(__m256i first, __m256i second) {
+  return (Vector<float>)_mm512_or_si512(_mm512_cvtepu16_epi32(first),
+                                        _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+// The pairs of what lies at both places.
+DDRF_INLINE Vector<float> load_pairs(const c10::BFloat16* first, const c10::BFloat16* second) {
+  return joined(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)),
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
+}
+
+// Of the lanes that each mask has; the rest is zero and its memory is not touched.
+DDRF_INLINE Vector<float> load_pairs(const c10::BFloat16* first, const c10::BFloat16* second,
+                                     uint32_t first_lanes, uint32_t second_lanes) {
+  return joined(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes), first),
+                _mm256_maskz_loadu_epi16(static_cast<__mmask16>(second_lanes), second));
+}
+
 // target[i] = the pair of first[i] and second[i], of which the latter has `partners` numbers; may
 // be done in place.
 inline void pair_rows(float* target, const float* first, const float* second, int64_t count,
@@ -297,29 +336,66 @@ inline void pair_rows(float* target, const float* first, const float* second, in
   }
 }
 
-// For kSamples targets and rows of factors: combine_rows of two sets of rows, as pairs.
+// For kSamples rows of factors: combine_rows of 32 entries, rounded, in the order of `interleaved`.
+// The factors are pairs, those of the rows 2k and 2k + 1; what is wanted next lies `ahead`.
+template <int kSamples>
+DDRF_INLINE void combine_entries(const float* factors, int64_t factor_stride, int64_t number,
+                                 const c10::BFloat16* rows, int64_t stride, int64_t ahead,
+                                 uint32_t lanes, __m512i (&result)[kSamples]) {
+  Vector<float> sums[kSamples][2] = {};
+  for (int64_t k = 0; k < number; k += 2) {
+    const __m512i even = _mm512_maskz_loadu_epi16(lanes, rows + k * stride);
+    const __m512i odd = _mm512_maskz_loadu_epi16(k + 1 < number ? lanes : 0,
+                                                 k + 1 < number ? rows + (k + 1) * stride : rows);
+    // To the second level: in the first the rows of all kernels often fall on the same places.
+    __builtin_prefetch(rows + k * stride + ahead, 0, 2);
+    __builtin_prefetch(rows + (k + 1) * stride + ahead, 0, 2);
+    const auto low = (Vector<float>)_mm512_unpacklo_epi16(even, odd);
+    const auto high = (Vector<float>)_mm512_unpackhi_epi16(even, odd);
+#pragma GCC unroll 8
+    for (int s = 0; s < kSamples; ++s) {
+      const Vector<float> factor = same_pairs(factors + s * factor_stride + k / 2);
+      sums[s][0] = add_dots(sums[s][0], low, factor);
+      sums[s][1] = add_dots(sums[s][1], high, factor);
+    }
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < kSamples; ++s) {
+    result[s] = (__m512i)_mm512_cvtne2ps_pbh((__m512)sums[s][1], (__m512)sums[s][0]);
+  }
+}
+
+// For kSamples targets: combine_rows of two sets of rows, as pairs.
 template <int kSamples>
 inline void combine_pairs(float* target, int64_t target_stride, const float* factors,
                           int64_t factor_stride, int64_t number, const c10::BFloat16* first,
-                          const c10::BFloat16* second, int64_t stride, int64_t count,
+                          const c10::BFloat16* second, int64_t stride, int64_t ahead, int64_t count,
                           int64_t partners) {
-  constexpr int kStep = kLanes<float>;
-  for (int64_t i = 0; i < count; i += kStep) {
-    const uint32_t lanes = lanes_inside<kStep>(i, count);
-    const uint32_t both = lanes_inside<kStep>(i, partners);
-    Vector<float> sums[kSamples][2] = {};
-    for (int64_t k = 0; k < number; ++k) {
-      const Vector<float> a = load_masked(first + k * stride + i, lanes);
-      const Vector<float> b = load_masked(second + k * stride + i, both);
-#pragma GCC unroll 8
-      for (int s = 0; s < kSamples; ++s) {
-        sums[s][0] += a * factors[s * factor_stride + k];
-        sums[s][1] += b * factors[s * factor_stride + k];
-      }
-    }
+  // Unpacking takes 4 numbers of each 8 to the low and 4 to the high half: where number i, and its
+  // partner, then lie among the numbers of both.
+  const auto pairs_from = []<short... kIndex>(std::integer_sequence<short, kIndex...>, short from) {
+    const auto place = [](int i) { return i / 8 * 4 + i % 4 + (i / 4 % 2) * 16; };
+    return (__m512i)VectorType<short, 64>::type{
+        static_cast<short>(place(from + kIndex / 2) + kIndex % 2 * 32)...};
+  };
+  constexpr auto kIndices = std::make_integer_sequence<short, 32>();
+  const __m512i low = pairs_from(kIndices, 0), high = pairs_from(kIndices, 16);
+  for (int64_t i = 0; i < count; i += 32) {
+    const auto mask = [i](int64_t end) {
+      return static_cast<uint32_t>((uint64_t{1} << std::clamp<int64_t>(end - i, 0, 32)) - 1);
+    };
+    __m512i firsts[kSamples], seconds[kSamples];
+    combine_entries<kSamples>(factors, factor_stride, number, first + i, stride, ahead, mask(count),
+                              firsts);
+    combine_entries<kSamples>(factors, factor_stride, number, second + i, stride, ahead,
+                              mask(partners), seconds);
 #pragma GCC unroll 8
     for (int s = 0; s < kSamples; ++s) {
-      store_masked(target + s * target_stride + i, paired(sums[s][0], sums[s][1]), lanes);
+      float* const to = target + s * target_stride + i;
+      const __m512i lower = _mm512_permutex2var_epi16(firsts[s], low, seconds[s]);
+      const __m512i upper = _mm512_permutex2var_epi16(firsts[s], high, seconds[s]);
+      store_masked(to, (Vector<float>)lower, mask(count) & 0xffff);
+      store_masked(to + 16, (Vector<float>)upper, mask(count) >> 16);
     }
   }
 }
@@ -371,20 +447,29 @@ inline accumulate_t<Scalar> dot_rows(const accumulate_t<Scalar>* a, const Scalar
   return sum_lanes<Acc>(sums[0] + sums[1]);
 }
 
-// The sum of the products of the entries of matrix products.
-template <class Scalar, class Acc = accumulate_t<Scalar>>
-inline Acc dot_entries(const Acc* a, const Acc* b, int64_t count) {
-  if constexpr (kPairs<Scalar>) {
-    constexpr int kStep = kLanes<float>;
-    Vector<float> sum = {};
-    for (int64_t i = 0; i < count; i += kStep) {
-      const uint32_t lanes = lanes_inside<kStep>(i, count);
-      sum = add_dots(sum, load_masked(a + i, lanes), load_masked(b + i, lanes));
+// sums[r] = the products of entries (of matrix products) of row r of a with those of b.
+template <class Scalar, int kRows, class Acc = accumulate_t<Scalar>>
+DDRF_INLINE void dot_entries(const Acc* a, int64_t a_row, const Acc* b, int64_t count,
+                             Acc (&sums)[kRows]) {
+  constexpr int kStep = kLanes<Acc>;
+  Vector<Acc> sum[kRows] = {};
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    const Vector<Acc> value = load_vector(b + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = add_product<Scalar>(sum[r], load_vector(a + r * a_row + i), value);
     }
-    return sum_lanes<float>(sum);
-  } else {
-    return dot_rows(a, b, count);
   }
+  if (i < count) {
+    const Vector<Acc> value = load_partial(b + i, count - i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = add_product<Scalar>(sum[r], load_partial(a + r * a_row + i, count - i), value);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = sum_lanes<Acc>(sum[r]);
 }
 
 template <class Scalar>

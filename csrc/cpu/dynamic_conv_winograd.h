@@ -102,10 +102,12 @@ DDRF_INLINE void transform_output(const Value (&m)[4], Value (&y)[2]) {
 }
 
 // Whether the plan wins: enough channels to pay for the transforms, which those of the other side
-// share, and enough tiles to fill vectors.
+// share, and enough tiles to fill vectors. Products of pairs take half as long as those here, so
+// that the transforms pay later.
 template <class Scalar>
 bool fits_winograd(const DynamicConvShape& shape) {
-  constexpr int64_t kLeastChannels = 4, kEnoughChannels = 8, kManyChannels = 16, kLeastTiles = 24;
+  constexpr int64_t kLeastChannels = kPairs<Scalar> ? 16 : 4, kEnoughChannels = 8;
+  constexpr int64_t kManyChannels = 16, kLeastTiles = kPairs<Scalar> ? 160 : 24;
   if (!std::is_same_v<accumulate_t<Scalar>, float> || shape.batch == 0) return false;
   for (int axis = 0; axis < 2; ++axis) {
     if (shape.kernel[axis] != 3 || shape.stride[axis] != 1 || shape.dilation[axis] != 1) {
