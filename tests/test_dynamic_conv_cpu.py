@@ -379,11 +379,12 @@ def test_one_kernel_for_all_samples(name: str, layout: torch.memory_format, dtyp
 @pytest.mark.parametrize("name", ONE_KERNEL)
 def test_one_kernel_gives_the_same_bits_with_any_number_of_threads(name: str):
     case, threads, results = ONE_KERNEL[name], torch.get_num_threads(), []
+    tensors = case.tensors(7)
+    grad = random_like(forward(case, tensors), 8)
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(
-            torch.ops.ddrf_fast.dynamic_conv_mean(*case.tensors(7), *case.geometry(), case.activation)
-        )
+        outputs = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
+        results.append([*outputs, *backward(case, grad, tensors)])
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
 

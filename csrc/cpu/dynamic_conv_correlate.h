@@ -27,9 +27,10 @@ class Correlation {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  // `has_ones` adds a channel of ones after x's; of the kernel's taps the axes keep some.
+  // `has_ones` adds a channel of ones after x's; of the kernel's taps the axes keep some. Turns
+  // have at most `most_channels`.
   Correlation(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape,
-              bool has_ones)
+              bool has_ones, int64_t most_channels = int64_t{1} << 40)
       : direction_(direction),
         y_(std::move(y)),
         x_(std::move(x)),
@@ -60,8 +61,15 @@ class Correlation {
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    const int64_t most =
-        std::clamp<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 4, 512) * kTogether;
+    int64_t most = std::min<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 512);
+    if (in_blocks_ && shape.has_attention && shape.bank > 1) {
+      // The smallest block of outputs shall have room for the kernels of several samples, which
+      // share what is read of the bank.
+      const int64_t together = std::clamp<int64_t>(shape.batch, 1, kMostSamples);
+      most = std::min(most, kPieceBytes / (kBlockRows * together * kernel_taps_ * kTogether *
+                                           int64_t{sizeof(Acc)}));
+    }
+    most = std::min(std::max<int64_t>(most, 4) * kTogether, most_channels);
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
     turn_channels_ = std::max<int64_t>(1, entries(ceil_div(channels_, turns))) * kTogether;
 
@@ -78,29 +86,25 @@ class Correlation {
   // each [batch][out channels][parts()]. With `accumulate` it is added to the result.
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
            const Image<Scalar>& result, Acc* sums, bool accumulate = false) const {
-    const int64_t batch = mixer.shape().batch;
-    const Job job{mixer, image, activation, result, sums, accumulate};
-    if (in_blocks_) {
-      const int64_t sample_size = groups_ * channels_ * tiles_.channel_stride();
-      const int64_t step =
-          reads_directly(image)
-              ? batch
-              : std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)} + 1));
-      for (int64_t first = 0; first < batch; first += step) {
-        run_in_blocks(job, first, std::min(step, batch - first));
+    run_plans({this}, {mixer, image, activation, result, sums, accumulate});
+  }
+
+  // Runs plans that share kernels, image and result, such as those for the residues of a stride:
+  // kernels are mixed once for all of them.
+  static void run_together(std::vector<Correlation> plans, const Mixer<Scalar>& mixer,
+                           const Image<const Scalar>& image, const Image<Scalar>& result) {
+    int64_t least = plans[0].turn_channels_;
+    for (const Correlation& plan : plans) least = std::min(least, plan.turn_channels_);
+    std::vector<const Correlation*> in_blocks, in_tiles;
+    for (Correlation& plan : plans) {
+      if (plan.turn_channels_ != least) {
+        plan = Correlation(plan.direction_, plan.y_, plan.x_, mixer.shape(), plan.has_ones_, least);
       }
-      return;
+      (plan.in_blocks_ ? in_blocks : in_tiles).push_back(&plan);
     }
-    const bool shared = mixer.is_shared();
-    const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(has_ones_);
-    const int64_t fitting = kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1);
-    const int64_t step =
-        shared ? batch : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, batch));
-    const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
-    for (int64_t first = 0; first < batch; first += step) {
-      const int64_t count = std::min(step, batch - first);
-      mix_whole(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, kernels.get());
-      run_tiles(job, first, count, kernels.get());
+    const Job job{mixer, image, Activation::kNone, result, nullptr, false};
+    for (const auto* alike : {&in_blocks, &in_tiles}) {
+      if (!alike->empty()) run_plans(*alike, job);
     }
   }
 
@@ -112,7 +116,7 @@ class Correlation {
 
  private:
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
-  static constexpr int64_t kTurnBytes = 128 * 1024, kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kTurnBytes = 64 * 1024, kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
@@ -122,6 +126,41 @@ class Correlation {
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
 
   using Job = PlanJob<Scalar>;
+  using Plans = std::vector<const Correlation*>;
+
+  // All of the plans go in blocks, or none; their channels have the same turns.
+  static void run_plans(const Plans& plans, const Job& job) {
+    const Mixer<Scalar>& mixer = job.mixer;
+    const Correlation& any = *plans[0];
+    const int64_t batch = mixer.shape().batch;
+    if (any.in_blocks_) {
+      int64_t sample_size = 1;
+      for (const Correlation* plan : plans) {
+        if (plan->reads_directly(job.image)) continue;
+        sample_size += any.groups_ * any.channels_ * plan->tiles_.channel_stride();
+      }
+      const int64_t step = std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)}));
+      for (int64_t first = 0; first < batch; first += step) {
+        run_in_blocks(plans, job, first, std::min(step, batch - first));
+      }
+      return;
+    }
+    const bool shared = mixer.is_shared();
+    const bool has_taps =
+        std::any_of(plans.begin(), plans.end(), [](const auto* plan) { return plan->taps() > 0; });
+    const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(any.has_ones_);
+    const int64_t fitting = kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1);
+    const int64_t step =
+        shared ? batch : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, batch));
+    const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
+    for (int64_t first = 0; first < batch; first += step) {
+      const int64_t count = std::min(step, batch - first);
+      if (has_taps) {
+        any.mix_whole(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, kernels.get());
+      }
+      for (const Correlation* plan : plans) plan->run_tiles(job, first, count, kernels.get());
+    }
+  }
 
   // Output channels [output, output + rows), of all groups, of a tile of a sample.
   struct Part {
@@ -139,6 +178,7 @@ class Correlation {
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
 
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
+  int64_t turns() const { return std::max<int64_t>(1, ceil_div(channels_, turn_channels_)); }
   int64_t vectors(int64_t pixels) const { return ceil_div(pixels, kLanes<Acc>); }
 
   // Of the whole map with such columns.
@@ -349,114 +389,152 @@ class Correlation {
 
   // ---- blocks ----
 
+  // The pixels of samples [begin_sample, begin_sample + batch), channel by channel, with the
+  // offsets that find them. Where they lie so already they are read from there; but for the very
+  // last channels where vectors are loaded whole: theirs may end outside the image.
+  class LaidPixels {
+   public:
+    LaidPixels(const Correlation& plan, const Job& job, int64_t begin_sample, int64_t batch,
+               int64_t block_rows)
+        : plan_(plan),
+          image_(job.image),
+          begin_sample_(begin_sample),
+          last_(batch * plan.groups_ - 1),
+          blocks_(ceil_div(plan.outputs_, block_rows)),
+          direct_(plan.reads_directly(job.image)),
+          copied_(copied_entries(batch) * plan.tiles_.channel_stride()) {
+      const bool forward = plan.direction_ == Direction::kForward;
+      const int64_t plane = plan.tiles_.channel_stride();
+      for (const bool last : {false, true}) {
+        const int64_t rows = last ? plan.outputs_ - (blocks_ - 1) * block_rows : block_rows;
+        for (const bool in_image : {false, true}) {
+          tables_[last][in_image] = plan.offsets(
+              entries(plan.turn_channels_), forward ? plan.kernel_taps_ : rows * plan.kernel_taps_,
+              in_image ? image_.stride[1] : plane);
+        }
+      }
+      const int64_t turns = plan.turns();
+      if (direct_ && kCopiesLast) copy(last_, turns - 1, nullptr, copied_.get());
+      if (direct_) return;
+      parallel_for(batch * plan.groups_ * turns,
+                   std::max<int64_t>(1, kMinWork / (plan.turn_channels_ * plane)),
+                   [&](int64_t begin, int64_t end) {
+                     const Scratch<Acc> scratch(plan.copy_scratch());
+                     for (int64_t task = begin; task < end; ++task) {
+                       copy(task / turns, task % turns, scratch.get(),
+                            at(task / turns, task % turns * plan.turn_channels_));
+                     }
+                   });
+    }
+
+    // Adds the product of a turn's channels of a sample with the kernels of a block, as take_turn.
+    void multiply(const Job& job, int64_t sample, int64_t group, int64_t block, int64_t row,
+                  int64_t rows, int64_t turn, const Acc* kernels, Acc* column, Acc* sums,
+                  int64_t c_row) const {
+      const bool forward = plan_.direction_ == Direction::kForward;
+      const int64_t channel = turn * plan_.turn_channels_;
+      const int64_t taken = std::min(plan_.turn_channels_, plan_.channels_ - channel);
+      const int64_t sample_group = (sample - begin_sample_) * plan_.groups_ + group;
+      const Acc* b = copied_.get();
+      bool in_image = false;
+      if (!direct_) b = at(sample_group, channel);
+      if constexpr (std::is_same_v<Scalar, Acc>) {
+        in_image = direct_ && !(kCopiesLast && sample_group == last_ && turn == plan_.turns() - 1);
+        if (in_image) {
+          b = image_.data + sample * image_.stride[0] +
+              (group * plan_.channels_ + channel) * image_.stride[1];
+        }
+      }
+      const Part part{sample, group * plan_.outputs_ + row, rows, 0, plan_.tiles_.place(0)};
+      plan_.take_turn(job, part, channel, channel + taken, kernels,
+                      forward ? taken * plan_.kernel_taps_ : plan_.kernel_taps_, b,
+                      tables_[block == blocks_ - 1][in_image].data(), column, sums, c_row);
+    }
+
+   private:
+    static constexpr bool kCopiesLast = DDRF_VECTOR_BYTES != 64;
+
+    int64_t copied_entries(int64_t batch) const {
+      if (!direct_) return batch * plan_.groups_ * entries(plan_.channels_);
+      return kCopiesLast ? entries(plan_.turn_channels_) : 0;
+    }
+    Acc* at(int64_t sample_group, int64_t channel) const {
+      return copied_.get() + (sample_group * entries(plan_.channels_) + entries(channel)) *
+                                 plan_.tiles_.channel_stride();
+    }
+    void copy(int64_t sample_group, int64_t turn, Acc* scratch, Acc* target) const {
+      const int64_t channel = turn * plan_.turn_channels_;
+      const int64_t channel_end = std::min(channel + plan_.turn_channels_, plan_.channels_);
+      plan_.copy_entries(plan_.planes(image_, begin_sample_ + sample_group / plan_.groups_,
+                                      sample_group % plan_.groups_),
+                         channel, channel_end, plan_.tiles_.place(0), scratch, target);
+      clear_slack(plan_.tiles_, entries(channel_end - channel), target);
+    }
+
+    const Correlation& plan_;
+    const Image<const Scalar>& image_;
+    int64_t begin_sample_, last_, blocks_;
+    bool direct_;
+    Scratch<Acc> copied_;
+    std::vector<Offsets> tables_[2][2];  // of the blocks or the last; of pixels copied or not
+  };
+
   // Samples [begin_sample, begin_sample + batch).
-  void run_in_blocks(const Job& job, int64_t begin_sample, int64_t batch) const {
+  static void run_in_blocks(const Plans& plans, const Job& job, int64_t begin_sample,
+                            int64_t batch) {
+    const Correlation& any = *plans[0];
     const Mixer<Scalar>& mixer = job.mixer;
-    const Image<const Scalar>& image = job.image;
-    const int64_t plane = tiles_.channel_stride();
-    // Blocks of outputs whose pieces of kernels, of as many samples as may be, stay in the cache.
-    const int64_t piece_row = turn_channels_ * kernel_taps_;
+    // Blocks of outputs whose pieces of kernels, and further plans' sums, of as many samples as may
+    // be, stay in the cache.
+    int64_t c_row = 0;
+    for (const Correlation* plan : plans) {
+      c_row = std::max(c_row, plan->vectors(plan->tiles_.place(0).pixels) * kLanes<Acc>);
+    }
+    const auto number = static_cast<int64_t>(plans.size());
+    const int64_t piece_row = any.turn_channels_ * any.kernel_taps_;
     const auto fitting = [&](int64_t other) {
-      return kPieceBytes / (piece_row * other * int64_t{sizeof(Acc)});
+      return kPieceBytes / ((piece_row + (number - 1) * c_row) * other * int64_t{sizeof(Acc)});
     };
     // A shared kernel stays with its task in all turns, so that each sample's sums are complete
     // before the next one's begin.
     const bool shared = mixer.is_shared();
-    const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, turn_channels_));
-    const int64_t block_rows = shared ? rows_beside(fitting(turns), kMostSharedRows)
-                                      : best_rows(mixer.shape(), batch, fitting);
-    const int64_t blocks = ceil_div(outputs_, block_rows);
+    const int64_t groups = any.groups_, turns = any.turns();
+    const int64_t block_rows = shared ? any.rows_beside(fitting(turns), kMostSharedRows)
+                                      : any.best_rows(mixer.shape(), batch, fitting);
+    const int64_t blocks = ceil_div(any.outputs_, block_rows);
     const int64_t most_samples =
         shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
     // One block of outputs is shared out by samples.
-    const int64_t least_sample_blocks = groups_ * blocks < 4 ? std::min<int64_t>(batch, 4) : 1;
+    const int64_t least_sample_blocks = groups * blocks < 4 ? std::min<int64_t>(batch, 4) : 1;
     const int64_t block_samples =
         ceil_div(batch, std::max(ceil_div(batch, most_samples), least_sample_blocks));
     const int64_t sample_blocks = ceil_div(batch, block_samples);
 
-    // The pixels of each sample, channel by channel. Where they lie so already they are read from
-    // there; but for the very last channels where vectors are loaded whole: theirs may end outside
-    // the image.
-    constexpr bool kCopiesLast = DDRF_VECTOR_BYTES != 64;
-    const bool direct = reads_directly(image);
-    const int64_t sample_entries = entries(channels_), turn_entries = entries(turn_channels_);
-    const Tiles::Place place = tiles_.place(0);
-    const int64_t copied_entries = !direct       ? batch * groups_ * sample_entries
-                                   : kCopiesLast ? turn_entries
-                                                 : 0;
-    const Scratch<Acc> copied(copied_entries * plane);
-    const auto copy = [&](int64_t sample_group, int64_t turn, Acc* scratch, Acc* target) {
-      const int64_t channel = turn * turn_channels_;
-      const int64_t channel_end = std::min(channel + turn_channels_, channels_);
-      copy_entries(planes(image, begin_sample + sample_group / groups_, sample_group % groups_),
-                   channel, channel_end, place, scratch, target);
-      clear_slack(tiles_, entries(channel_end - channel), target);
-    };
-    if (direct && kCopiesLast) copy(batch * groups_ - 1, turns - 1, nullptr, copied.get());
-    if (!direct) {
-      parallel_for(batch * groups_ * turns,
-                   std::max<int64_t>(1, kMinWork / (turn_channels_ * plane)),
-                   [&](int64_t begin, int64_t end) {
-                     const Scratch<Acc> scratch(copy_scratch());
-                     for (int64_t task = begin; task < end; ++task) {
-                       const int64_t turn = task % turns;
-                       const int64_t first = task / turns * sample_entries + turn * turn_entries;
-                       copy(task / turns, turn, scratch.get(), &copied[first * plane]);
-                     }
-                   });
+    std::vector<LaidPixels> pixels;
+    pixels.reserve(plans.size());
+    for (const Correlation* plan : plans) {
+      pixels.emplace_back(*plan, job, begin_sample, batch, block_rows);
     }
-    const auto pixels = [&](int64_t sample, int64_t group, int64_t channel) -> const Acc* {
-      const int64_t sample_group = (sample - begin_sample) * groups_ + group;
-      if constexpr (std::is_same_v<Scalar, Acc>) {
-        const bool last = kCopiesLast && sample_group == batch * groups_ - 1 &&
-                          channel + turn_channels_ >= channels_;
-        if (direct && last) return copied.get();
-        if (direct) {
-          return image.data + sample * image.stride[0] +
-                 (group * channels_ + channel) * image.stride[1];
-        }
-      }
-      return &copied[(sample_group * sample_entries + entries(channel)) * plane];
-    };
-
-    const bool forward = direction_ == Direction::kForward;
-    const int64_t c_row = vectors(place.pixels) * kLanes<Acc>;
-    // For the blocks and the last one, which may have fewer rows; for pixels copied or read
-    // directly.
-    std::vector<Offsets> tables[2][2];
-    for (const bool last : {false, true}) {
-      const int64_t rows = last ? outputs_ - (blocks - 1) * block_rows : block_rows;
-      for (const bool in_image : {false, true}) {
-        tables[last][in_image] =
-            offsets(entries(turn_channels_), forward ? kernel_taps_ : rows * kernel_taps_,
-                    in_image ? image.stride[1] : plane);
-      }
-    }
-    parallel_for(groups_ * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
-      const int64_t piece_size = block_rows * piece_row;
+    parallel_for(groups * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
+      const int64_t piece_size = block_rows * piece_row, c_size = block_rows * c_row;
       const Scratch<Acc> pieces((shared ? turns : block_samples) * piece_size);
       const Scratch<Acc> column(piece_row);
-      const Scratch<Acc> c((shared ? 1 : block_samples) * block_rows * c_row);
+      const Scratch<Acc> c((shared ? 1 : block_samples * number) * c_size);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task % blocks, group_samples = task / blocks;
-        const int64_t group = group_samples % groups_;
-        const int64_t before = group_samples / groups_ * block_samples;
+        const int64_t group = group_samples % groups;
+        const int64_t before = group_samples / groups * block_samples;
         const int64_t sample = begin_sample + before;
         const int64_t samples = std::min(block_samples, batch - before);
-        const int64_t row = block * block_rows, rows = std::min(block_rows, outputs_ - row);
+        const int64_t row = block * block_rows, rows = std::min(block_rows, any.outputs_ - row);
         const auto mix_turn = [&](int64_t turn, int64_t first, int64_t count, Acc* target) {
-          const int64_t channel = turn * turn_channels_;
-          mix(mixer, first, count, group, row, rows, channel,
-              std::min(turn_channels_, channels_ - channel), target, piece_size);
+          const int64_t channel = turn * any.turn_channels_;
+          any.mix(mixer, first, count, group, row, rows, channel,
+                  std::min(any.turn_channels_, any.channels_ - channel), target, piece_size);
         };
-        const auto multiply_turn = [&](int64_t turn, int64_t i, const Acc* piece, Acc* sums) {
-          const int64_t channel = turn * turn_channels_;
-          const int64_t taken = std::min(turn_channels_, channels_ - channel);
-          const Acc* b = pixels(sample + i, group, channel);
-          const bool in_image = direct && b != copied.get();
-          take_turn(job, {sample + i, group * outputs_ + row, rows, 0, place}, channel,
-                    channel + taken, piece, forward ? taken * kernel_taps_ : kernel_taps_, b,
-                    tables[block == blocks - 1][in_image].data(), column.get(), sums, c_row);
+        const auto multiply = [&](int64_t plan, int64_t turn, int64_t i, int64_t piece, Acc* sums) {
+          pixels[plan].multiply(job, sample + i, group, block, row, rows, turn,
+                                &pieces[piece * piece_size], column.get(), sums, c_row);
         };
         for (int64_t turn = 0; turn < turns; ++turn) {
           if (shared) {
@@ -465,12 +543,14 @@ class Correlation {
           }
           mix_turn(turn, sample, samples, pieces.get());
           for (int64_t i = 0; i < samples; ++i) {
-            multiply_turn(turn, i, &pieces[i * piece_size], &c[i * block_rows * c_row]);
+            for (int64_t plan = 0; plan < number; ++plan) {
+              multiply(plan, turn, i, i, &c[(i * number + plan) * c_size]);
+            }
           }
         }
         for (int64_t i = 0; shared && i < samples; ++i) {
-          for (int64_t turn = 0; turn < turns; ++turn) {
-            multiply_turn(turn, i, &pieces[turn * piece_size], c.get());
+          for (int64_t plan = 0; plan < number; ++plan) {
+            for (int64_t turn = 0; turn < turns; ++turn) multiply(plan, turn, i, turn, c.get());
           }
         }
       }

@@ -117,15 +117,23 @@ void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
   using Acc = accumulate_t<Scalar>;
   const DynamicConvShape& shape = mixer.shape();
   if (shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1] == 0) return;
+  const bool strided = shape.stride[0] * shape.stride[1] > 1 && !Depthwise<Scalar>::fits(shape);
+  std::vector<Correlation<Scalar>> residues;
   for (int64_t y = 0; y < std::min(shape.stride[0], shape.in_size[0]); ++y) {
     for (int64_t x = 0; x < std::min(shape.stride[1], shape.in_size[1]); ++x) {
-      with_plan<Scalar>(
-          Direction::kInputGradient, input_grad_axis(shape, 0, y), input_grad_axis(shape, 1, x),
-          shape, false, grad, grad_x, [&](const auto& plan) {
-            plan.run(mixer, grad, Activation::kNone, grad_x, static_cast<Acc*>(nullptr));
-          });
+      const TapAxis axis_y = input_grad_axis(shape, 0, y), axis_x = input_grad_axis(shape, 1, x);
+      if (strided) {
+        residues.emplace_back(Direction::kInputGradient, axis_y, axis_x, shape, false);
+        continue;
+      }
+      with_plan<Scalar>(Direction::kInputGradient, axis_y, axis_x, shape, false, grad, grad_x,
+                        [&](const auto& plan) {
+                          plan.run(mixer, grad, Activation::kNone, grad_x,
+                                   static_cast<Acc*>(nullptr));
+                        });
     }
   }
+  if (strided) Correlation<Scalar>::run_together(std::move(residues), mixer, grad, grad_x);
 }
 
 // The gradient of each sample's bias: result[b][o] = sum over pixels.

@@ -69,6 +69,9 @@ class Mixer {
                      shape_.bank];
   }
 
+  // From a sample's attention to the next one's.
+  int64_t attention_stride() const { return attention(1, 0) - attention(0, 0); }
+
   // The same in pairs of kernels.
   const Acc* attention_pairs(int64_t b, int64_t o) const {
     static const Acc kOne = pair_of(1, 0);
@@ -90,9 +93,7 @@ class Mixer {
   // sum_k attention[b,k(,o)] weight[k,o] before the scales, entries [first, first + count) of the
   // row.
   void mix(int64_t b, int64_t o, int64_t first, int64_t count, Acc* row) const {
-    combine_rows(row, attention(b, o), shape_.bank,
-                 operands_.weight + bank_index(b, 0, o) * shape_.row_size() + first,
-                 shape_.out_channels * shape_.row_size(), count);
+    combine_rows(row, attention(b, o), shape_.bank, bank_row(b, o) + first, bank_stride(), count);
   }
 
   Acc mix_bias(int64_t b, int64_t o) const {
@@ -190,12 +191,16 @@ class Mixer {
     const int64_t merged_rows = merged ? std::max<int64_t>(1, kMergedSize / (channels * taps)) : 1;
     for (int64_t r = 0; r < rows; r += merged_rows) {
       const int64_t taken = std::min(merged_rows, rows - r);
-      if (r + merged_rows < rows) {
-        prefetch(first, row + r + merged_rows, channel * taps, merged_rows * real * taps);
-      }
+      const int64_t ahead = r + merged_rows < rows ? merged_rows * shape_.row_size() : 0;
+      Acc* const pieces = target + r * channels * taps;
+      in_groups(samples, [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+        combine_rows<kSamples>(pieces + i * stride, stride, attention(first + i, row + r),
+                               attention_stride(), shape_.bank,
+                               bank_row(first + i, row + r) + channel * taps, bank_stride(),
+                               i == 0 ? ahead : 0, taken * real * taps);
+      });
       for (int64_t i = 0; i < samples; ++i) {
-        Acc* piece = target + i * stride + r * channels * taps;
-        mix(first + i, row + r, channel * taps, taken * real * taps, piece);
+        Acc* piece = pieces + i * stride;
         for (int64_t j = 0; j < taken; ++j) {
           apply_scales(first + i, row + r + j, channel, real, piece + j * channels * taps);
         }
@@ -212,23 +217,12 @@ class Mixer {
   void mix_pairs(int64_t first, int64_t samples, int64_t a, int64_t b, int64_t count,
                  int64_t partners, Acc* target, int64_t stride) const {
     const int64_t output = a / shape_.row_size();
-    const auto mix = [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
-      const Scalar* bank = operands_.weight + bank_index(first + i, 0, 0) * shape_.row_size();
+    in_groups(samples, [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+      const Scalar* bank = bank_row(first + i, 0);
       combine_pairs<kSamples>(target + i * stride, stride, attention_pairs(first + i, output),
                               attention_pairs(1, 0) - attention_pairs(0, 0), shape_.bank, bank + a,
-                              bank + b, shape_.out_channels * shape_.row_size(), shape_.row_size(),
-                              count, partners);
-    };
-    constexpr int kMost = 8;
-    int64_t i = 0;
-    // Without attention every sample has its own kernels.
-    for (; shape_.has_attention && i + kMost <= samples; i += kMost) {
-      mix(std::integral_constant<int, kMost>(), i);
-    }
-    for (; shape_.has_attention && i + 2 <= samples; i += 2) {
-      mix(std::integral_constant<int, 2>(), i);
-    }
-    for (; i < samples; ++i) mix(std::integral_constant<int, 1>(), i);
+                              bank + b, bank_stride(), shape_.row_size(), count, partners);
+    });
   }
 
   // The whole scaled kernels of samples [first, first + samples): [sample][O][channels][taps].
@@ -247,15 +241,28 @@ class Mixer {
  private:
   static constexpr int64_t kMergedSize = 512;  // entries of rows that are mixed in one go
 
-  // Entries of the next row, in all kernels of the bank: pieces of rows are too short for the
-  // hardware to see them coming.
-  void prefetch(int64_t b, int64_t o, int64_t first, int64_t count) const {
-    constexpr int64_t kLine = 64 / sizeof(Scalar);
-    for (int64_t k = 0; k < shape_.bank; ++k) {
-      const Scalar* row = operands_.weight + bank_index(b, k, o) * shape_.row_size() + first;
-      for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
-    }
+  // Calls body(number, i) for groups of samples [i, i + number) that share the rows of the bank.
+  template <class Body>
+  void in_groups(int64_t samples, const Body& body) const {
+    int64_t i = 0;
+    const auto take = [&]<int kSamples>(std::integral_constant<int, kSamples> number) {
+      // Without attention every sample has its own kernels.
+      while (i + kSamples <= samples && (kSamples == 1 || shape_.has_attention)) {
+        body(number, i);
+        i += kSamples;
+      }
+    };
+    take(std::integral_constant<int, 8>());
+    take(std::integral_constant<int, 4>());
+    take(std::integral_constant<int, 2>());
+    take(std::integral_constant<int, 1>());
   }
+
+  // Output channel o in the first kernel of the bank, and from one kernel to the next.
+  const Scalar* bank_row(int64_t b, int64_t o) const {
+    return operands_.weight + bank_index(b, 0, o) * shape_.row_size();
+  }
+  int64_t bank_stride() const { return shape_.out_channels * shape_.row_size(); }
 
   static Acc scale(const Scalar* scales, int64_t index) {
     return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);

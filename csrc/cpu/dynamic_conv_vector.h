@@ -267,36 +267,69 @@ inline void add_row(Scalar* target, const accumulate_t<Scalar>* source, int64_t 
   store_partial(target + i, load_partial(target + i, left) + load_partial(source + i, left), left);
 }
 
+// For kSamples targets and rows of factors:
 // target = sum over k of factors[k] * (the row at rows + k * stride)
-template <class Scalar>
-inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar>* factors,
-                         int64_t number, const Scalar* rows, int64_t stride, int64_t count) {
+// Every row is read once. What will be read next lies `ahead`; it is fetched to the second level of
+// the cache, as in the first the rows of all k often fall on the same few places.
+template <int kSamples, class Scalar>
+inline void combine_rows(accumulate_t<Scalar>* target, int64_t target_stride,
+                         const accumulate_t<Scalar>* factors, int64_t factor_stride, int64_t number,
+                         const Scalar* rows, int64_t stride, int64_t ahead, int64_t count) {
   using Acc = accumulate_t<Scalar>;
-  constexpr int kStep = kLanes<Acc>, kVectors = 4;
+  constexpr int kStep = kLanes<Acc>;
+  constexpr int kVectors = std::clamp((kManyRegisters ? 16 : 8) / kSamples, 1, 4);
   int64_t i = 0;
   for (; i + kVectors * kStep <= count; i += kVectors * kStep) {
-    Vector<Acc> sums[kVectors] = {};
+    Vector<Acc> sums[kSamples][kVectors] = {};
     const Scalar* row = rows + i;
     for (int64_t k = 0; k < number; ++k, row += stride) {
+      Vector<Acc> values[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[v] += load_vector(row + v * kStep) * factors[k];
+      for (int v = 0; v < kVectors; ++v) {
+        values[v] = load_vector(row + v * kStep);
+        if (ahead != 0) __builtin_prefetch(row + v * kStep + ahead, 0, 2);
+      }
+#pragma GCC unroll 8
+      for (int s = 0; s < kSamples; ++s) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sums[s][v] += values[v] * factors[s * factor_stride + k];
+        }
+      }
     }
+#pragma GCC unroll 8
+    for (int s = 0; s < kSamples; ++s) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_vector(target + i + v * kStep, sums[v]);
+      for (int v = 0; v < kVectors; ++v) {
+        store_vector(target + s * target_stride + i + v * kStep, sums[s][v]);
+      }
+    }
   }
   for (; i < count; i += kStep) {
     const bool whole = i + kStep <= count;
-    Vector<Acc> sum = {};
+    Vector<Acc> sums[kSamples] = {};
     const Scalar* row = rows + i;
     for (int64_t k = 0; k < number; ++k, row += stride) {
-      sum += (whole ? load_vector(row) : load_partial(row, count - i)) * factors[k];
+      const Vector<Acc> value = whole ? load_vector(row) : load_partial(row, count - i);
+#pragma GCC unroll 8
+      for (int s = 0; s < kSamples; ++s) sums[s] += value * factors[s * factor_stride + k];
     }
-    if (whole) {
-      store_vector(target + i, sum);
-    } else {
-      store_partial(target + i, sum, count - i);
+#pragma GCC unroll 8
+    for (int s = 0; s < kSamples; ++s) {
+      Acc* const to = target + s * target_stride + i;
+      if (whole) {
+        store_vector(to, sums[s]);
+      } else {
+        store_partial(to, sums[s], count - i);
+      }
     }
   }
+}
+
+template <class Scalar>
+inline void combine_rows(accumulate_t<Scalar>* target, const accumulate_t<Scalar>* factors,
+                         int64_t number, const Scalar* rows, int64_t stride, int64_t count) {
+  combine_rows<1>(target, 0, factors, 0, number, rows, stride, 0, count);
 }
 
 #ifdef DDRF_AVX512_BF16
@@ -336,8 +369,8 @@ inline void pair_rows(float* target, const float* first, const float* second, in
   }
 }
 
-// For kSamples rows of factors: combine_rows of 32 entries, rounded, in the order of `interleaved`.
-// The factors are pairs, those of the rows 2k and 2k + 1; what is wanted next lies `ahead`.
+// For kSamples rows of factors: combine_rows of 32 entries, rounded, in the order of unpacked
+// halves. The factors are pairs, those of the rows 2k and 2k + 1; what is wanted next lies `ahead`.
 template <int kSamples>
 DDRF_INLINE void combine_entries(const float* factors, int64_t factor_stride, int64_t number,
                                  const c10::BFloat16* rows, int64_t stride, int64_t ahead,
