@@ -38,6 +38,12 @@ def add_parser(commands: Commands) -> None:
         metavar=("GAMMA", "GAIN", "CONTRAST"),
         help="the darkness, where it is known: the image is GAIN * scene^GAMMA, of a scene of less contrast",
     )
+    restore.add_argument(
+        "--refine",
+        action="store_true",
+        help="correct the result until, blurred with --kernel, it is the image (slower; for exact kernels "
+        "and little noise)",
+    )
     restore.set_defaults(run=run)
 
 
@@ -59,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
         kinds.update(dict.fromkeys(part.jobs, kind))
     kernel = None if options.kernel is None else read_matrix(options.kernel)
     settings = shared_settings(options, share)
-    restorer = Restorer(**settings, kernel=kernel, noise_std=options.noise_std, tone=options.tone)
+    told = {"kernel": kernel, "noise_std": options.noise_std, "tone": options.tone}
+    restorer = Restorer(**settings, **told, refine=options.refine)
 
     def prepare(job: Job) -> Request:
         visible = kinds[job] == "visible"

@@ -17,6 +17,7 @@ from ddrf_fast.degradation.module import DegradedBatch, DynamicDegradation
 from ddrf_fast.degradation.photometric import brighten, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.degradation.presets import PRESETS, DegradationConfig, preset
 from ddrf_fast.degradation.recipe import Degradation
+from ddrf_fast.degradation.refine import refine
 
 __all__ = [
     "PRESETS",
@@ -37,5 +38,6 @@ __all__ = [
     "motion_kernel",
     "preset",
     "reduce_contrast",
+    "refine",
     "undo_darkness",
 ]

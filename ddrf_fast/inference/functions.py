@@ -110,8 +110,8 @@ def restore(
         device: likewise.
         dtype: likewise.
         tile: likewise.
-        **settings: color, thermal_range, kernel, noise_std, tone, max_pixels of :class:`Restorer`; with
-            `kernel`, `noise_std` or `tone` the degradation is told, else it is estimated.
+        **settings: color, thermal_range, kernel, noise_std, tone, refine, max_pixels of :class:`Restorer`;
+            with `kernel`, `noise_std` or `tone` the degradation is told, else it is estimated.
 
     Returns:
         The restored image, as :func:`fuse` gives it; of both a tuple (visible, infrared).

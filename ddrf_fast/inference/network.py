@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddrf_fast.degradation import Degradation
 from ddrf_fast.inference.engine import Engine
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 from ddrf_fast.models.ddrfnet import Modality, pad_to_even
@@ -101,6 +102,19 @@ class Network:
         """
         if kernel is None and noise_std is None and tone is None:
             return None
+        known = self.known(kernel, noise_std)
+        darkness = None if tone is None else torch.tensor([tuple(map(float, tone))], device=self.device)
+        if darkness is not None and not (darkness.shape == (1, 3) and bool((darkness > 0).all())):
+            raise ValueError(f"tone must be three positive numbers, gamma, gain and contrast, got {tone}")
+        with torch.no_grad():
+            return self.model.encode(known.kernels[:, 0], known.noise_std, darkness)
+
+    def known(self, kernel: Any = None, noise_std: float | None = None) -> Degradation:
+        """What is known of the blur and the noise of an image, on the network's device; as for `encode`.
+
+        Raises:
+            ValueError: a kernel or a noise level that cannot be.
+        """
         size = self.model.config.kernel_size
         known = np.ones((1, 1)) if kernel is None else np.asarray(kernel, np.float64)
         side = known.shape[0]
@@ -111,13 +125,14 @@ class Network:
         noise = 0.0 if noise_std is None else float(noise_std)
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise_std must be a number from 0 on, got {noise_std}")
-        darkness = None if tone is None else torch.tensor([tuple(map(float, tone))], device=self.device)
-        if darkness is not None and not (darkness.shape == (1, 3) and bool((darkness > 0).all())):
-            raise ValueError(f"tone must be three positive numbers, gamma, gain and contrast, got {tone}")
-        kernels = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()[None]
-        with torch.no_grad():
-            level = torch.tensor([noise], device=self.device)
-            return self.model.encode(kernels.to(self.device), level, darkness)
+        taps = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()
+        return Degradation(
+            kernels=taps[None, None],
+            weights=torch.ones(1, 1),
+            noise_std=torch.tensor([noise]),
+            seed=torch.tensor(0),
+            sample_ids=torch.tensor([0]),
+        ).to(self.device)
 
     def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
         return None if code is None else code.to(self.device).expand(len(images), -1)

@@ -2,7 +2,8 @@
 
 The visible branch restores the visible image, the infrared branch the infrared one; for H3 both inputs are
 the same image, as in the paper, and the fused one is its restoration. "Told" networks are given the code of
-the degradation, "blind" ones have to estimate it.
+the degradation, "blind" ones have to estimate it; what is told and "refined" is corrected until the known
+degradation makes the degraded image of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddrf_fast import _tables
-from ddrf_fast.degradation import DynamicDegradation, KernelPCA
+from ddrf_fast.degradation import DynamicDegradation, KernelPCA, refine
 from ddrf_fast.evaluation import MethodScores
 from ddrf_fast.metrics import RESTORATION_METRICS, evaluate_restored
 from ddrf_fast.models import DDRFNet
@@ -21,6 +22,7 @@ from ddrf_fast.reproduce import paper
 from ddrf_fast.reproduce.denoise import non_local_means
 from ddrf_fast.reproduce.figures import write_grid
 from ddrf_fast.reproduce.pairs import (
+    Degraded,
     SourcePair,
     clean_pairs,
     degrade,
@@ -43,13 +45,13 @@ DEGRADATIONS: dict[str, Callable[[], DynamicDegradation]] = {
 
 
 class Sample(NamedTuple):
-    """An image to restore: uint8 Tensor[1, 1, H, W] each, and its code for the network, where it is known."""
+    """An image to restore: uint8 Tensor[1, 1, H, W] each, and how it was degraded, where that is known."""
 
     name: str
     modality: str
     clean: Tensor
     degraded: Tensor
-    code: Tensor | None
+    known: Degraded | None
 
 
 def run(settings: Settings) -> str:
@@ -82,7 +84,6 @@ def _degradations(
     settings: Settings, name: str, pairs: Sequence[SourcePair]
 ) -> Iterator[tuple[str, list[Sample]]]:
     """Some pairs degraded in each way, also as in the folder ``SET_degraded`` where there is one."""
-    model = settings.fuser.model
     for kind, make in DEGRADATIONS.items():
         degradation = make()
         samples = []
@@ -90,10 +91,7 @@ def _degradations(
             for offset, modality in enumerate(("visible", "infrared")):
                 clean = getattr(pair, f"clean_{modality}")
                 degraded = degrade(degradation, clean, 2 * index + offset)
-                code = degraded.recipe.codes(KernelPCA(model.code_basis.cpu(), 1.0))
-                if degraded.recipe.tone is not None:
-                    code = with_tone(code, degraded.recipe.tone)
-                samples.append(Sample(pair.name, modality, clean, full_size(degraded.image, clean), code))
+                samples.append(Sample(pair.name, modality, clean, full_size(degraded.image, clean), degraded))
         yield kind, samples
     if (settings.data / f"{name}_degraded" / "test").is_dir():
         given, how = degraded_pairs(settings.data, name, settings.limit)
@@ -113,8 +111,17 @@ def _restored(sample: Sample, settings: Settings) -> dict[str, Tensor]:
     image = sample.degraded.to(settings.torch_device).float() / 255
     model = settings.fuser.model
     results |= _by_network(model, image, sample.modality, None, "blind")
-    if sample.code is not None:
-        results |= _by_network(model, image, sample.modality, sample.code.to(image.device), "told")
+    if sample.known is None:
+        return results
+    observed, recipe = sample.known
+    code = recipe.codes(KernelPCA(model.code_basis.cpu(), 1.0))
+    if recipe.tone is not None:
+        code = with_tone(code, recipe.tone)
+    results |= _by_network(model, image, sample.modality, code.to(image.device), "told")
+    if recipe.tone is None:
+        told = results["H1/H2 told"].to(image.device).float() / 255
+        refined = refine(told, observed.to(image.device).float() / 255, recipe)
+        results["H1/H2 told, refined"] = to_bytes(refined)
     return results
 
 
