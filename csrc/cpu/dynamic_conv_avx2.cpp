@@ -3,13 +3,12 @@
 #include "common/dtype.h"
 #include "common/parallel.h"
 #include "cpu/dynamic_conv_plan.h"
+#include "cpu/scratch_memory.h"
 
 // All standard headers come before the pragma.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <string>
 #include <type_traits>
 #include <utility>

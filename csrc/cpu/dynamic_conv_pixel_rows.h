@@ -1,9 +1,9 @@
 // The plan of 1x1 convolutions in channels_last: Y_b = X_b W_b^T with the pixels as rows, which are
 // read and written as they lie, and the output channels in vectors.
 //
-// A task owns a block of output channels of some samples: it mixes that block of their kernels,
-// which stays in the cache, and multiplies it with all pixels. The input gradient is the same with
-// W_b in the place of its transpose.
+// A task owns a block of output channels of some samples: it mixes that block of their kernels for
+// a turn of input channels, which stays in the cache, and multiplies it with all pixels. The input
+// gradient is the same with W_b in the place of its transpose.
 #pragma once
 
 #include <algorithm>
@@ -51,7 +51,8 @@ class PixelRows {
         ceil_div(outputs_, inputs_ / kTogether > kManyInputs ? 2 * kLane : 3 * kLane);
     block_ = ceil_div(ceil_div(outputs_, blocks + (blocks > 1 && blocks % 2)), kLane) * kLane;
     blocks_ = ceil_div(outputs_, block_);
-    samples_ = std::clamp<int64_t>(kKernelBytes / (entries_ * block_ * int64_t{sizeof(Acc)}), 1,
+    const int64_t sample_size = (kDepth + std::min(kChunk, pixels_)) * block_;
+    samples_ = std::clamp<int64_t>(kTaskBytes / (sample_size * int64_t{sizeof(Acc)}), 1,
                                    std::max<int64_t>(1, shape.batch));
     samples_ = ceil_div(shape.batch, std::max<int64_t>(1, ceil_div(shape.batch, samples_)));
     if (blocks_ < 4) samples_ = std::min(samples_, std::max<int64_t>(1, shape.batch / 4));
@@ -75,10 +76,11 @@ class PixelRows {
       const int64_t chunks = parts();
       const bool shared = mixer.is_shared();
       parallel_for(sample_blocks * chunks * blocks_, 1, [&](int64_t begin, int64_t end) {
-        const int64_t kernel_size = entries_ * block_;
         // A vector that begins in the last row may end behind it.
-        const Scratch<Acc> kernels((shared ? 1 : samples_) * kernel_size + kLane);
-        const Scratch<Acc> mixed(inputs_ * block_), c(kChunk * block_);
+        const Scratch<Acc> kernels((shared ? 1 : samples_) * kDepth * block_ + kLane);
+        const Scratch<Acc> mixed((shared ? 1 : samples_) * piece_size());
+        const int64_t c_size = std::min(kChunk, pixels_) * block_;
+        const Scratch<Acc> c(samples_ * c_size);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t output = task % blocks_ * block_;
           const int64_t outputs = std::min(block_, outputs_ - output);
@@ -86,22 +88,23 @@ class PixelRows {
           const int64_t pixels = std::min(kChunk, pixels_ - pixel);
           const int64_t first = task / blocks_ / chunks * samples_;
           const int64_t count = std::min(samples_, batch - first);
-          mix(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, output, outputs,
-              mixed.get(), kernels.get());
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t sample = first + i;
-            const Acc* a = reinterpret_cast<const Acc*>(image.data + sample * image.stride[0] +
-                                                        pixel * image.stride[3]);
-            const int64_t plane = sample * outputs_ + output;
-            const Epilogue<Acc> epilogue{mixer.result_scale(sample), nullptr,
-                                         forward_ ? mixer.betas() + plane : nullptr, activation};
-            Scalar* const y =
-                result.data + sample * result.stride[0] + pixel * result.stride[3] + output;
-            Sums<Acc> target;
-            for (int64_t k = 0; k < entries_; k += kDepth) {
-              const int64_t depth = std::min(kDepth, entries_ - k);
-              target = {c.get(), block_, k == 0 ? nullptr : c.get(), block_};
-              if (k + depth == entries_) {
+          for (int64_t k = 0; k < entries_; k += kDepth) {
+            const int64_t depth = std::min(kDepth, entries_ - k);
+            const bool last = k + depth == entries_;
+            mix(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, output, outputs, k,
+                depth, mixed.get(), kernels.get());
+            for (int64_t i = 0; i < count; ++i) {
+              const int64_t sample = first + i;
+              const Acc* a = reinterpret_cast<const Acc*>(image.data + sample * image.stride[0] +
+                                                          pixel * image.stride[3]);
+              const int64_t plane = sample * outputs_ + output;
+              const Epilogue<Acc> epilogue{mixer.result_scale(sample), nullptr,
+                                           forward_ ? mixer.betas() + plane : nullptr, activation};
+              Scalar* const y =
+                  result.data + sample * result.stride[0] + pixel * result.stride[3] + output;
+              Acc* const sum = &c[i * c_size];
+              Sums<Acc> target{sum, block_, k == 0 ? nullptr : sum, block_};
+              if (last) {
                 target.epilogue = &epilogue;
                 target.width = outputs;
                 if constexpr (std::is_same_v<Scalar, Acc>) {
@@ -110,15 +113,16 @@ class PixelRows {
                 }
               }
               multiply<Scalar>(a + k, image.stride[3] / kTogether, pixels,
-                               &kernels[(shared ? 0 : i) * kernel_size + k * block_], table.data(),
-                               depth, outputs, target);
-            }
-            for (int64_t p = 0; !std::is_same_v<Scalar, Acc> && p < pixels; ++p) {
-              store_row(y + p * result.stride[3], target.data + p * target.row, outputs);
-            }
-            if (sums != nullptr) {
-              sum_pixels(target.data, target.row, pixels, outputs, sums + plane * chunks + part,
-                         chunks);
+                               &kernels[(shared ? 0 : i) * kDepth * block_], table.data(), depth,
+                               outputs, target);
+              if (!last) continue;
+              for (int64_t p = 0; !std::is_same_v<Scalar, Acc> && p < pixels; ++p) {
+                store_row(y + p * result.stride[3], target.data + p * target.row, outputs);
+              }
+              if (sums != nullptr) {
+                sum_pixels(target.data, target.row, pixels, outputs, sums + plane * chunks + part,
+                           chunks);
+              }
             }
           }
         }
@@ -130,56 +134,57 @@ class PixelRows {
   static constexpr int kLane = kLanes<Acc>;
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;  // channels in an entry
   static constexpr int64_t kDepth = 128, kChunk = 256, kManyInputs = 512;
-  static constexpr int64_t kKernelBytes = 320 * 1024;  // of the mixed kernels of a task
+  static constexpr int64_t kTaskBytes = 512 * 1024;  // of the kernels and the sums of a task
 
-  // kernels[sample][entry][output of the block]
+  // kernels[sample][entry of kDepth][output of the block] for entries [entry, entry + depth)
   void mix(const Mixer<Scalar>& mixer, int64_t first, int64_t count, int64_t output,
-           int64_t outputs, Acc* mixed, Acc* kernels) const {
-    for (int64_t i = 0; i < count; ++i) {
-      Acc* target = kernels + i * entries_ * block_;
-      if constexpr (kPairs<Scalar>) {
-        mix_pairs(mixer, first + i, output, outputs, mixed, target);
-        continue;
-      }
-      if (!forward_ && outputs == block_) {
-        mixer.mix_piece(first + i, 1, 0, inputs_, output, outputs, target, 0);
-      } else if (!forward_) {
-        mixer.mix_piece(first + i, 1, 0, inputs_, output, outputs, mixed, 0);
-        for (int64_t k = 0; k < inputs_; ++k) {
-          std::copy_n(mixed + k * outputs, outputs, target + k * block_);
+           int64_t outputs, int64_t entry, int64_t depth, Acc* mixed, Acc* kernels) const {
+    const int64_t kernel_size = kDepth * block_;
+    const int64_t channel = entry * kTogether, channels = depth * kTogether;
+    if (forward_) {
+      for (int64_t r = 0; r < outputs; r += kLane) {
+        const int64_t rows = std::min<int64_t>(kLane, outputs - r);
+        mixer.mix_piece(first, count, output + r, rows, channel, channels, mixed, piece_size());
+        for (int64_t i = 0; i < count; ++i) {
+          Acc* const piece = mixed + i * piece_size();
+          if constexpr (kPairs<Scalar>) {
+            store_row(reinterpret_cast<Scalar*>(piece), piece, rows * channels);
+          }
+          transpose(kernels + i * kernel_size + r, block_, static_cast<const Acc*>(piece), depth,
+                    rows, depth);
         }
-      } else {
-        mixer.mix_piece(first + i, 1, output, outputs, 0, inputs_, mixed, 0);
-        transpose(target, block_, static_cast<const Acc*>(mixed), inputs_, outputs, inputs_);
       }
-      // Lanes beyond the last output are multiplied too.
-      for (int64_t k = 0; outputs < block_ && k < inputs_; ++k) {
-        std::fill(target + k * block_ + outputs, target + (k + 1) * block_, Acc(0));
+    } else if (kTogether == 1 && outputs == block_) {
+      mixer.mix_piece(first, count, channel, channels, output, outputs, kernels, kernel_size);
+    } else {
+      for (int64_t k = 0; k < channels; k += kLane) {
+        const int64_t rows = std::min<int64_t>(kLane, channels - k);
+        mixer.mix_piece(first, count, channel + k, rows, output, outputs, mixed, piece_size());
+        for (int64_t i = 0; i < count; ++i) {
+          const Acc* piece = mixed + i * piece_size();
+          Acc* target = kernels + i * kernel_size + k / kTogether * block_;
+          for (int64_t row = 0; row < rows; row += kTogether, target += block_) {
+            const Acc* const from = piece + row * outputs;
+            if constexpr (kPairs<Scalar>) {
+              pair_rows(target, from, from + outputs, outputs, outputs);
+            } else {
+              std::copy_n(from, outputs, target);
+            }
+          }
+        }
+      }
+    }
+    // Lanes beyond the last output are multiplied too.
+    for (int64_t i = 0; outputs < block_ && i < count; ++i) {
+      for (int64_t k = 0; k < depth; ++k) {
+        Acc* const row = kernels + i * kernel_size + k * block_;
+        std::fill(row + outputs, row + block_, Acc(0));
       }
     }
   }
 
-  void mix_pairs(const Mixer<Scalar>& mixer, int64_t sample, int64_t output, int64_t outputs,
-                 Acc* mixed, Acc* target) const {
-    if (forward_) {
-      mixer.mix_piece(sample, 1, output, outputs, 0, inputs_, mixed, 0);
-      store_row(reinterpret_cast<Scalar*>(mixed), mixed, outputs * inputs_);
-      transpose(target, block_, static_cast<const Acc*>(mixed), entries_, outputs, entries_);
-      for (int64_t k = 0; outputs < block_ && k < entries_; ++k) {
-        std::fill(target + k * block_ + outputs, target + (k + 1) * block_, Acc(0));
-      }
-    } else {
-      mixer.mix_piece(sample, 1, 0, inputs_, output, outputs, mixed, 0);
-      for (int64_t k = 0; k < inputs_; k += 2) {
-        for (int64_t o = 0; o < block_; o += kLane) {
-          const uint32_t lanes = lanes_inside<kLane>(o, outputs);
-          const Acc* row = mixed + k * outputs + o;
-          store_vector(target + k / 2 * block_ + o,
-                       paired(load_masked(row, lanes), load_masked(row + outputs, lanes)));
-        }
-      }
-    }
-  }
+  // Of a sample's piece on its way: some rows of outputs and channels, or of channels and outputs.
+  int64_t piece_size() const { return kLane * std::max(kDepth * kTogether, block_); }
 
   // sums[output * step] = sum over pixels of y[pixel * row + output]
   static void sum_pixels(const Acc* y, int64_t row, int64_t pixels, int64_t outputs, Acc* sums,

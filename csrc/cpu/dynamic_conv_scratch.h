@@ -3,31 +3,38 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <new>
+#include <utility>
 
 #include "cpu/dynamic_conv_plan.h"
 #include "cpu/dynamic_conv_vector.h"
+#include "cpu/scratch_memory.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
-// Uninitialised, aligned to cache lines.
+// Uninitialised numbers, from the thread's memory (scratch_memory.h).
 template <class Acc>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<Acc*>(
-            ::operator new(sizeof(Acc) * static_cast<size_t>(count), kAlignment))) {}
+      : bytes_(sizeof(Acc) * static_cast<size_t>(count)),
+        data_(count == 0 ? nullptr : static_cast<Acc*>(take_scratch(bytes_))) {}
+  Scratch(Scratch&& other) noexcept
+      : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
+  Scratch& operator=(Scratch&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Scratch() {
+    if (data_ != nullptr) give_scratch(data_, bytes_);
+  }
 
-  Acc* get() const { return data_.get(); }
-  Acc& operator[](int64_t i) const { return data_.get()[i]; }
+  Acc* get() const { return data_; }
+  Acc& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(Acc* pointer) const { ::operator delete(pointer, kAlignment); }
-  };
-  std::unique_ptr<Acc, Free> data_;
+  size_t bytes_;
+  Acc* data_;
 };
 
 // The channels of one group of one sample, followed, where `has_ones` says so, by a channel that is
