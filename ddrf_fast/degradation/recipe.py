@@ -49,6 +49,13 @@ class Degradation:
     def __len__(self) -> int:
         return len(self.kernels)
 
+    @property
+    def noise_level(self) -> Tensor:
+        """Standard deviation of the noise, Tensor[B], with shot noise where the image is 1/2."""
+        if self.shot_noise is None:
+            return self.noise_std
+        return (self.noise_std.square() + self.shot_noise / 2).sqrt()
+
     def __getitem__(self, samples: slice | Tensor) -> "Degradation":
         """Some of the samples, in this order; each keeps its degradation, noise included."""
         return self._map(lambda value: value[samples], _PER_SAMPLE)
@@ -106,10 +113,7 @@ class Degradation:
             deviation of the noise, with shot noise where the image is 1/2.
         """
         kernel = pca.encode_weights(self.weights, self.kernels)
-        level = self.noise_std
-        if self.shot_noise is not None:
-            level = (level.square() + self.shot_noise / 2).sqrt()
-        level = level.reshape(-1, *[1] * (kernel.ndim - 1)).expand_as(kernel[:, :1])
+        level = self.noise_level.reshape(-1, *[1] * (kernel.ndim - 1)).expand_as(kernel[:, :1])
         return torch.cat((kernel, level), dim=1)
 
     def to(self, device: torch.device | str) -> "Degradation":

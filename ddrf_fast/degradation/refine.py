@@ -74,9 +74,7 @@ def refine(
     recipe = degradation.to(restored.device)
     kernels, weights = recipe.kernels.to(dtype), recipe.weights.to(dtype)
     padding, grid = recipe.padding, weights.dim() == 4
-    variance = recipe.noise_std.to(dtype).square() + ROUNDING_STD**2
-    if recipe.shot_noise is not None:
-        variance = variance + recipe.shot_noise.to(dtype) / 2  # where the image is 1/2
+    variance = recipe.noise_level.to(dtype).square() + ROUNDING_STD**2
     share = (variance / error_std**2).view(-1, 1, 1, 1)
 
     def blurred(image: Tensor) -> Tensor:
