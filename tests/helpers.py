@@ -1,13 +1,22 @@
-"""What tests share: comparison by flash-attention's rule, and C++ programs against libtorch.
+"""What tests share: comparison by flash-attention's rule, programs in processes of their own, and C++ ones.
 
 The rule: an error is judged by what torch itself loses at that precision.
 """
 
+import functools
+import os
+import platform
+import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
+
+CAPABILITIES = ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 # The relative floor: a few units in the last place, for sums short enough that torch happens to lose nothing.
 FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -51,6 +60,49 @@ def assert_accurate(
     assert error <= allowed, (
         f"{name}: error {error:.3e} is above {allowed:.3e} ({actual.dtype}, magnitude {scale:.3e})"
     )
+
+
+def run_elsewhere(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a Python program in a process of its own, which can import the tests."""
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def run_capability(program: str, capability: str) -> str:
+    """Runs a program, which must succeed, with one of `CAPABILITIES`; returns what it printed.
+
+    AMX is emulated where the processor has none. The test is skipped where there is no other way.
+    """
+    variables = {"DDRF_FAST_CPU_CAPABILITY": capability}
+    if capability == "amx_bf16" and "amx_bf16" not in Path("/proc/cpuinfo").read_text():
+        variables["LD_PRELOAD"] = str(amx_emulator())
+    done = run_elsewhere(program, **variables)
+    if "this processor or this build has no" in done.stderr:
+        pytest.skip(f"no {capability} on this machine")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@functools.cache
+def amx_emulator() -> Path:
+    """The library that executes AMX instructions in software for a process that preloads it."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("no C++ compiler for x86-64, for the emulator of AMX")
+    library = Path(_libraries().name) / "amx.so"
+    source = Path(__file__).parent / "amx_on_cpu" / "amx.cpp"
+    command = [compiler, "-std=c++20", "-O2", "-mfma", "-fPIC", "-shared", str(source), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return library
+
+
+@functools.cache
+def _libraries() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes with the process."""
+    return tempfile.TemporaryDirectory()
 
 
 def compile_against_torch(source: Path, program: Path) -> Path:

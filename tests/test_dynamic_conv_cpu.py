@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOOR, assert_accurate
+from helpers import CAPABILITIES, FLOOR, assert_accurate, run_capability, run_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -332,7 +331,9 @@ def test_pixels_as_rows(name: str, dtype: torch.dtype):
     plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(
         x, *case.tensors(0, dtype)[1:], *case.geometry(), case.activation
     )
-    pairs = plan.startswith("AVX-512 BF16") and all(channels % 2 == 0 for channels in case.channels)
+    pairs = plan.startswith(("AVX-512 BF16", "AMX BF16")) and all(
+        channels % 2 == 0 for channels in case.channels
+    )
     assert ("pixels as rows" in plan) == (dtype in (torch.float32, torch.float64) or pairs)
     check(case, seed=5, dtype=dtype, layout=torch.channels_last)
 
@@ -366,7 +367,7 @@ def test_one_kernel_for_all_samples(name: str, layout: torch.memory_format, dtyp
     tensors = case.tensors(11, dtype)
     tensors[0] = tensors[0].contiguous(memory_format=layout)
     plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(*tensors, *case.geometry(), case.activation)
-    pairs = plan.startswith("AVX-512 BF16") and case.batch > 1
+    pairs = plan.startswith(("AVX-512 BF16", "AMX BF16")) and case.batch > 1
     assert ("torch's convolution" in plan) == (dtype == torch.float32 or pairs)
     check(case, 11, dtype, layout)
     y, mean = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
@@ -466,7 +467,7 @@ def read_at_the_end_of_memory() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect is looked up in the process itself")
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_nothing_is_read_behind_the_tensors(capability: str):
     run_capability("import test_dynamic_conv_cpu as t; t.read_at_the_end_of_memory()", capability)
 
@@ -614,7 +615,7 @@ def test_two_threads_share_the_work(batch: int):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability: str):
     program = (
         "import test_dynamic_conv_cpu as t\n"
@@ -627,29 +628,28 @@ def test_every_instruction_set(capability: str):
     run_capability(program, capability)
 
 
+def test_tiles_of_pairs():
+    program = (
+        "import torch, test_dynamic_conv_cpu as t\n"
+        "bfloat16 = torch.bfloat16\n"
+        "for name, case in {**t.CASES, **t.ONE_KERNEL}.items():\n"
+        "    for layout in (torch.contiguous_format, torch.channels_last):\n"
+        "        t.check(case, 101, bfloat16, layout)\n"
+        "    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan\n"
+        "    found = plan(*case.tensors(0, bfloat16), *case.geometry(), case.activation)\n"
+        "    assert found.startswith('AMX BF16: ') and 'Winograd' not in found, (name, found)\n"
+    )
+    run_capability(program, "amx_bf16")
+
+
 def test_an_unknown_instruction_set_is_named():
     program = "import test_dynamic_conv_cpu as t; case = t.Case(); t.forward(case, case.tensors())"
     done = run_elsewhere(program, DDRF_FAST_CPU_CAPABILITY="sse9")
     assert done.returncode != 0
     assert (
-        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got 'sse9'" in done.stderr
+        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx_bf16, got 'sse9'"
+        in done.stderr
     )
-
-
-def run_elsewhere(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own, which can import the tests."""
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, **variables}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-
-
-def run_capability(program: str, capability: str) -> None:
-    """A program that must succeed with an instruction set; skips the test where there is none such."""
-    done = run_elsewhere(program, DDRF_FAST_CPU_CAPABILITY=capability)
-    if "this processor or this build has no" in done.stderr:
-        pytest.skip(f"no {capability} on this machine")
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("attention", ["sample", "none"])

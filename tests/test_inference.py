@@ -1,9 +1,6 @@
 """Sessions: what goes in comes out, in type, depth, size and colour, and bad input is named."""
 
 import itertools
-import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import run_capability
 
 import ddrf_fast
 from ddrf_fast.data import read_image
@@ -785,17 +783,17 @@ def test_low_precision_is_near(dtype, tolerance):
 
 @pytest.mark.parametrize(
     ("capability", "dtype"),
-    [("default", "float32"), ("avx2", "float32"), ("avx512", "bfloat16"), ("avx512_bf16", "bfloat16")],
+    [
+        ("default", "float32"),
+        ("avx2", "float32"),
+        ("avx512", "bfloat16"),
+        ("avx512_bf16", "bfloat16"),
+        ("amx_bf16", "bfloat16"),
+    ],
 )
 def test_the_precision_is_chosen_for_the_processor(capability, dtype):
-    code = "import ddrf_fast; print(ddrf_fast.Fuser(device='cpu').network.engine.dtype)"
-    environment = os.environ | {"DDRF_FAST_CPU_CAPABILITY": capability}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    if "this processor or this build has no" in done.stderr:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert done.stdout.strip() == f"torch.{dtype}", done.stderr
+    program = "import ddrf_fast; print(ddrf_fast.Fuser(device='cpu').network.engine.dtype)"
+    assert run_capability(program, capability).strip() == f"torch.{dtype}"
 
 
 def test_what_is_chosen_differs_from_float32_by_a_grey_level_here_and_there():

@@ -79,7 +79,9 @@ def test_collect_env_says_what_is_loaded():
     assert result.returncode == 0, result.stderr
     assert re.search(r"^  _C +loaded: _C\.", result.stdout, re.MULTILINE), result.stdout
     assert re.search(r"^  _numpy +loaded: _numpy\.", result.stdout, re.MULTILINE), result.stdout
-    assert re.search(r"^  kernels run with +(default|avx2|avx512|avx512_bf16)$", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^  kernels run with +(default|avx2|avx512|avx512_bf16|amx_bf16)$", result.stdout, re.MULTILINE
+    )
     assert re.search(rf"^  torch +{re.escape(torch.__version__)}$", result.stdout, re.MULTILINE), (
         result.stdout
     )

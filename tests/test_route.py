@@ -1,13 +1,9 @@
 """route against its definition in float64, and what holds for it in torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_accurate
+from helpers import CAPABILITIES, assert_accurate, run_capability
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -187,7 +183,7 @@ def test_same_bits_whatever_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability):
     program = """
 import torch, ddrf_fast
@@ -200,15 +196,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         with ddrf_fast.use_backend("reference"):
             torch.testing.assert_close(found, ddrf_fast.route(x, w, None, v, None))
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "DDRF_FAST_CPU_CAPABILITY": capability},
-    )
-    if "this processor or this build has no" in ran.stderr:
-        pytest.skip(f"this processor has no {capability}")
-    assert ran.returncode == 0, ran.stderr
+    run_capability(program, capability)
 
 
 @pytest.mark.parametrize("case", ["coded", "pooled and coded", "one layer, sigmoid", "without biases"])

@@ -9,8 +9,8 @@
 //   #define DDRF_VECTOR_BYTES 32
 //   #include "the_kernel.h"
 //
-// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512 | avx512_bf16), read
-// once, asks for a lower set than the best one, for tests and for measurements.
+// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512 | avx512_bf16 |
+// amx_bf16), read once, asks for a lower set than the best one, for tests and for measurements.
 #pragma once
 
 #include <cstdlib>
@@ -24,14 +24,33 @@
   _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl\")")
 #define DDRF_TARGET_AVX512_BF16 \
   _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16\")")
+#define DDRF_TARGET_AMX_BF16 DDRF_TARGET_AVX512_BF16 _Pragma("GCC target(\"amx-tile,amx-bf16\")")
 #else
 #define DDRF_X86_CAPABILITIES 0
 #endif
 
+#if DDRF_X86_CAPABILITIES && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ddrf_fast {
 
-// kAvx512Bf16 differs from kAvx512 for bfloat16 only.
-enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
+// Those above kAvx512 differ from it for bfloat16 only.
+enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+
+// Whether this process may use AMX with bfloat16, for which it asks the system. Visible and weak,
+// so that an emulator of these instructions can answer in its place.
+extern "C" __attribute__((visibility("default"), weak)) bool ddrf_fast_ask_for_amx_bf16() {
+#if DDRF_X86_CAPABILITIES && defined(__linux__)
+  // Linux keeps the 8 KB of tiles in the state of a thread for those processes only that ask.
+  constexpr long kAskForState = 0x1023, kTiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kAskForState, kTiles) == 0;
+#else
+  return false;
+#endif
+}
 
 inline Capability best_capability() {
 #if DDRF_X86_CAPABILITIES
@@ -39,7 +58,8 @@ inline Capability best_capability() {
       __builtin_cpu_supports("f16c")) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return __builtin_cpu_supports("avx512bf16") ? Capability::kAvx512Bf16 : Capability::kAvx512;
+      if (!__builtin_cpu_supports("avx512bf16")) return Capability::kAvx512;
+      return ddrf_fast_ask_for_amx_bf16() ? Capability::kAmxBf16 : Capability::kAvx512Bf16;
     }
     return Capability::kAvx2;
   }
@@ -61,10 +81,12 @@ inline Capability choose_capability() {
     chosen = Capability::kAvx512;
   } else if (asked == "avx512_bf16") {
     chosen = Capability::kAvx512Bf16;
+  } else if (asked == "amx_bf16") {
+    chosen = Capability::kAmxBf16;
   } else {
     throw std::runtime_error(
-        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got '" + asked +
-        "'");
+        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx_bf16, got '" +
+        asked + "'");
   }
   if (chosen > best) {
     throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: this processor or this build has no '" +

@@ -1,4 +1,5 @@
-// Tells which instruction set the kernels run with, by its name in DDRF_FAST_CPU_CAPABILITY.
+// Tells which instruction set the kernels run with, by its name in
+// DDRF_FAST_CPU_CAPABILITY.
 #include "common/capability.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,6 +10,8 @@ using namespace ddrf_fast;
 
 std::string cpu_capability_name() {
   switch (cpu_capability()) {
+    case Capability::kAmxBf16:
+      return "amx_bf16";
     case Capability::kAvx512Bf16:
       return "avx512_bf16";
     case Capability::kAvx512:

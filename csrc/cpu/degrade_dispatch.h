@@ -47,6 +47,7 @@ namespace degrade_avx512 {
 #if DDRF_X86_CAPABILITIES
 #define DDRF_DEGRADE_DISPATCH(CALL) \
   switch (cpu_capability()) {       \
+    case Capability::kAmxBf16:      \
     case Capability::kAvx512Bf16:   \
     case Capability::kAvx512:       \
       return degrade_avx512::CALL;  \

@@ -136,18 +136,21 @@ DynamicConvOperands<Scalar> operands_of(const Arguments& a) {
 
 // Calls the function of the instruction set in use.
 #if DDRF_X86_CAPABILITIES
-#define DDRF_CALL(FUNCTION, ...)                           \
-  switch (cpu_capability()) {                              \
-    case Capability::kAvx512Bf16:                          \
-      if constexpr (std::is_same_v<Scalar, c10::BFloat16>) \
-        return avx512_bf16::FUNCTION(__VA_ARGS__);         \
-      [[fallthrough]];                                     \
-    case Capability::kAvx512:                              \
-      return avx512::FUNCTION(__VA_ARGS__);                \
-    case Capability::kAvx2:                                \
-      return avx2::FUNCTION(__VA_ARGS__);                  \
-    default:                                               \
-      return baseline::FUNCTION(__VA_ARGS__);              \
+#define DDRF_CALL(FUNCTION, ...)                                                                   \
+  switch (cpu_capability()) {                                                                      \
+    case Capability::kAmxBf16:                                                                     \
+      if constexpr (std::is_same_v<Scalar, c10::BFloat16>) return amx_bf16::FUNCTION(__VA_ARGS__); \
+      [[fallthrough]];                                                                             \
+    case Capability::kAvx512Bf16:                                                                  \
+      if constexpr (std::is_same_v<Scalar, c10::BFloat16>)                                         \
+        return avx512_bf16::FUNCTION(__VA_ARGS__);                                                 \
+      [[fallthrough]];                                                                             \
+    case Capability::kAvx512:                                                                      \
+      return avx512::FUNCTION(__VA_ARGS__);                                                        \
+    case Capability::kAvx2:                                                                        \
+      return avx2::FUNCTION(__VA_ARGS__);                                                          \
+    default:                                                                                       \
+      return baseline::FUNCTION(__VA_ARGS__);                                                      \
   }
 #else
 #define DDRF_CALL(FUNCTION, ...) return baseline::FUNCTION(__VA_ARGS__);
@@ -344,11 +347,13 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
                                result = call_plan(shape, operands);
                            }
                          }));
+  const bool bfloat16 = a.x.scalar_type() == torch::headeronly::ScalarType::BFloat16;
   switch (cpu_capability()) {
+    case Capability::kAmxBf16:
+      if (bfloat16) return "AMX BF16: " + result;
+      [[fallthrough]];
     case Capability::kAvx512Bf16:
-      if (a.x.scalar_type() == torch::headeronly::ScalarType::BFloat16) {
-        return "AVX-512 BF16: " + result;
-      }
+      if (bfloat16) return "AVX-512 BF16: " + result;
       [[fallthrough]];
     case Capability::kAvx512:
       return "AVX-512: " + result;

@@ -8,39 +8,18 @@
 // registers while k runs, so that a loaded vector is used kRows times and a weight kVectors times.
 //
 // Where the processor multiplies pairs of bfloat16 (`kPairs`), the entries of A and B are such
-// pairs, and k runs over pairs of channels.
+// pairs, and k runs over pairs of channels; with AMX they are multiplied in tiles
+// (dynamic_conv_amx.h).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/dynamic_conv.h"
+#include "cpu/dynamic_conv_amx.h"
+#include "cpu/dynamic_conv_sums.h"
 #include "cpu/dynamic_conv_vector.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
-
-struct Offsets {
-  int32_t a, b;
-};
-
-// What becomes of a complete sum: act(scale * sum + bias of its row or of its column).
-template <class Acc>
-struct Epilogue {
-  Acc scale = Acc(1);
-  const Acc *row_bias = nullptr, *column_bias = nullptr;
-  Activation activation = Activation::kNone;
-};
-
-// Where sums go, whole vectors but for what lies beyond `width`; and what they are added to.
-template <class Acc>
-struct Sums {
-  Acc* data;
-  int64_t row;
-  const Acc* earlier = nullptr;  // sums over other k, whole vectors
-  int64_t earlier_row = 0;
-  int64_t width = int64_t{1} << 40;         // columns to store
-  const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
-};
 
 // The length of a turn of multiply_in_turns: of the whole about the square root gives the smallest
 // error, which without registers for two sums would cost too much.
@@ -55,8 +34,6 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
 #if DDRF_VECTOR_BYTES == 64
   const uint32_t read = lanes_inside<kLane>(first_column + kLast * kLane, columns);
 #endif
-  Acc* const target = c.data + first_row * c.row + first_column;
-  const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   // Without every loop over them unrolled the compiler keeps the sums in memory.
   Vector<Acc> sum[kRows][kVectors];
 #pragma GCC unroll 8
@@ -119,67 +96,17 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
   } else {
     add_products(0, depth);
   }
-  if (c.earlier != nullptr) {
-    const Acc* earlier = c.earlier + first_row * c.earlier_row + first_column;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        sum[r][v] += load_vector(earlier + r * c.earlier_row + v * kLane);
-      }
-    }
-  }
-  if (c.epilogue != nullptr) {
-    const Epilogue<Acc>& epilogue = *c.epilogue;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Acc bias = epilogue.row_bias == nullptr ? Acc(0) : epilogue.row_bias[first_row + r];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] * epilogue.scale + bias;
-    }
-    if (epilogue.column_bias != nullptr) {
-      const Acc* bias = epilogue.column_bias + first_column;
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        const Vector<Acc> beta = v + 1 < kVectors || lanes >= kLane
-                                     ? load_vector(bias + v * kLane)
-                                     : load_partial(bias + v * kLane, lanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sum[r][v] += beta;
-      }
-    }
-    if (epilogue.activation != Activation::kNone) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v)
-          sum[r][v] = rectified<Acc>(epilogue.activation, sum[r][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      Acc* at = target + r * c.row + v * kLane;
-      if (v + 1 < kVectors || lanes >= kLane) {
-        store_vector(at, sum[r][v]);
-      } else {
-        store_partial(at, sum[r][v], lanes);
-      }
-    }
-  }
+  finish_block(sum, c, first_row, first_column);
 }
 
 // Rows and vectors of the largest block; one or two rows take more vectors to keep the units busy.
 inline constexpr int kBlockRows = kManyRegisters ? 8 : 4;
 inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
-// The product for all `rows` rows and `columns` pixels, of which the last vector need not be whole.
-// With AVX-512 nothing beyond the columns is read; else they must be followed by numbers.
-template <class Scalar, bool kTurns = false, class Acc = accumulate_t<Scalar>>
-void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
-              int64_t depth, int64_t columns, const Sums<Acc>& c) {
+template <class Scalar, bool kTurns, class Acc>
+void multiply_by_vectors(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
+                         const Offsets* offsets, int64_t depth, int64_t columns,
+                         const Sums<Acc>& c) {
   constexpr int kLane = kLanes<Acc>;
   const int64_t vectors = (columns + kLane - 1) / kLane;
   // The largest block of rows that is left, with a given number of vectors.
@@ -229,6 +156,19 @@ void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Off
   }
 }
 
+// The product for all `rows` rows and `columns` pixels, of which the last vector need not be whole.
+// With AVX-512 nothing beyond the columns is read; else they must be followed by numbers.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
+              int64_t depth, int64_t columns, const Sums<Acc>& c) {
+#ifdef DDRF_AMX
+  if constexpr (kPairs<Scalar>) {
+    return multiply_by_tiles(a, a_row, rows, b, offsets, depth, columns, c);
+  }
+#endif
+  multiply_by_vectors<Scalar, false>(a, a_row, rows, b, offsets, depth, columns, c);
+}
+
 // The same for sums whose rounding errors matter: k is taken in turns, whose sums are added up.
 template <class Scalar, class Acc = accumulate_t<Scalar>>
 void multiply_in_turns(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
@@ -236,7 +176,7 @@ void multiply_in_turns(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
                        int64_t row) {
   if constexpr (kManyRegisters) {
     // Half as many sums at a time are enough to keep the units busy.
-    multiply<Scalar, true>(a, a_row, rows, b, offsets, depth, columns, {data, row});
+    multiply_by_vectors<Scalar, true>(a, a_row, rows, b, offsets, depth, columns, {data, row});
   } else {
     for (int64_t k = 0; k < depth; k += turn_of(depth)) {
       multiply<Scalar>(a, a_row, rows, b, offsets + k, std::min(turn_of(depth), depth - k), columns,

@@ -47,6 +47,13 @@ inline float pair_of(float first, float second) {
   return first;
 }
 
+// Whether products of pairs run on tiles of them.
+#ifdef DDRF_AMX
+inline constexpr bool kPairTiles = true;
+#else
+inline constexpr bool kPairTiles = false;
+#endif
+
 // Whether matrix products run on pairs of bfloat16, each held in the bits of a float.
 #ifdef DDRF_AVX512_BF16
 template <class Scalar>

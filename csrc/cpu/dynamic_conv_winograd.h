@@ -101,13 +101,11 @@ DDRF_INLINE void transform_output(const Value (&m)[4], Value (&y)[2]) {
   y[1] = m[1] - m[2] - m[3];
 }
 
-// Whether the plan wins: enough channels to pay for the transforms, which those of the other side
-// share, and enough tiles to fill vectors. Products of pairs take half as long as those here, so
-// that the transforms pay later.
+// Whether the transforms pay: for enough channels, which those of the other side share, and enough
+// tiles to fill vectors.
 template <class Scalar>
-bool fits_winograd(const DynamicConvShape& shape) {
-  constexpr int64_t kLeastChannels = kPairs<Scalar> ? 16 : 4, kEnoughChannels = 8;
-  constexpr int64_t kManyChannels = 16, kLeastTiles = kPairs<Scalar> ? 160 : 24;
+bool transforms_pay(const DynamicConvShape& shape, int64_t least_channels, int64_t least_tiles) {
+  constexpr int64_t kEnoughChannels = 8, kManyChannels = 16;
   if (!std::is_same_v<accumulate_t<Scalar>, float> || shape.batch == 0) return false;
   for (int axis = 0; axis < 2; ++axis) {
     if (shape.kernel[axis] != 3 || shape.stride[axis] != 1 || shape.dilation[axis] != 1) {
@@ -118,8 +116,22 @@ bool fits_winograd(const DynamicConvShape& shape) {
   const auto tiles = [](const int64_t (&size)[2]) {
     return ceil_div(size[0], 4) * ceil_div(size[1], 2);
   };
-  return fewer >= (more >= kManyChannels ? kLeastChannels : kEnoughChannels) &&
-         std::min(tiles(shape.out_size), tiles(shape.in_size)) >= kLeastTiles;
+  return fewer >= (more >= kManyChannels ? least_channels : kEnoughChannels) &&
+         std::min(tiles(shape.out_size), tiles(shape.in_size)) >= least_tiles;
+}
+
+// Whether the plan wins. Products of pairs take half as long as those here, so that the transforms
+// pay later; those by tiles of pairs take a sixteenth, so that they never do.
+template <class Scalar>
+bool fits_winograd(const DynamicConvShape& shape) {
+  if constexpr (kPairs<Scalar>) return !kPairTiles && transforms_pay<Scalar>(shape, 16, 160);
+  return transforms_pay<Scalar>(shape, 4, 24);
+}
+
+// Whether it wins for the gradient of kernels, whose products are in float32.
+template <class Scalar>
+bool fits_winograd_gradient(const DynamicConvShape& shape) {
+  return transforms_pay<Scalar>(shape, 4, 24);
 }
 
 // Whether tiles of four columns win over such of two, for a sum over so many channels: a row fills

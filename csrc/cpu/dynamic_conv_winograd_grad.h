@@ -65,7 +65,7 @@ class WinogradGradient {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  static bool fits(const DynamicConvShape& shape) { return fits_winograd<Scalar>(shape); }
+  static bool fits(const DynamicConvShape& shape) { return fits_winograd_gradient<Scalar>(shape); }
 
   // `has_ones` adds a channel of ones.
   WinogradGradient(const DynamicConvShape& shape, bool has_ones)

@@ -336,7 +336,7 @@ def resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) ->
             half = torch.cuda.get_device_capability(device) >= (8, 0)
         elif device.type == "cpu":
             # Half the bytes are worth a factor of 1.1 to 1.3; with AVX2 converting them costs more than that.
-            half = _native.cpu_capability().startswith("avx512")
+            half = _native.cpu_capability() in ("avx512", "avx512_bf16", "amx_bf16")
         return torch.bfloat16 if half else torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")

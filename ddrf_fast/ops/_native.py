@@ -46,8 +46,8 @@ def status() -> dict[str, tuple[bool, str]]:
 def cpu_capability() -> str:
     """The instruction set that the compiled CPU kernels run with; "none" where they are not loaded.
 
-    One of "default", "avx2", "avx512" and "avx512_bf16": the best that the processor has, or what the
-    environment variable ``DDRF_FAST_CPU_CAPABILITY`` asks for.
+    One of "default", "avx2", "avx512", "avx512_bf16" and "amx_bf16": the best that the processor has, or
+    what the environment variable ``DDRF_FAST_CPU_CAPABILITY`` asks for.
 
     Raises:
         RuntimeError: that variable asks for another, or for one that the processor has not.
