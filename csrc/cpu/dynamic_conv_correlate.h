@@ -204,13 +204,18 @@ class Correlation {
         dot_entries<Scalar>(a + first * a_row, a_row, column, depth, products);
         for (int i = 0; i < kRows; ++i) {
           const int64_t r = first + i;
-          Acc& sum = c.data[r * c.row + pixel];
-          sum =
-              products[i] + (c.earlier == nullptr ? Acc(0) : c.earlier[r * c.earlier_row + pixel]);
-          if (c.epilogue == nullptr) continue;
-          const Acc* bias = c.epilogue->row_bias;
-          sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
-          activate(c.epilogue->activation, 1, &sum);
+          Acc sum = products[i];
+          if (c.earlier != nullptr) sum += c.earlier[r * c.earlier_row + pixel];
+          if (c.epilogue != nullptr) {
+            const Acc* bias = c.epilogue->row_bias;
+            sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
+            activate(c.epilogue->activation, 1, &sum);
+          }
+          if (c.rounded != nullptr) {
+            c.rounded[r * c.rounded_row + pixel] = c10::BFloat16(static_cast<float>(sum));
+          } else {
+            c.data[r * c.row + pixel] = sum;
+          }
         }
       };
       int64_t r = 0;
@@ -614,11 +619,15 @@ class Correlation {
         job.activation};
     const bool last = end == channels_;
     if (last) target.epilogue = &epilogue;
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      if (last && in_place(job, part.place)) {
-        target.data = first_of(job.result, part);
+    if (last && in_place(job, part.place)) {
+      Scalar* const result = first_of(job.result, part);
+      target.width = part.place.pixels;
+      if constexpr (std::is_same_v<Scalar, Acc>) {
+        target.data = result;
         target.row = job.result.stride[1];
-        target.width = part.place.pixels;
+      } else if constexpr (kPairs<Scalar>) {
+        target.rounded = result;
+        target.rounded_row = job.result.stride[1];
       }
     }
     add_product(a, a_row, part.rows, b, table, entries(end - begin) * taps(), part.place.pixels,
@@ -639,10 +648,12 @@ class Correlation {
            (tiles_.row_stride() == place.columns && line == place.columns * step);
   }
 
-  // Whether the sums of a place can go straight to the result: its pixels lie there side by side.
+  // Whether the sums of a place can go straight to the result: its pixels lie there side by side,
+  // and nothing more is made of sums that are rounded.
   bool in_place(const Job& job, const Tiles::Place& place) const {
-    return std::is_same_v<Scalar, Acc> && !job.accumulate &&
-           job.result.stride[3] * x_.out_step == 1 && rows_follow(job.result, place);
+    return (std::is_same_v<Scalar, Acc> || (kPairs<Scalar> && job.sums == nullptr)) &&
+           !job.accumulate && job.result.stride[3] * x_.out_step == 1 &&
+           rows_follow(job.result, place);
   }
 
   // Stores those of the complete sums that are outputs, row by row, if they are not in the result.

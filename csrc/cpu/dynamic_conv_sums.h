@@ -31,6 +31,8 @@ struct Sums {
   int64_t earlier_row = 0;
   int64_t width = int64_t{1} << 40;         // columns to store
   const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
+  c10::BFloat16* rounded = nullptr;         // where they go instead, if not null
+  int64_t rounded_row = 0;
 };
 
 // Adds the earlier sums to a block's, applies the epilogue where there is one, and stores them.
@@ -38,7 +40,6 @@ template <class Acc, int kRows, int kVectors>
 DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Acc>& c,
                               int64_t first_row, int64_t first_column) {
   constexpr int kLane = kLanes<Acc>;
-  Acc* const target = c.data + first_row * c.row + first_column;
   const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   if (c.earlier != nullptr) {
     const Acc* earlier = c.earlier + first_row * c.earlier_row + first_column;
@@ -78,18 +79,24 @@ DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Ac
       }
     }
   }
+  const auto store = [&](auto* target, int64_t row) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      Acc* at = target + r * c.row + v * kLane;
-      if (v + 1 < kVectors || lanes >= kLane) {
-        store_vector(at, sum[r][v]);
-      } else {
-        store_partial(at, sum[r][v], lanes);
+      for (int v = 0; v < kVectors; ++v) {
+        auto* at = target + (first_row + r) * row + first_column + v * kLane;
+        if (v + 1 < kVectors || lanes >= kLane) {
+          store_vector(at, sum[r][v]);
+        } else {
+          store_partial(at, sum[r][v], lanes);
+        }
       }
     }
-  }
+  };
+#ifdef DDRF_AVX512_BF16
+  if (c.rounded != nullptr) return store(c.rounded, c.rounded_row);
+#endif
+  store(c.data, c.row);
 }
 
 }  // namespace ddrf_fast::DDRF_CAPABILITY
