@@ -128,6 +128,9 @@ CASES = {
     "3x3, 7x7, each sample's own": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), attention="none"),
     "3x3, stride 2, 14x14": Case(channels=(12, 16), size=(14, 14), padding=(1, 1), stride=(2, 2)),
     "3x3, stride 2, tiles": Case(channels=(36, 24), size=(56, 55), padding=(1, 1), stride=(2, 2)),
+    "3x3, stride 2, many outputs": Case(
+        channels=(20, 66), size=(41, 40), padding=(1, 1), stride=(2, 2), bank=5
+    ),
     "3x3, groups, 14x14": Case(channels=(24, 16), size=(14, 13), padding=(1, 1), groups=2),
     "depthwise 3x3, 7x7": Case(channels=(7, 7), size=(7, 7), padding=(1, 1), groups=7),
     "depthwise 5x5, 7x7": Case(channels=(6, 6), size=(7, 7), kernel=(5, 5), padding=(2, 2), groups=6),
@@ -505,7 +508,8 @@ def test_any_shape(data: st.DataObject):
     "name",
     [
         "3x3", "code, everything", "stride 2", "groups", "many channels", "Winograd", "Winograd in blocks",
-        "3x3, stride 2, 14x14", "depthwise 5x5, not padded", "depthwise 5x5, stride 2",
+        "3x3, stride 2, 14x14", "3x3, stride 2, many outputs", "depthwise 5x5, not padded",
+        "depthwise 5x5, stride 2",
         "depthwise, dilation",
     ],
 )  # fmt: skip
@@ -555,7 +559,15 @@ def test_each_gradient_alone(bit: int, attention: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["1x1, 14x14", "1x1, many channels", "3x3, 7x7", "3x3, stride 2, 14x14", "3x3, stride 2, tiles"]
+    "name",
+    [
+        "1x1, 14x14",
+        "1x1, many channels",
+        "3x3, 7x7",
+        "3x3, stride 2, 14x14",
+        "3x3, stride 2, tiles",
+        "3x3, stride 2, many outputs",
+    ],
 )
 def test_the_same_bits_however_a_batch_is_split(name: str):
     case = replace(CASES[name], batch=11)

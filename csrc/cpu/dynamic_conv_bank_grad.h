@@ -73,7 +73,13 @@ class SmallMapGradient {
   using Acc = accumulate_t<Scalar>;
 
   static bool fits(const DynamicConvShape& shape) {
-    return shape.out_size[0] * shape.out_size[1] <= kMapPixels && shape.out_per_group() >= 8 &&
+    // Patches that hardly overlap and serve many outputs pay on larger maps, too.
+    constexpr int64_t kManyOutputs = 64;
+    const bool strided = shape.stride[0] * shape.stride[1] > 1 && shape.out_size[1] <= kMapPixels &&
+                         shape.out_per_group() >= std::max(kManyOutputs, 2 * shape.in_per_group());
+    const bool small =
+        shape.out_size[0] * shape.out_size[1] <= (strided ? kStridedPixels : kMapPixels);
+    return small && shape.out_per_group() >= 8 &&
            shape.in_per_group() * shape.taps() >= kLanes<Acc>;
   }
 
@@ -82,20 +88,30 @@ class SmallMapGradient {
         shape_(mixer.shape()),
         y_(forward_axis(shape_, 0)),
         x_(forward_axis(shape_, 1)),
-        tiles_(choose_tiles(y_, x_, 0, 0, kLanes<Acc>, 0, kMapPixels * 2, 1, true)),
+        tiles_(choose_tiles(y_, x_, 0, 0, 0, 0, kStridedPixels * 2, 1, true)),
         tap_offsets_(tiles_.tap_offsets()),
         pixels_(shape_.out_size[0] * shape_.out_size[1]),
         columns_(shape_.row_size()) {
-    constexpr int64_t kLane = kLanes<Acc>;
-    const int64_t wanted = ceil_div(columns_, kMostColumns);
+    constexpr int64_t kLane = kLanes<Acc>, kBytes = sizeof(Acc);
+    // Of a block the patches of a sample stay in the cache while rows go by, and its gradients of
+    // all samples until they are contracted. Few blocks are shared out badly.
+    const int64_t groups = shape_.groups, rows = shape_.out_per_group();
+    const int64_t most_columns =
+        std::clamp<int64_t>(kBlockBytes / (pixels_ * kBytes), kLeastColumns, kMostColumns);
+    const int64_t wanted = ceil_div(columns_, most_columns);
     block_columns_ = ceil_div(ceil_div(columns_, wanted), kLane) * kLane;
     column_blocks_ = ceil_div(columns_, block_columns_);
-    const int64_t rows = shape_.out_per_group();
-    block_rows_ = ceil_div(ceil_div(rows, ceil_div(rows, kMostRows)), kBlockRows) * kBlockRows;
+    samples_ = std::min<int64_t>(shape_.batch, kMostSamples);
+    const int64_t most_rows = std::clamp<int64_t>(
+        kBlockBytes / (samples_ * block_columns_ * kBytes), kLeastRows, kMostRows);
+    int64_t row_blocks = ceil_div(rows, most_rows);
+    while (groups * column_blocks_ * row_blocks < kFewTasks && rows > row_blocks * kLeastRows) {
+      ++row_blocks;
+    }
+    block_rows_ = ceil_div(ceil_div(rows, row_blocks), kBlockRows) * kBlockRows;
     row_blocks_ = ceil_div(rows, block_rows_);
-    const int64_t sample = shape_.groups * column_blocks_ * block_columns_ * pixels_;
-    samples_ = std::clamp<int64_t>(kPatchBytes / (sample * int64_t{sizeof(Acc)}), 1,
-                                   std::min<int64_t>(shape_.batch, kMostSamples));
+    const int64_t sample = groups * column_blocks_ * block_columns_ * pixels_;
+    samples_ = std::clamp<int64_t>(kPatchBytes / (sample * kBytes), 1, samples_);
   }
 
   // `weight` as the operand, or null; `attention` [batch][bank] is overwritten, or null.
@@ -156,7 +172,9 @@ class SmallMapGradient {
   }
 
  private:
-  static constexpr int64_t kMapPixels = 256, kMostColumns = 192, kMostRows = 32;
+  static constexpr int64_t kMapPixels = 256, kStridedPixels = 1024;
+  static constexpr int64_t kBlockBytes = 400 * 1024, kLeastColumns = 48, kMostColumns = 192;
+  static constexpr int64_t kLeastRows = 32, kMostRows = 256, kFewTasks = 4;
   static constexpr int64_t kMostSamples = 8, kPatchBytes = 16 << 20;
 
   struct Block {
@@ -185,10 +203,10 @@ class SmallMapGradient {
   void lay_out_patches(const Image<const Scalar>& image, int64_t first, int64_t count,
                        Acc* patches) const {
     const int64_t taps = shape_.taps(), channels = shape_.in_per_group();
+    const bool direct = has_patches(image);
     parallel_for(count * shape_.groups * column_blocks_, 1, [&](int64_t begin, int64_t end) {
-      const int64_t most = block_columns_ / taps + 2;
+      const int64_t most = direct ? 0 : block_columns_ / taps + 2;
       const Scratch<Acc> tile(most * tiles_.channel_stride());
-      clear_slack(tiles_, most, tile.get());
       std::vector<const Acc*> rows(block_columns_);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = task % column_blocks_ * block_columns_;
@@ -198,10 +216,18 @@ class SmallMapGradient {
         const Planes<Scalar> planes =
             planes_of_group(image, sample, group, channels, shape_.in_size[0], shape_.in_size[1]);
         const int64_t channel = column / taps;
-        copy_tile(planes, channel, ceil_div(column_end, taps), y_, x_, tiles_, 0, 0, tile.get());
+        if (!direct) {
+          copy_tile(planes, channel, ceil_div(column_end, taps), y_, x_, tiles_, 0, 0, tile.get());
+        }
         // Columns that only fill the block hold numbers too: those of the last one.
         for (int64_t k = 0; k < block_columns_; ++k) {
           const int64_t real = std::min(column + k, column_end - 1);
+          if constexpr (std::is_same_v<Scalar, Acc>) {
+            if (direct) {
+              rows[k] = planes.data + real * planes.channel_step;
+              continue;
+            }
+          }
           rows[k] = tile.get() + (real / taps - channel) * tiles_.channel_stride() +
                     tap_offsets_[real % taps];
         }
@@ -210,6 +236,12 @@ class SmallMapGradient {
                        block_columns_);
       }
     });
+  }
+
+  // Whether the image's channels are the columns of patches already.
+  bool has_patches(const Image<const Scalar>& image) const {
+    return std::is_same_v<Scalar, Acc> && shape_.taps() == 1 && image.stride[3] == 1 &&
+           shape_.in_size[0] == 1 && pixels_ == shape_.in_size[1] && shape_.padding[1] == 0;
   }
 
   // Whether the pixels of each channel follow one another already.
@@ -236,18 +268,20 @@ class SmallMapGradient {
     });
   }
 
-  // target[p * stride + k] = rows[k][p] for `count` pixels; `columns` is a multiple of a vector,
-  // and rows may be read up to a vector's end.
+  // target[p * stride + k] = rows[k][p] for `count` pixels; `columns` is a multiple of a vector.
   static void transpose_rows(const Acc* const* rows, int64_t columns, int64_t count, Acc* target,
                              int64_t stride) {
     constexpr int kLane = kLanes<Acc>;
     for (int64_t k = 0; k < columns; k += kLane) {
       for (int64_t p = 0; p < count; p += kLane) {
         Vector<Acc> square[kLane];
-#pragma GCC unroll 16
-        for (int i = 0; i < kLane; ++i) square[i] = load_vector(rows[k + i] + p);
-        transpose_square<Acc>(square);
         const int64_t last = std::min<int64_t>(kLane, count - p);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLane; ++i) {
+          const Acc* const at = rows[k + i] + p;
+          square[i] = last == kLane ? load_vector(at) : load_partial(at, last);
+        }
+        transpose_square<Acc>(square);
 #pragma GCC unroll 16
         for (int i = 0; i < kLane; ++i) {
           if (i < last) store_vector(target + (p + i) * stride + k, square[i]);
@@ -259,21 +293,31 @@ class SmallMapGradient {
   // Contracts dW_b of some samples, block[sample][row][column].
   void contract(const Block& at, int64_t first, int64_t count, const Acc* block, Scalar* weight,
                 Acc* sums, Acc* partial) const {
-    const int64_t sample_size = block_rows_ * block_columns_;
-    std::vector<Acc> factors(count);
-    const Scratch<Acc> line(at.columns);
-    for (int64_t n = 0; weight != nullptr && shape_.has_attention && n < shape_.bank; ++n) {
-      for (int64_t i = 0; i < count; ++i) factors[i] = mixer_.attention(first + i, 0)[n];
+    const int64_t sample_size = block_rows_ * block_columns_, bank = shape_.bank;
+    if (weight != nullptr && shape_.has_attention) {
+      const Scratch<Acc> factors(bank * count), lines(bank * at.columns);
+      for (int64_t n = 0; n < bank; ++n) {
+        for (int64_t i = 0; i < count; ++i) {
+          factors[n * count + i] = mixer_.attention(first + i, 0)[n];
+        }
+      }
+      // Row by row, which stays in the nearest cache for all kernels of the bank.
       for (int64_t r = 0; r < at.rows; ++r) {
-        const int64_t index = (n * shape_.out_channels + at.row + r) * columns_ + at.column;
-        combine_rows(line.get(), factors.data(), count, block + r * block_columns_, sample_size,
-                     at.columns);
-        if (sums == nullptr) {
-          store_row(weight + index, line.get(), at.columns);
-        } else if (first == 0) {
-          std::copy_n(line.get(), at.columns, &sums[index]);
-        } else {
-          add_scaled_row(&sums[index], Acc(1), line.get(), at.columns);
+        const Acc* const row = block + r * block_columns_;
+        in_groups(bank, 8, [&]<int kKernels>(std::integral_constant<int, kKernels>, int64_t n) {
+          combine_rows<kKernels>(&lines[n * at.columns], at.columns, &factors[n * count], count,
+                                 count, row, sample_size, 0, at.columns);
+        });
+        for (int64_t n = 0; n < bank; ++n) {
+          const Acc* const line = &lines[n * at.columns];
+          const int64_t index = (n * shape_.out_channels + at.row + r) * columns_ + at.column;
+          if (sums == nullptr) {
+            store_row(weight + index, line, at.columns);
+          } else if (first == 0) {
+            std::copy_n(line, at.columns, &sums[index]);
+          } else {
+            add_scaled_row(&sums[index], Acc(1), line, at.columns);
+          }
         }
       }
     }
@@ -284,31 +328,42 @@ class SmallMapGradient {
       }
     }
     for (int64_t i = 0; partial != nullptr && i < count; ++i) {
-      for (int64_t n = 0; n < shape_.bank; ++n) {
-        partial[i * shape_.bank + n] = product(at, block + i * sample_size, n);
-      }
+      in_groups(bank, 4, [&]<int kKernels>(std::integral_constant<int, kKernels>, int64_t n) {
+        contract_block<kKernels>(at, block + i * sample_size, n, partial + i * bank + n);
+      });
     }
   }
 
-  // <dW_b, weight[n]> over the block.
-  Acc product(const Block& at, const Acc* block, int64_t n) const {
+  // products[j] = <dW_b, weight[n + j]> over the block.
+  template <int kKernels>
+  void contract_block(const Block& at, const Acc* block, int64_t n, Acc* products) const {
     constexpr int kLane = kLanes<Acc>;
-    const Scalar* kernel =
-        mixer_.operands().weight + (n * shape_.out_channels + at.row) * columns_ + at.column;
-    Vector<Acc> sum[2] = {};
+    const int64_t stride = shape_.out_channels * columns_;
+    const Scalar* kernel = mixer_.operands().weight + n * stride + at.row * columns_ + at.column;
+    Vector<Acc> sums[kKernels][2] = {};
     for (int64_t r = 0; r < at.rows; ++r, kernel += columns_, block += block_columns_) {
       int64_t k = 0;
       for (; k + 2 * kLane <= at.columns; k += 2 * kLane) {
-        sum[0] += load_vector(kernel + k) * load_vector(block + k);
-        sum[1] += load_vector(kernel + k + kLane) * load_vector(block + k + kLane);
+        const Vector<Acc> first = load_vector(block + k), second = load_vector(block + k + kLane);
+#pragma GCC unroll 4
+        for (int j = 0; j < kKernels; ++j) {
+          sums[j][0] += load_vector(kernel + j * stride + k) * first;
+          sums[j][1] += load_vector(kernel + j * stride + k + kLane) * second;
+        }
       }
       for (; k < at.columns; k += kLane) {
         const int64_t left = at.columns - k;
-        sum[0] += left >= kLane ? load_vector(kernel + k) * load_vector(block + k)
-                                : load_partial(kernel + k, left) * load_partial(block + k, left);
+        const Vector<Acc> value =
+            left >= kLane ? load_vector(block + k) : load_partial(block + k, left);
+#pragma GCC unroll 4
+        for (int j = 0; j < kKernels; ++j) {
+          const Scalar* const from = kernel + j * stride + k;
+          sums[j][0] += (left >= kLane ? load_vector(from) : load_partial(from, left)) * value;
+        }
       }
     }
-    return sum_lanes<Acc>(sum[0] + sum[1]);
+#pragma GCC unroll 4
+    for (int j = 0; j < kKernels; ++j) products[j] = sum_lanes<Acc>(sums[j][0] + sums[j][1]);
   }
 
   const Mixer<Scalar>& mixer_;

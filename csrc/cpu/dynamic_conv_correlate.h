@@ -187,40 +187,28 @@ class Correlation {
   }
 
   // The product of some channels. Few pixels of a map beyond the last whole vector (7x7 are 49,
-  // 14x14 are 196) are taken by dot products: a vector of their own would waste most lanes. Not of
-  // a tile: bits would depend on how the map is cut.
+  // 14x14 are 196) are taken one by one, with vectors of k or, where the rows of a lie side by
+  // side, of these: a vector of their own would waste most lanes. Not of a tile: bits would depend
+  // on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
     constexpr int64_t kMostApart = 4;
     const int64_t beyond = pixels % kLanes<Acc>;
-    const bool apart = in_blocks_ && direction_ == Direction::kForward && pixels > kLanes<Acc> &&
-                       beyond <= kMostApart && depth >= beyond * kLanes<Acc>;
+    const bool across = direction_ == Direction::kInputGradient && a_row == 1;
+    const bool apart = in_blocks_ && (across || direction_ == Direction::kForward) &&
+                       pixels > kLanes<Acc> && beyond <= kMostApart &&
+                       (across ? rows : depth) >= beyond * kLanes<Acc>;
     const int64_t whole = apart ? pixels - beyond : pixels;
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c);
     for (int64_t pixel = whole; pixel < pixels; ++pixel) {
-      for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + pixel];
-      const auto finish_rows = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t first) {
-        Acc products[kRows];
-        dot_entries<Scalar>(a + first * a_row, a_row, column, depth, products);
-        for (int i = 0; i < kRows; ++i) {
-          const int64_t r = first + i;
-          Acc sum = products[i];
-          if (c.earlier != nullptr) sum += c.earlier[r * c.earlier_row + pixel];
-          if (c.epilogue != nullptr) {
-            const Acc* bias = c.epilogue->row_bias;
-            sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
-            activate(c.epilogue->activation, 1, &sum);
-          }
-          if (c.rounded != nullptr) {
-            c.rounded[r * c.rounded_row + pixel] = c10::BFloat16(static_cast<float>(sum));
-          } else {
-            c.data[r * c.row + pixel] = sum;
-          }
-        }
-      };
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) finish_rows(std::integral_constant<int, 4>(), r);
-      for (; r < rows; ++r) finish_rows(std::integral_constant<int, 1>(), r);
+      Acc products[kMostSharedRows];
+      if (across) {
+        multiply_column_across<Scalar>(a, rows, b + pixel, table, depth, products);
+      } else {
+        for (int64_t k = 0; k < depth; ++k) column[k] = b[table[k].b + pixel];
+        multiply_column<Scalar>(a, a_row, rows, column, depth, products);
+      }
+      finish_column(c, pixel, rows, products);
     }
   }
 

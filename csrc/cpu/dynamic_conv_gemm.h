@@ -185,4 +185,49 @@ void multiply_in_turns(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
   }
 }
 
+// The product with a single column, whose entries and whose rows of A follow one another.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+void multiply_column(const Acc* a, int64_t a_row, int64_t rows, const Acc* column, int64_t depth,
+                     Acc* sums) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    dot_entries<Scalar, 4>(a + r * a_row, a_row, column, depth, sums + r);
+  }
+  for (; r < rows; ++r) dot_entries<Scalar, 1>(a + r * a_row, a_row, column, depth, sums + r);
+}
+
+// The same where the rows of A lie side by side, entry by entry, in vectors of rows.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+void multiply_column_across(const Acc* a, int64_t rows, const Acc* b, const Offsets* offsets,
+                            int64_t depth, Acc* sums) {
+  constexpr int kLane = kLanes<Acc>, kVectors = 4;
+  int64_t r = 0;
+  for (; r + kVectors * kLane <= rows; r += kVectors * kLane) {
+    Vector<Acc> sum[kVectors] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      const Vector<Acc> value = same_entries<Scalar>(b + offsets[k].b);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector<Acc> weights = load_vector(a + offsets[k].a + r + v * kLane);
+        sum[v] = add_product<Scalar>(sum[v], weights, value);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) store_vector(sums + r + v * kLane, sum[v]);
+  }
+  for (; r < rows; r += kLane) {
+    const int64_t lanes = std::min<int64_t>(kLane, rows - r);
+    Vector<Acc> sum{};
+    for (int64_t k = 0; k < depth; ++k) {
+      const Acc* const at = a + offsets[k].a + r;
+      sum = add_product<Scalar>(sum, lanes == kLane ? load_vector(at) : load_partial(at, lanes),
+                                same_entries<Scalar>(b + offsets[k].b));
+    }
+    if (lanes == kLane) {
+      store_vector(sums + r, sum);
+    } else {
+      store_partial(sums + r, sum, lanes);
+    }
+  }
+}
+
 }  // namespace ddrf_fast::DDRF_CAPABILITY

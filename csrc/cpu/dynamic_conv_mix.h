@@ -193,12 +193,13 @@ class Mixer {
       const int64_t taken = std::min(merged_rows, rows - r);
       const int64_t ahead = r + merged_rows < rows ? merged_rows * shape_.row_size() : 0;
       Acc* const pieces = target + r * channels * taps;
-      in_groups(samples, [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
-        combine_rows<kSamples>(pieces + i * stride, stride, attention(first + i, row + r),
-                               attention_stride(), shape_.bank,
-                               bank_row(first + i, row + r) + channel * taps, bank_stride(),
-                               i == 0 ? ahead : 0, taken * real * taps);
-      });
+      in_groups(samples, most_sharing(),
+                [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+                  combine_rows<kSamples>(pieces + i * stride, stride, attention(first + i, row + r),
+                                         attention_stride(), shape_.bank,
+                                         bank_row(first + i, row + r) + channel * taps,
+                                         bank_stride(), i == 0 ? ahead : 0, taken * real * taps);
+                });
       for (int64_t i = 0; i < samples; ++i) {
         Acc* piece = pieces + i * stride;
         for (int64_t j = 0; j < taken; ++j) {
@@ -217,12 +218,14 @@ class Mixer {
   void mix_pairs(int64_t first, int64_t samples, int64_t a, int64_t b, int64_t count,
                  int64_t partners, Acc* target, int64_t stride) const {
     const int64_t output = a / shape_.row_size();
-    in_groups(samples, [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
-      const Scalar* bank = bank_row(first + i, 0);
-      combine_pairs<kSamples>(target + i * stride, stride, attention_pairs(first + i, output),
-                              attention_pairs(1, 0) - attention_pairs(0, 0), shape_.bank, bank + a,
-                              bank + b, bank_stride(), shape_.row_size(), count, partners);
-    });
+    in_groups(samples, most_sharing(),
+              [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+                const Scalar* bank = bank_row(first + i, 0);
+                combine_pairs<kSamples>(
+                    target + i * stride, stride, attention_pairs(first + i, output),
+                    attention_pairs(1, 0) - attention_pairs(0, 0), shape_.bank, bank + a, bank + b,
+                    bank_stride(), shape_.row_size(), count, partners);
+              });
   }
 
   // The whole scaled kernels of samples [first, first + samples): [sample][O][channels][taps].
@@ -241,22 +244,8 @@ class Mixer {
  private:
   static constexpr int64_t kMergedSize = 512;  // entries of rows that are mixed in one go
 
-  // Calls body(number, i) for groups of samples [i, i + number) that share the rows of the bank.
-  template <class Body>
-  void in_groups(int64_t samples, const Body& body) const {
-    int64_t i = 0;
-    const auto take = [&]<int kSamples>(std::integral_constant<int, kSamples> number) {
-      // Without attention every sample has its own kernels.
-      while (i + kSamples <= samples && (kSamples == 1 || shape_.has_attention)) {
-        body(number, i);
-        i += kSamples;
-      }
-    };
-    take(std::integral_constant<int, 8>());
-    take(std::integral_constant<int, 4>());
-    take(std::integral_constant<int, 2>());
-    take(std::integral_constant<int, 1>());
-  }
+  // The samples that share the rows of the bank at a time: without attention each has its own.
+  int64_t most_sharing() const { return shape_.has_attention ? 8 : 1; }
 
   // Output channel o in the first kernel of the bank, and from one kernel to the next.
   const Scalar* bank_row(int64_t b, int64_t o) const {

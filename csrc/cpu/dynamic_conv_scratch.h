@@ -215,18 +215,6 @@ inline void copy_window(const Planes<Scalar>& planes, int64_t begin, int64_t end
   }
 }
 
-template <class Acc>
-inline void activate(Activation activation, int64_t count, Acc* values) {
-  constexpr Acc kLeakySlope = Acc(0.01);
-  if (activation == Activation::kRelu) {
-    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? Acc(0) : values[i];
-  } else if (activation == Activation::kLeakyRelu) {
-    for (int64_t i = 0; i < count; ++i) {
-      values[i] = values[i] < 0 ? values[i] * kLeakySlope : values[i];
-    }
-  }
-}
-
 // Calls body(window, at) for each run of a tile: its window of the image, and where it lies in a
 // channel of the tile.
 template <class Body>

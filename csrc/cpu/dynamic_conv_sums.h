@@ -99,4 +99,23 @@ DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Ac
   store(c.data, c.row);
 }
 
+// The same for a single column.
+template <class Acc>
+inline void finish_column(const Sums<Acc>& c, int64_t column, int64_t rows, const Acc* sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Acc sum = sums[r];
+    if (c.earlier != nullptr) sum += c.earlier[r * c.earlier_row + column];
+    if (c.epilogue != nullptr) {
+      const Acc* bias = c.epilogue->row_bias;
+      sum = sum * c.epilogue->scale + (bias == nullptr ? Acc(0) : bias[r]);
+      activate(c.epilogue->activation, 1, &sum);
+    }
+    if (c.rounded != nullptr) {
+      c.rounded[r * c.rounded_row + column] = c10::BFloat16(static_cast<float>(sum));
+    } else {
+      c.data[r * c.row + column] = sum;
+    }
+  }
+}
+
 }  // namespace ddrf_fast::DDRF_CAPABILITY

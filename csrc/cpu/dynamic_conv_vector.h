@@ -94,6 +94,16 @@ DDRF_INLINE Vector<Acc> add_product(Vector<Acc> sum, Vector<Acc> a, Vector<Acc> 
   }
 }
 
+// The entry of a matrix product at `source` in all lanes.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+DDRF_INLINE Vector<Acc> same_entries(const Acc* source) {
+  if constexpr (kPairs<Scalar>) {
+    return same_pairs(source);
+  } else {
+    return *source - Vector<Acc>{};
+  }
+}
+
 // body(std::integral_constant<int, 0>()), body(... 1 ...), up to kCount. Unlike an unrolled loop it
 // leaves no doubt that an array indexed by the constants can live in registers.
 template <int kCount, class Body>
@@ -101,6 +111,20 @@ DDRF_INLINE void for_each_constant(const Body& body) {
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
     (body(std::integral_constant<int, kIndex>()), ...);
   }(std::make_integer_sequence<int, kCount>());
+}
+
+// Calls body(size, first) for groups of 8, 4, 2 and 1 that make up [0, number), of at most `most`;
+// the size is a constant.
+template <class Body>
+inline void in_groups(int64_t number, int64_t most, const Body& body) {
+  int64_t first = 0;
+  const auto take = [&]<int kSize>(std::integral_constant<int, kSize> size) {
+    for (; kSize <= most && first + kSize <= number; first += kSize) body(size, first);
+  };
+  take(std::integral_constant<int, 8>());
+  take(std::integral_constant<int, 4>());
+  take(std::integral_constant<int, 2>());
+  take(std::integral_constant<int, 1>());
 }
 
 template <class Scalar>
@@ -489,8 +513,7 @@ inline accumulate_t<Scalar> dot_rows(const accumulate_t<Scalar>* a, const Scalar
 
 // sums[r] = the products of entries (of matrix products) of row r of a with those of b.
 template <class Scalar, int kRows, class Acc = accumulate_t<Scalar>>
-DDRF_INLINE void dot_entries(const Acc* a, int64_t a_row, const Acc* b, int64_t count,
-                             Acc (&sums)[kRows]) {
+DDRF_INLINE void dot_entries(const Acc* a, int64_t a_row, const Acc* b, int64_t count, Acc* sums) {
   constexpr int kStep = kLanes<Acc>;
   Vector<Acc> sum[kRows] = {};
   int64_t i = 0;
@@ -660,6 +683,18 @@ DDRF_INLINE Vector<Acc> rectified(Activation activation, Vector<Acc> value) {
   if (activation == Activation::kNone) return value;
   const Vector<Acc> slope = activation == Activation::kRelu ? Vector<Acc>{} : value * Acc(0.01);
   return value < 0 ? slope : value;
+}
+
+template <class Acc>
+inline void activate(Activation activation, int64_t count, Acc* values) {
+  constexpr Acc kLeakySlope = Acc(0.01);
+  if (activation == Activation::kRelu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? Acc(0) : values[i];
+  } else if (activation == Activation::kLeakyRelu) {
+    for (int64_t i = 0; i < count; ++i) {
+      values[i] = values[i] < 0 ? values[i] * kLeakySlope : values[i];
+    }
+  }
 }
 
 // target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns,
