@@ -9,11 +9,12 @@
 //   #define DDRF_VECTOR_BYTES 32
 //   #include "the_kernel.h"
 //
-// The environment variable DDRF_FAST_CPU_CAPABILITY (default | avx2 | avx512 | avx512_bf16 |
-// amx_bf16), read once, asks for a lower set than the best one, for tests and for measurements.
+// The environment variable DDRF_FAST_CPU_CAPABILITY, read once, asks for a lower set than the best
+// one, for tests and for measurements.
 #pragma once
 
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -38,6 +39,11 @@ namespace ddrf_fast {
 
 // Those above kAvx512 differ from it for bfloat16 only.
 enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+
+// Their names in DDRF_FAST_CPU_CAPABILITY.
+inline constexpr const char* kCapabilityNames[] = {"default", "avx2", "avx512", "avx512_bf16",
+                                                   "amx_bf16"};
+inline constexpr int kCapabilities = std::size(kCapabilityNames);
 
 // Whether this process may use AMX with bfloat16, for which it asks the system. Visible and weak,
 // so that an emulator of these instructions can answer in its place.
@@ -72,27 +78,21 @@ inline Capability choose_capability() {
   const char* variable = std::getenv("DDRF_FAST_CPU_CAPABILITY");
   if (variable == nullptr || *variable == '\0') return best;
   const std::string asked = variable;
-  Capability chosen;
-  if (asked == "default") {
-    chosen = Capability::kDefault;
-  } else if (asked == "avx2") {
-    chosen = Capability::kAvx2;
-  } else if (asked == "avx512") {
-    chosen = Capability::kAvx512;
-  } else if (asked == "avx512_bf16") {
-    chosen = Capability::kAvx512Bf16;
-  } else if (asked == "amx_bf16") {
-    chosen = Capability::kAmxBf16;
-  } else {
-    throw std::runtime_error(
-        "DDRF_FAST_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx_bf16, got '" +
-        asked + "'");
+  int chosen = 0;
+  while (chosen < kCapabilities && asked != kCapabilityNames[chosen]) ++chosen;
+  if (chosen == kCapabilities) {
+    std::string names = kCapabilityNames[0];
+    for (int i = 1; i < kCapabilities; ++i) {
+      names += (i + 1 < kCapabilities ? ", " : " or ") + std::string(kCapabilityNames[i]);
+    }
+    throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: expected " + names + ", got '" + asked +
+                             "'");
   }
-  if (chosen > best) {
+  if (chosen > static_cast<int>(best)) {
     throw std::runtime_error("DDRF_FAST_CPU_CAPABILITY: this processor or this build has no '" +
                              asked + "'");
   }
-  return chosen;
+  return static_cast<Capability>(chosen);
 }
 
 inline Capability cpu_capability() {

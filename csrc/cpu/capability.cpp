@@ -8,21 +8,7 @@ namespace {
 
 using namespace ddrf_fast;
 
-std::string cpu_capability_name() {
-  switch (cpu_capability()) {
-    case Capability::kAmxBf16:
-      return "amx_bf16";
-    case Capability::kAvx512Bf16:
-      return "avx512_bf16";
-    case Capability::kAvx512:
-      return "avx512";
-    case Capability::kAvx2:
-      return "avx2";
-    case Capability::kDefault:
-      break;
-  }
-  return "default";
-}
+std::string cpu_capability_name() { return kCapabilityNames[static_cast<int>(cpu_capability())]; }
 
 }  // namespace
 

@@ -39,7 +39,7 @@ class Mixer {
         factors_(factor_rows() * shape.bank),
         factor_pairs_(kPairs<Scalar> ? factor_rows() * pairs() : 0) {
     for (int64_t row = 0; row < factor_rows(); ++row) {
-      const int64_t outputs = factor_rows() / shape.batch;
+      const int64_t outputs = sample_rows();
       Acc* const factors = &factors_[row * shape.bank];
       for (int64_t k = 0; k < shape.bank; ++k) {
         factors[k] = load_as_accumulate(operands.attention +
@@ -61,23 +61,14 @@ class Mixer {
   // By which the result must be multiplied if a shared kernel was mixed for any sample.
   Acc result_scale(int64_t b) const { return is_shared() ? attention(b, 0)[0] : Acc(1); }
 
-  // The attention of all kernels of the bank for a sample and an output channel.
+  // The attention of all kernels of the bank for a sample and an output channel; as pairs.
   const Acc* attention(int64_t b, int64_t o) const {
     static constexpr Acc kOne = Acc(1);
-    if (!shape_.has_attention || b == kAnySample) return &kOne;
-    return &factors_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
-                     shape_.bank];
+    return is_one(b) ? &kOne : &factors_[factor_row(b, o) * shape_.bank];
   }
-
-  // From a sample's attention to the next one's.
-  int64_t attention_stride() const { return attention(1, 0) - attention(0, 0); }
-
-  // The same in pairs of kernels.
   const Acc* attention_pairs(int64_t b, int64_t o) const {
     static const Acc kOne = pair_of(1, 0);
-    if (!shape_.has_attention || b == kAnySample) return &kOne;
-    return &factor_pairs_[(shape_.attention_per_channel ? b * shape_.out_channels + o : b) *
-                          pairs()];
+    return is_one(b) ? &kOne : &factor_pairs_[factor_row(b, o) * pairs()];
   }
 
   int64_t attention_index(int64_t b, int64_t k, int64_t o) const {
@@ -196,7 +187,7 @@ class Mixer {
       in_groups(samples, most_sharing(),
                 [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
                   combine_rows<kSamples>(pieces + i * stride, stride, attention(first + i, row + r),
-                                         attention_stride(), shape_.bank,
+                                         sample_rows() * shape_.bank, shape_.bank,
                                          bank_row(first + i, row + r) + channel * taps,
                                          bank_stride(), i == 0 ? ahead : 0, taken * real * taps);
                 });
@@ -221,10 +212,10 @@ class Mixer {
     in_groups(samples, most_sharing(),
               [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
                 const Scalar* bank = bank_row(first + i, 0);
-                combine_pairs<kSamples>(
-                    target + i * stride, stride, attention_pairs(first + i, output),
-                    attention_pairs(1, 0) - attention_pairs(0, 0), shape_.bank, bank + a, bank + b,
-                    bank_stride(), shape_.row_size(), count, partners);
+                combine_pairs<kSamples>(target + i * stride, stride,
+                                        attention_pairs(first + i, output), sample_rows() * pairs(),
+                                        shape_.bank, bank + a, bank + b, bank_stride(),
+                                        shape_.row_size(), count, partners);
               });
   }
 
@@ -257,12 +248,17 @@ class Mixer {
     return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);
   }
 
-  // Rows of the attention, each with a factor for every kernel of the bank; pairs of these.
-  int64_t factor_rows() const {
-    if (!shape_.has_attention) return 0;
-    return shape_.batch * (shape_.attention_per_channel ? shape_.out_channels : 1);
+  // Rows of the attention, each with a factor for every kernel of the bank: of a sample, of all;
+  // the one of an output channel; and the pairs of kernels in a row.
+  int64_t sample_rows() const { return shape_.attention_per_channel ? shape_.out_channels : 1; }
+  int64_t factor_rows() const { return shape_.has_attention ? shape_.batch * sample_rows() : 0; }
+  int64_t factor_row(int64_t b, int64_t o) const {
+    return shape_.attention_per_channel ? b * shape_.out_channels + o : b;
   }
   int64_t pairs() const { return ceil_div(shape_.bank, 2); }
+
+  // Whether the attention is one: there is none, or a kernel that is shared is wanted.
+  bool is_one(int64_t b) const { return !shape_.has_attention || b == kAnySample; }
 
   const DynamicConvShape& shape_;
   const DynamicConvOperands<Scalar>& operands_;
