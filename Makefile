@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+OTHER_CXX_FILES := $(wildcard docs/cpp/*.cpp tests/*/*.cpp)
 BUILD_FILES := setup.py csrc/flags.py $(CXX_FILES) $(wildcard ddrf_fast/ops/*.py)
 
 .DEFAULT_GOAL := help
@@ -40,12 +41,12 @@ lint: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) docs/cpp/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(OTHER_CXX_FILES)
 
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_FILES) docs/cpp/*.cpp
+	$(BIN)/clang-format -i $(CXX_FILES) $(OTHER_CXX_FILES)
 
 bench: $(VENV)/.developing $(VENV)/.compiled
 	mkdir -p $(OUT)
