@@ -18,7 +18,8 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// GCC knows AMX from version 11 on.
+#if defined(__x86_64__) && !defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11
 #define DDRF_X86_CAPABILITIES 1
 #define DDRF_TARGET_AVX2 _Pragma("GCC target(\"avx2,fma,f16c\")")
 #define DDRF_TARGET_AVX512 \
