@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -25,8 +26,7 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 // A weight is one number, or a vector where the lanes are not of one plane.
 template <int kSize, int kStride, int kPlanes, class Acc, class Weight, class Load, class Sink>
 DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64_t out_rows,
-                          const Weight* const (&weights)[kPlanes],
-                          const Vector<Acc> (&bias)[kPlanes], const Sink& sink) {
+                          const Weight* const* weights, const Vector<Acc>* bias, const Sink& sink) {
   // waiting[i] is the output row that still needs i * kStride more rows above the newest.
   constexpr int kWaiting = (kSize - 1) / kStride + 1;
   Vector<Acc> waiting[kPlanes][kWaiting];
@@ -34,20 +34,25 @@ DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64
     for_each_constant<kWaiting>(
         [&](auto i) __attribute__((always_inline)) { waiting[p()][i()] = bias[p()]; });
   });
-  const auto add = [&]<int kOdd>(std::integral_constant<int, kOdd>, int64_t row)
-                       __attribute__((always_inline)) {
-                         for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
-                           const auto pixels = load(p(), row);
-                           for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
-                             const Vector<Acc> shifted = pixels(v);
-                             for_each_constant<(kSize - kOdd + kStride - 1) / kStride>(
-                                 [&](auto i) __attribute__((always_inline)) {
-                                   waiting[p()][i() + (kOdd != 0)] +=
-                                       shifted * weights[p()][(kOdd + i() * kStride) * kSize + v()];
-                                 });
-                           });
-                         });
-                       };
+  const auto add = [&]<int kOdd>(std::integral_constant<int, kOdd>,
+                                 int64_t row) __attribute__((always_inline)) {
+    const auto pixels = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
+                            __attribute__((always_inline)) {
+                              return std::array{load(kIndex, row)...};
+                            }(std::make_integer_sequence<int, kPlanes>());
+    for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+      Vector<Acc> shifted[kPlanes];
+      for_each_constant<kPlanes>(
+          [&](auto p) __attribute__((always_inline)) { shifted[p()] = pixels[p()](v); });
+      for_each_constant<(kSize - kOdd + kStride - 1) / kStride>(
+          [&](auto i) __attribute__((always_inline)) {
+            constexpr int kTap = (kOdd + i() * kStride) * kSize + v();
+            for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
+              waiting[p()][i() + (kOdd != 0)] += shifted[p()] * weights[p()][kTap];
+            });
+          });
+    });
+  };
   // Output row y is complete after input row first + y * kStride + kSize - 1.
   for (int64_t y = 1 - kWaiting; y < out_rows; ++y) {
     const int64_t newest = first + (y + kWaiting - 1) * kStride;
@@ -180,6 +185,11 @@ class Depthwise {
     return planes_of_group(task.image, sample, 0, channels_, y_.in_size, x_.in_size);
   }
 
+  template <class Value>
+  Value* plane_of(const Image<Value>& image, int64_t plane) const {
+    return image.data + plane / channels_ * image.stride[0] + plane % channels_ * image.stride[1];
+  }
+
   Acc bias(const Task& task, int64_t plane) const {
     return task.bias == nullptr ? Acc(0) : task.bias[plane];
   }
@@ -199,11 +209,11 @@ class Depthwise {
   template <int kSize>
   void down_sized(const Task& task, int64_t begin, int64_t end) const {
     const auto run = [&]<int kStride>(std::integral_constant<int, kStride>) {
-#if DDRF_VECTOR_BYTES == 64
-      if (task.image.stride[3] == 1 && task.result.stride[3] == 1) {
-        return straight<kSize, kStride>(task, begin, end);
+      if constexpr (kMaskedLoads<Scalar>) {
+        if (task.image.stride[3] == 1 && task.result.stride[3] == 1) {
+          return straight<kSize, kStride>(task, begin, end);
+        }
       }
-#endif
       copied<kSize, kStride>(task, begin, end);
     };
     if (x_.in_step == 1) {
@@ -217,63 +227,155 @@ class Depthwise {
     return flipped_ ? axis.shift.back() : axis.shift.front();
   }
 
-#if DDRF_VECTOR_BYTES == 64
-  // How rows are loaded from the image: with a mask for each tap; where they fit a vector and are
-  // padded as "same", once, then shifted; where they fit half a vector, those of two planes at
-  // once.
-  enum class Rows { kMasked, kShifted, kHalves };
-
+#if DDRF_VECTOR_BYTES >= 32
+  // Rows that are padded as "same" and fit a vector are loaded once and then shifted; where they
+  // fit half of one, those of two planes at once. All others are loaded with a mask for each tap:
+  // of two planes or, where weights must be loaded for themselves, two vectors that share them.
   template <int kSize, int kStride>
   void straight(const Task& task, int64_t begin, int64_t end) const {
+    const auto by = [&]<int kPlanes>(std::integral_constant<int, kPlanes>, auto many, auto one) {
+      int64_t plane = begin;
+      for (; plane + kPlanes <= end; plane += kPlanes) many(plane);
+      for (; plane < end; ++plane) one(plane);
+    };
+#if DDRF_VECTOR_BYTES == 64
     const bool same = first_shift(x_) == -(kSize / 2);
     const auto fits = [&](int64_t lanes) {
       return same && x_.in_size <= kStride * lanes && x_.count <= lanes;
     };
-    const auto run = [&]<Rows kRows>(std::integral_constant<Rows, kRows>) {
-      constexpr int kTaken = kRows == Rows::kHalves ? 4 : 2;
-      int64_t plane = begin;
-      for (; plane + kTaken <= end; plane += kTaken) {
-        planes_down<kSize, kStride, 2, kRows>(task, plane);
-      }
-      constexpr Rows kLast = kRows == Rows::kHalves ? Rows::kShifted : kRows;
-      for (; plane < end; ++plane) planes_down<kSize, kStride, 1, kLast>(task, plane);
-    };
+    const auto shifted = [&](int64_t plane) { shifted_down<kSize, kStride, 1, 1>(task, plane); };
     if (fits(kLanes<Acc> / 2)) {
-      run(std::integral_constant<Rows, Rows::kHalves>());
-    } else if (fits(kLanes<Acc>)) {
-      run(std::integral_constant<Rows, Rows::kShifted>());
-    } else {
-      run(std::integral_constant<Rows, Rows::kMasked>());
+      const auto four = [&](int64_t plane) { shifted_down<kSize, kStride, 2, 2>(task, plane); };
+      return by(std::integral_constant<int, 4>(), four, shifted);
+    }
+    if (fits(kLanes<Acc>)) {
+      const auto two = [&](int64_t plane) { shifted_down<kSize, kStride, 2, 1>(task, plane); };
+      return by(std::integral_constant<int, 2>(), two, shifted);
+    }
+#else
+    if (x_.count > kLanes<Acc>) {
+      const auto one = [&](int64_t plane) { masked_down<kSize, kStride, 1, 2>(task, plane); };
+      return by(std::integral_constant<int, 1>(), one, one);
+    }
+#endif
+    by(
+        std::integral_constant<int, 2>(),
+        [&](int64_t plane) { masked_down<kSize, kStride, 2, 1>(task, plane); },
+        [&](int64_t plane) { masked_down<kSize, kStride, 1, 1>(task, plane); });
+  }
+
+  // The next planes after some; beyond the last one nothing is read, only fetched.
+  template <int kPlanes>
+  DDRF_INLINE void fetch_next(const Task& task, const Scalar* const (&source)[kPlanes]) const {
+    const int64_t ahead = std::min<int64_t>(y_.in_size * task.image.stride[2], kAhead);
+    for (const Scalar* plane : source) {
+      for (int64_t i = 0; i < ahead; i += 64 / sizeof(Scalar)) {
+        __builtin_prefetch(plane + kPlanes * task.image.stride[1] + i);
+      }
     }
   }
 
-  // What the taps of a row read for one vector of outputs, masked to what is inside the image.
-  // With stride 2 a pair of taps shares two vectors.
-  template <int kSize, int kStride>
+  // What the taps of a row read for one vector of outputs, masked to what is inside the image if
+  // that is not all. With stride 2 a pair of taps shares two vectors.
+  template <int kSize, int kStride, bool kWhole = false>
   struct MaskedTaps {
     static constexpr int kLane = kLanes<Acc>, kMasks = kStride == 1 ? kSize : kSize + 1;
-    uint32_t masks[kMasks];
+    LaneMask masks[kWhole ? 1 : kMasks];
 
     MaskedTaps(int64_t start, int64_t width) {
-      for (int i = 0; i < kMasks; ++i) {
-        masks[i] =
-            lanes_inside<kLane>(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane), width);
+      for (int i = 0; !kWhole && i < kMasks; ++i) {
+        masks[i] = lane_mask(
+            lanes_inside<kLane>(start + (kStride == 1 ? i : i / 2 * 2 + i % 2 * kLane), width));
+      }
+    }
+    DDRF_INLINE Vector<Acc> load(const Scalar* source, int i) const {
+      if constexpr (kWhole) {
+        return load_vector(source);
+      } else {
+        return load_masked(source, masks[i]);
       }
     }
     // `first` is where the first lane reads tap 0.
     template <int kTap>
     DDRF_INLINE Vector<Acc> load(const Scalar* first, std::integral_constant<int, kTap>) const {
       if constexpr (kStride == 1) {
-        return load_masked(first + kTap, masks[kTap]);
+        return load(first + kTap, kTap);
       } else {
         constexpr int kPair = kTap / 2 * 2;
-        return every_second<Acc, kTap % 2>(load_masked(first + kPair, masks[kPair]),
-                                           load_masked(first + kPair + kLane, masks[kPair + 1]),
+        return every_second<Acc, kTap % 2>(load(first + kPair, kPair),
+                                           load(first + kPair + kLane, kPair + 1),
                                            std::make_index_sequence<kLane>());
       }
     }
   };
 
+  // kPlanes planes, kAbreast vectors of each at a time.
+  template <int kSize, int kStride, int kPlanes, int kAbreast>
+  void masked_down(const Task& task, int64_t plane) const {
+    constexpr int kLane = kLanes<Acc>, kVectors = kPlanes * kAbreast;
+    const int64_t line = task.image.stride[2], out_line = task.result.stride[2];
+    const Activation activation = task.activation;
+    Acc* const sums = task.sums;
+    const Acc* weights[kVectors];
+    Vector<Acc> biases[kVectors], total[kVectors] = {};
+    const Scalar* source[kPlanes];
+    Scalar* target[kPlanes];
+    for (int p = 0; p < kPlanes; ++p) {
+      source[p] = plane_of(task.image, plane + p);
+      target[p] = plane_of(task.result, plane + p);
+      for (int i = p * kAbreast; i < (p + 1) * kAbreast; ++i) {
+        weights[i] = task.kernels + (plane + p) * taps_;
+        biases[i] = Vector<Acc>{} + bias(task, plane + p);
+      }
+    }
+    if (kManyRegisters) fetch_next(task, source);
+    const auto strip_down = [&]<bool kWhole>(std::bool_constant<kWhole>,
+                                             int64_t x) __attribute__((always_inline)) {
+      using Taps = MaskedTaps<kSize, kStride, kWhole>;
+      const auto start = [&](int a) { return (x + a * kLane) * kStride + first_shift(x_); };
+      const auto taps = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+        return std::array<Taps, kAbreast>{Taps(start(kIndex), x_.in_size)...};
+      }(std::make_integer_sequence<int, kAbreast>());
+      const auto lanes = [&](int i) __attribute__((always_inline)) {
+        return kWhole ? kLane : std::min<int64_t>(kLane, x_.count - x - i % kAbreast * kLane);
+      };
+      run_down<kSize, kStride, kVectors, Acc>(
+          [&](int i, int64_t y) __attribute__((always_inline)) {
+            const Scalar* row = source[i / kAbreast] + y * line + start(i % kAbreast);
+            if (!kManyRegisters) __builtin_prefetch(row + kPlanes * task.image.stride[1]);
+            return [&, row, i](auto v)
+                       __attribute__((always_inline)) { return taps[i % kAbreast].load(row, v); };
+          },
+          y_.in_size, first_shift(y_), y_.count, weights, biases,
+          [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
+            if (i > 0 && lanes(i) <= 0) return;
+            value = rectified<Acc>(activation, value);
+            if (sums != nullptr) total[i] += first_lanes<Acc>(value, lanes(i));
+            Scalar* const to = target[i / kAbreast] + y * out_line + x + i % kAbreast * kLane;
+            lanes(i) == kLane ? store_vector(to, value) : store_partial(to, value, lanes(i));
+          });
+    };
+    constexpr int64_t kColumns = kAbreast * kLane;
+    for (int64_t x = 0; x < x_.count; x += kColumns) {
+      if constexpr (kAbreast > 1) {
+        const int64_t first = x * kStride + first_shift(x_);
+        if (first >= 0 && first + kColumns * kStride + kSize <= x_.in_size &&
+            x + kColumns <= x_.count) {
+          strip_down(std::true_type(), x);
+          continue;
+        }
+      }
+      strip_down(std::false_type(), x);
+    }
+    for (int p = 0; p < kPlanes && sums != nullptr; ++p) {
+      Vector<Acc> sum = total[p * kAbreast];
+      if constexpr (kAbreast == 2) sum += total[p * kAbreast + 1];
+      sums[plane + p] = sum_lanes<Acc>(sum);
+    }
+  }
+#endif
+
+#if DDRF_VECTOR_BYTES == 64
   // With every row of the image, the rows of the gradient that it takes part in.
   template <int kSize, int kStride>
   void plane_gradient(const Image<const Scalar>& image, const Image<const Scalar>& grad,
@@ -320,12 +422,12 @@ class Depthwise {
     });
   }
 
-  template <int kSize, int kStride, int kVectors, Rows kRows>
-  void planes_down(const Task& task, int64_t plane) const {
+  // kVectors vectors of a row, each with those of kSide planes side by side.
+  template <int kSize, int kStride, int kVectors, int kSide>
+  void shifted_down(const Task& task, int64_t plane) const {
     constexpr int kLane = kLanes<Acc>;
     constexpr auto kIndices = std::make_index_sequence<kLane>();
-    // Planes side by side in a vector, and the lanes of each.
-    constexpr int kSide = kRows == Rows::kHalves ? 2 : 1, kPart = kLane / kSide;
+    constexpr int kPart = kLane / kSide;  // lanes of a plane
     constexpr int kPlanes = kVectors * kSide, kTaps = kSize * kSize;
     const int64_t count = x_.count, line = task.image.stride[2];
     const int64_t out_line = task.result.stride[2];
@@ -339,16 +441,10 @@ class Depthwise {
     const Scalar* source[kPlanes];
     Scalar* target[kPlanes];
     for (int p = 0; p < kPlanes; ++p) {
-      const int64_t sample = (plane + p) / channels_, channel = (plane + p) % channels_;
-      source[p] = task.image.data + sample * task.image.stride[0] + channel * task.image.stride[1];
-      target[p] =
-          task.result.data + sample * task.result.stride[0] + channel * task.result.stride[1];
-      // The planes that come next; beyond them nothing is read, only fetched.
-      const int64_t ahead = std::min<int64_t>(y_.in_size * line, kAhead);
-      for (int64_t i = 0; i < ahead; i += 64 / sizeof(Scalar)) {
-        __builtin_prefetch(source[p] + kPlanes * task.image.stride[1] + i);
-      }
+      source[p] = plane_of(task.image, plane + p);
+      target[p] = plane_of(task.result, plane + p);
     }
+    fetch_next(task, source);
     for (int i = 0; i < kVectors; ++i) {
       const Acc* own = task.kernels + (plane + i * kSide) * taps_;
       biases[i] = Vector<Acc>{} + bias(task, plane + i * kSide);
@@ -365,52 +461,43 @@ class Depthwise {
       }
     }
 
-    for (int64_t x = 0; x < count; x += kPart) {
-      const int64_t start = x * kStride + first_shift(x_);
-      const MaskedTaps<kSize, kStride> taps(start, x_.in_size);
-      const uint32_t low_mask = lanes_inside<kLane>(0, x_.in_size);
-      const uint32_t high_mask = lanes_inside<kLane>(kLane, x_.in_size);
-      const auto load = [&](int i, int64_t y) __attribute__((always_inline)) {
-        const Scalar* row = source[i * kSide] + y * line;
-        if constexpr (kRows == Rows::kMasked) {
-          return [&taps, first = row + start](auto v)
-                     __attribute__((always_inline)) { return taps.load(first, v); };
-        } else {
-          const Vector<Acc> low = load_masked(row, low_mask);
-          Vector<Acc> high{};
+    const uint32_t low_mask = lanes_inside<kLane>(0, x_.in_size);
+    const uint32_t high_mask = lanes_inside<kLane>(kLane, x_.in_size);
+    const auto load = [&](int i, int64_t y) __attribute__((always_inline)) {
+      const Scalar* row = source[i * kSide] + y * line;
+      const Vector<Acc> low = load_masked(row, low_mask);
+      Vector<Acc> high{};
+      if constexpr (kSide == 2) {
+        high = load_masked(source[i * kSide + 1] + y * line, low_mask);
+      } else if constexpr (kStride == 2) {
+        high = load_masked(row + kLane, high_mask);
+      }
+      if constexpr (kStride == 1) {
+        const Vector<Acc> whole = kSide == 1 ? low : lower_halves<Acc>(low, high, kIndices);
+        return [=](auto v) __attribute__((always_inline)) {
+          return shift_lanes<Acc, v() - kSize / 2, kPart>(whole, kIndices);
+        };
+      } else {
+        const Vector<Acc> even = every_second<Acc, 0>(low, high, kIndices);
+        const Vector<Acc> odd = every_second<Acc, 1>(low, high, kIndices);
+        return [=](auto v) __attribute__((always_inline)) {
+          constexpr int kPosition = v() - kSize / 2, kOdd = (kPosition % 2 + 2) % 2;
+          return shift_lanes<Acc, (kPosition - kOdd) / 2, kPart>(kOdd ? odd : even, kIndices);
+        };
+      }
+    };
+    const uint32_t inside = (1u << count) - 1;
+    run_down<kSize, kStride, kVectors, Acc>(
+        load, y_.in_size, first_shift(y_), y_.count, weights, biases,
+        [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
+          value = rectified<Acc>(activation, value);
+          if (sums != nullptr) total[i] += masked<Acc>(value, inside | inside << (kLane - kPart));
+          const int64_t at = y * out_line;
+          store_masked(target[i * kSide] + at, value, inside);
           if constexpr (kSide == 2) {
-            high = load_masked(source[i * kSide + 1] + y * line, low_mask);
-          } else if constexpr (kStride == 2) {
-            high = load_masked(row + kLane, high_mask);
+            store_masked(target[i * kSide + 1] + at - kPart, value, inside << kPart);
           }
-          if constexpr (kStride == 1) {
-            const Vector<Acc> whole = kSide == 1 ? low : lower_halves<Acc>(low, high, kIndices);
-            return [=](auto v) __attribute__((always_inline)) {
-              return shift_lanes<Acc, v() - kSize / 2, kPart>(whole, kIndices);
-            };
-          } else {
-            const Vector<Acc> even = every_second<Acc, 0>(low, high, kIndices);
-            const Vector<Acc> odd = every_second<Acc, 1>(low, high, kIndices);
-            return [=](auto v) __attribute__((always_inline)) {
-              constexpr int kPosition = v() - kSize / 2, kOdd = (kPosition % 2 + 2) % 2;
-              return shift_lanes<Acc, (kPosition - kOdd) / 2, kPart>(kOdd ? odd : even, kIndices);
-            };
-          }
-        }
-      };
-      const uint32_t inside = (1u << std::min<int64_t>(kPart, count - x)) - 1;
-      run_down<kSize, kStride, kVectors, Acc>(
-          load, y_.in_size, first_shift(y_), y_.count, weights, biases,
-          [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
-            value = rectified<Acc>(activation, value);
-            if (sums != nullptr) total[i] += masked<Acc>(value, inside | inside << (kLane - kPart));
-            const int64_t at = x + y * out_line;
-            store_masked(target[i * kSide] + at, value, inside);
-            if constexpr (kSide == 2) {
-              store_masked(target[i * kSide + 1] + at - kPart, value, inside << kPart);
-            }
-          });
-    }
+        });
     for (int p = 0; p < kPlanes && sums != nullptr; ++p) {
       const uint32_t part = ((1u << kPart) - 1) << (p % kSide * kPart);
       sums[plane + p] = sum_lanes<Acc>(masked<Acc>(total[p / kSide], part));
@@ -437,28 +524,35 @@ class Depthwise {
         const Window window{0, 1, height, first_x + r, kStride, columns};
         copy_window(source, channel, channel + 1, window, input.get() + r * run, plane_size, row);
       }
-      const Acc* const weights[1] = {task.kernels + plane * taps_};
-      const Vector<Acc> biases[1] = {Vector<Acc>{} + bias(task, plane)};
-      Scalar* target =
-          task.result.data + sample * task.result.stride[0] + channel * task.result.stride[1];
+      const Acc* const weights = task.kernels + plane * taps_;
+      const Vector<Acc> beta = Vector<Acc>{} + bias(task, plane);
+      Scalar* target = plane_of(task.result, plane);
       Vector<Acc> total{};
-      for (int64_t x = 0; x < count; x += kLane) {
-        const Acc* base = input.get() + x;
-        const int64_t lanes = std::min<int64_t>(kLane, count - x);
-        const auto load = [&](int, int64_t y) {
-          return [=](auto v) {
-            return load_vector(base + (v() % kStride) * run + y * row + v() / kStride);
-          };
-        };
-        run_down<kSize, kStride, 1, Acc>(
-            load, height, first_y, y_.count, weights, biases,
-            [&](int, int64_t y, Vector<Acc> value) {
+      const auto columns_down = [&]<int kAbreast>(std::integral_constant<int, kAbreast>,
+                                                  int64_t x) __attribute__((always_inline)) {
+        const Acc* const weights_of[2] = {weights, weights};
+        const Vector<Acc> betas[2] = {beta, beta};
+        run_down<kSize, kStride, kAbreast, Acc>(
+            [&](int i, int64_t y) __attribute__((always_inline)) {
+              const Acc* base = input.get() + y * row + x + i * kLane;
+              return
+                  [=](auto v) { return load_vector(base + v() % kStride * run + v() / kStride); };
+            },
+            height, first_y, y_.count, weights_of, betas,
+            [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
+              const int64_t column = x + i * kLane;
+              const int64_t lanes = std::min<int64_t>(kLane, count - column);
               value = rectified<Acc>(task.activation, value);
               if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
-              store_line(target + y * task.result.stride[2] + x * task.result.stride[3],
+              store_line(target + y * task.result.stride[2] + column * task.result.stride[3],
                          task.result.stride[3], value, lanes);
             });
+      };
+      int64_t x = 0;
+      if constexpr (kStride == 1) {
+        for (; x + kLane < count; x += 2 * kLane) columns_down(std::integral_constant<int, 2>(), x);
       }
+      for (; x < count; x += kLane) columns_down(std::integral_constant<int, 1>(), x);
       if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
     }
   }

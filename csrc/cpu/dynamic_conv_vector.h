@@ -189,11 +189,28 @@ DDRF_INLINE uint32_t lanes_inside(int64_t column, int64_t width) {
   return ((1u << high) - 1) & ~((1u << low) - 1);
 }
 
+// Which lanes of a vector are meant: bits or, with AVX2, a vector that is all ones in them.
+#if DDRF_VECTOR_BYTES == 32
+using LaneMask = __m256i;
+DDRF_INLINE LaneMask lane_mask(uint32_t lanes) {
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(bits, _mm256_and_si256(bits, _mm256_set1_epi32(lanes)));
+}
+#else
+using LaneMask = uint32_t;
+DDRF_INLINE LaneMask lane_mask(uint32_t lanes) { return lanes; }
+#endif
+
+// Whether there are loads that leave the memory of some lanes alone.
+template <class Scalar>
+inline constexpr bool kMaskedLoads =
+    DDRF_VECTOR_BYTES == 64 || (DDRF_VECTOR_BYTES == 32 && std::is_same_v<Scalar, float>);
+
 #if DDRF_VECTOR_BYTES == 64
 // Those of the lanes at source, source + 1, ... that the mask has, the rest zero; memory of the
 // rest is not touched.
 template <class Scalar>
-DDRF_INLINE Vector<accumulate_t<Scalar>> load_masked(const Scalar* source, uint32_t mask) {
+DDRF_INLINE Vector<accumulate_t<Scalar>> load_masked(const Scalar* source, LaneMask mask) {
   if constexpr (std::is_same_v<Scalar, float>) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), source);
   } else if constexpr (std::is_same_v<Scalar, double>) {
@@ -213,7 +230,7 @@ DDRF_INLINE Vector<accumulate_t<Scalar>> load_masked(const Scalar* source, uint3
 
 // The lanes that the mask has, the rest zero.
 template <class Acc>
-DDRF_INLINE Vector<Acc> masked(Vector<Acc> value, uint32_t mask) {
+DDRF_INLINE Vector<Acc> masked(Vector<Acc> value, LaneMask mask) {
   if constexpr (std::is_same_v<Acc, float>) {
     return _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), value);
   } else {
@@ -223,7 +240,7 @@ DDRF_INLINE Vector<Acc> masked(Vector<Acc> value, uint32_t mask) {
 
 // Stores the lanes that the mask has.
 template <class Scalar>
-DDRF_INLINE void store_masked(Scalar* target, Vector<accumulate_t<Scalar>> value, uint32_t mask) {
+DDRF_INLINE void store_masked(Scalar* target, Vector<accumulate_t<Scalar>> value, LaneMask mask) {
   if constexpr (std::is_same_v<Scalar, float>) {
     _mm512_mask_storeu_ps(target, static_cast<__mmask16>(mask), value);
   } else if constexpr (std::is_same_v<Scalar, double>) {
@@ -234,19 +251,28 @@ DDRF_INLINE void store_masked(Scalar* target, Vector<accumulate_t<Scalar>> value
     _mm256_mask_storeu_epi16(target, static_cast<__mmask16>(mask), bits);
   }
 }
+#elif DDRF_VECTOR_BYTES == 32
+DDRF_INLINE Vector<float> load_masked(const float* source, LaneMask mask) {
+  return _mm256_maskload_ps(source, mask);
+}
+
+template <class Acc>
+DDRF_INLINE Vector<float> masked(Vector<float> value, LaneMask mask) {
+  return _mm256_and_ps(value, _mm256_castsi256_ps(mask));
+}
 #endif
 
-// The first `count` lanes, 0 < count < kLanes, the rest zero.
+// The first `count` lanes, 0 < count <= kLanes, the rest zero.
 template <class Scalar>
 DDRF_INLINE Vector<accumulate_t<Scalar>> load_partial(const Scalar* source, int64_t count) {
-#if DDRF_VECTOR_BYTES == 64
-  return load_masked(source, (1u << count) - 1);
-#else
-  using Acc = accumulate_t<Scalar>;
-  Scalar lanes[kLanes<Acc>] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
-  return load_vector(lanes);
-#endif
+  if constexpr (kMaskedLoads<Scalar>) {
+    return load_masked(source, lane_mask((1u << count) - 1));
+  } else {
+    using Acc = accumulate_t<Scalar>;
+    Scalar lanes[kLanes<Acc>] = {};
+    for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
+    return load_vector(lanes);
+  }
 }
 
 template <class Scalar>
@@ -254,6 +280,19 @@ DDRF_INLINE void store_partial(Scalar* target, Vector<accumulate_t<Scalar>> valu
 #if DDRF_VECTOR_BYTES == 64
   store_masked(target, value, (1u << count) - 1);
 #else
+#if DDRF_VECTOR_BYTES == 32
+  // Two halves that may overlap: masked stores are slow on some processors.
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (count >= 4) {
+      _mm_storeu_ps(target, _mm256_castps256_ps128(value));
+      const __m256i lanes = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(count) - 4),
+                                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      const __m256 last = _mm256_permutevar8x32_ps(value, lanes);
+      _mm_storeu_ps(target + count - 4, _mm256_castps256_ps128(last));
+      return;
+    }
+  }
+#endif
   Scalar lanes[kLanes<accumulate_t<Scalar>>];
   store_vector(lanes, value);
   for (int64_t i = 0; i < count; ++i) target[i] = lanes[i];
@@ -264,9 +303,13 @@ DDRF_INLINE void store_partial(Scalar* target, Vector<accumulate_t<Scalar>> valu
 template <class Acc>
 DDRF_INLINE Vector<Acc> first_lanes(Vector<Acc> value, int64_t count) {
   if (count >= kLanes<Acc>) return value;
-  Acc lanes[kLanes<Acc>];
-  store_vector(lanes, value);
-  return load_partial(lanes, count);
+  if constexpr (kMaskedLoads<Acc>) {
+    return masked<Acc>(value, lane_mask((1u << count) - 1));
+  } else {
+    Acc lanes[kLanes<Acc>];
+    store_vector(lanes, value);
+    return load_partial(lanes, count);
+  }
 }
 
 template <class Scalar>
