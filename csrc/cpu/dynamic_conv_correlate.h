@@ -8,6 +8,9 @@
 //           are laid out once; each task owns a block of output channels of several samples, mixes
 //           a piece of their kernels that stays in the cache, and multiplies. A kernel of the bank
 //           is read once for all these samples, and a whole mixed kernel never exists.
+//
+// The input gradient sums over the rows of a kernel, where an output's weights lie far apart. They
+// are laid out as the sums run, those of each residue of a stride for themselves ("packed").
 #pragma once
 
 #include <algorithm>
@@ -116,7 +119,8 @@ class Correlation {
 
  private:
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
-  static constexpr int64_t kTurnBytes = 64 * 1024, kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 16) * 1024;
+  static constexpr int64_t kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
@@ -148,7 +152,10 @@ class Correlation {
     const bool shared = mixer.is_shared();
     const bool has_taps =
         std::any_of(plans.begin(), plans.end(), [](const auto* plan) { return plan->taps() > 0; });
-    const int64_t kernel_size = mixer.shape().out_channels * mixer.row_size(any.has_ones_);
+    const int64_t packed_size = any.turns() * any.outputs_ * packed_row(plans);
+    const int64_t kernel_size = any.packs()
+                                    ? any.groups_ * packed_size
+                                    : mixer.shape().out_channels * mixer.row_size(any.has_ones_);
     const int64_t fitting = kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1);
     const int64_t step =
         shared ? batch : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, batch));
@@ -156,9 +163,14 @@ class Correlation {
     for (int64_t first = 0; first < batch; first += step) {
       const int64_t count = std::min(step, batch - first);
       if (has_taps) {
-        any.mix_whole(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, kernels.get());
+        mix_whole(plans, mixer, shared ? mixer.kAnySample : first, shared ? 1 : count,
+                  kernels.get(), kernel_size);
       }
-      for (const Correlation* plan : plans) plan->run_tiles(job, first, count, kernels.get());
+      int64_t before = 0;
+      for (const Correlation* plan : plans) {
+        plan->run_tiles(job, first, count, kernels.get() + before, packed_row(plans));
+        if (plan->packs()) before += plan->outputs_ * plan->packed_row();
+      }
     }
   }
 
@@ -176,6 +188,16 @@ class Correlation {
   // Channels in an entry of the products, and the entries of so many channels.
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
+
+  // Whether weights are packed: those of an output and a turn are a row, which nothing that comes
+  // after it may follow by less than a vector. Of 1x1 kernels the outputs lie side by side anyway.
+  bool packs() const { return direction_ == Direction::kInputGradient && kernel_taps_ > 1; }
+  int64_t packed_row() const { return entries(turn_channels_) * taps() + kLanes<Acc>; }
+  static int64_t packed_row(const Plans& plans) {
+    int64_t size = 0;
+    for (const Correlation* plan : plans) size += plan->packed_row();
+    return size;
+  }
 
   int64_t taps() const { return static_cast<int64_t>(tap_offsets_.size()); }
   int64_t turns() const { return std::max<int64_t>(1, ceil_div(channels_, turn_channels_)); }
@@ -195,8 +217,7 @@ class Correlation {
     constexpr int64_t kMostApart = 4;
     const int64_t beyond = pixels % kLanes<Acc>;
     const bool across = direction_ == Direction::kInputGradient && a_row == 1;
-    const bool apart = in_blocks_ && (across || direction_ == Direction::kForward) &&
-                       pixels > kLanes<Acc> && beyond <= kMostApart &&
+    const bool apart = in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
                        (across ? rows : depth) >= beyond * kLanes<Acc>;
     const int64_t whole = apart ? pixels - beyond : pixels;
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c);
@@ -223,7 +244,7 @@ class Correlation {
     std::vector<Offsets> result;
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t tap = 0; tap < taps(); ++tap) {
-        result.push_back({static_cast<int32_t>(c * a_channel + kept_taps_[tap]),
+        result.push_back({static_cast<int32_t>(c * a_channel + (packs() ? tap : kept_taps_[tap])),
                           static_cast<int32_t>(c * b_channel + tap_offsets_[tap])});
       }
     }
@@ -273,44 +294,138 @@ class Correlation {
     return kPairs<Scalar> ? 2 * kLanes<Acc> * tiles_.channel_stride() : 0;
   }
 
-  // The kernels of some samples for rows of outputs and some channels of a group, a sample `stride`
-  // after the other: forward [rows][channels][taps], else [channels][rows][taps]. Of pairs there
-  // are half as many, in the first places of each row, or of all.
-  void mix(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, int64_t group, int64_t row,
-           int64_t rows, int64_t channel, int64_t channels, Acc* target, int64_t stride) const {
-    const bool forward = direction_ == Direction::kForward;
-    const int64_t group_row = group * mixer.shape().out_per_group();
-    const int64_t first_row = group_row + (forward ? row : channel);
-    const int64_t first_channel = forward ? channel : row;
-    if constexpr (kPairs<Scalar>) {
-      const int64_t size = (forward ? channels : rows) * kernel_taps_;  // of a row of W_b
-      const int64_t half = entries(channels), pair_rows_of = forward ? rows : half;
-      const int64_t count = forward ? half * kernel_taps_ : size;
-      const bool direct = !mixer.has_scales() && channel + channels <= channels_ - has_ones_ &&
-                          (forward || !mixer.shape().attention_per_channel);
-      if (!direct) {
-        mixer.mix_piece(sample, samples, first_row, forward ? rows : channels, first_channel,
-                        forward ? channels : rows, target, stride);
-      }
-      for (int64_t r = 0; r < pair_rows_of; ++r) {
-        const int64_t second = forward ? count : half * size;
-        const int64_t partners = forward ? size - count : half + r < channels ? count : 0;
-        if (direct) {
-          const int64_t row_size = mixer.shape().row_size();
-          const int64_t place = (first_row + r) * row_size + first_channel * kernel_taps_;
-          mixer.mix_pairs(sample, samples, place, place + (forward ? count : half * row_size),
-                          count, partners, target + r * size, stride);
-          continue;
+  // Rows of outputs of a group, of all or of a block; the channels of a turn.
+  struct Piece {
+    int64_t group, row, rows, turn;
+  };
+
+  // The weights of some samples, a sample `stride` after the other. Forward [rows][channels][taps];
+  // of pairs there are half as many, in the first places of each row. For input gradients packed,
+  // for each plan [block_rows][packed_row()] from row `at_row` on, or [channels][rows] of 1x1.
+  static void mix(const Plans& plans, const Mixer<Scalar>& mixer, int64_t sample, int64_t samples,
+                  const Piece& piece, int64_t block_rows, int64_t at_row, Acc* target,
+                  int64_t stride) {
+    const Correlation& any = *plans[0];
+    const int64_t number = entries(any.channels_of(piece.turn));
+    if (any.direction_ == Direction::kForward) {
+      return any.mix_rows(mixer, sample, samples, piece, target, stride);
+    }
+    if (!any.packs()) {
+      return any.mix_entries(mixer, sample, samples, piece, 0, number, target, stride);
+    }
+    const int64_t size = piece.rows * any.kernel_taps_;
+    const int64_t fitting = kCopyBytes / (samples * kTogether * size * int64_t{sizeof(Acc)});
+    const int64_t most = std::clamp<int64_t>(fitting, 1, number);
+    const int64_t mixed_size = most * kTogether * size + kLanes<Acc>;
+    const Scratch<Acc> mixed(samples * mixed_size);
+    for (int64_t first = 0; first < number; first += most) {
+      const int64_t taken = std::min(most, number - first);
+      any.mix_entries(mixer, sample, samples, piece, first, taken, mixed.get(), mixed_size);
+      for (int64_t i = 0; i < samples; ++i) {
+        Acc* rows = target + i * stride;
+        for (const Correlation* plan : plans) {
+          plan->pack(&mixed[i * mixed_size], piece.rows, taken,
+                     rows + at_row * plan->packed_row() + first * plan->taps());
+          rows += block_rows * plan->packed_row();
         }
-        for (int64_t i = 0; i < samples; ++i) {
-          Acc* pairs = target + i * stride + r * size;
-          pair_rows(pairs, pairs, pairs + second, count, partners);
+      }
+    }
+  }
+
+  int64_t channels_of(int64_t turn) const {
+    return std::min(turn_channels_, channels_ - turn * turn_channels_);
+  }
+
+  void mix_rows(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, const Piece& piece,
+                Acc* target, int64_t stride) const {
+    const int64_t first_row = piece.group * outputs_ + piece.row, rows = piece.rows;
+    const int64_t channel = piece.turn * turn_channels_, channels = channels_of(piece.turn);
+    if constexpr (kPairs<Scalar>) {
+      const int64_t size = channels * kernel_taps_, count = entries(channels) * kernel_taps_;
+      if (!mixer.has_scales() && channel + channels <= channels_ - has_ones_) {
+        const int64_t row_size = mixer.shape().row_size();
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t place = (first_row + r) * row_size + channel * kernel_taps_;
+          mixer.mix_pairs(sample, samples, place, place + count, count, size - count,
+                          target + r * size, stride);
+        }
+        return;
+      }
+      mixer.mix_piece(sample, samples, first_row, rows, channel, channels, target, stride);
+      for (int64_t i = 0; i < samples; ++i) {
+        for (int64_t r = 0; r < rows; ++r) {
+          Acc* const pairs = target + i * stride + r * size;
+          pair_rows(pairs, pairs, pairs + count, count, size - count);
         }
       }
     } else {
-      mixer.mix_piece(sample, samples, first_row, forward ? rows : channels, first_channel,
-                      forward ? channels : rows, target, stride);
+      mixer.mix_piece(sample, samples, first_row, rows, channel, channels, target, stride);
     }
+  }
+
+  // Entries [first, first + number) of a turn of the input gradient: [entry][rows][taps]. Of pairs
+  // there must be room for twice as many.
+  void mix_entries(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, const Piece& piece,
+                   int64_t first, int64_t number, Acc* target, int64_t stride) const {
+    const int64_t rows = piece.rows;
+    const int64_t output = piece.group * channels_ + piece.turn * turn_channels_ + first;
+    if constexpr (kPairs<Scalar>) {
+      const int64_t size = rows * kernel_taps_, channels = channels_of(piece.turn);
+      const int64_t half = entries(channels);
+      const int64_t pairs = std::min(number, channels - half - first);
+      if (!mixer.has_scales() && !mixer.shape().attention_per_channel) {
+        const int64_t row_size = mixer.shape().row_size();
+        for (int64_t e = 0; e < number; ++e) {
+          const int64_t place = (output + e) * row_size + piece.row * kernel_taps_;
+          mixer.mix_pairs(sample, samples, place, place + half * row_size, size,
+                          e < pairs ? size : 0, target + e * size, stride);
+        }
+        return;
+      }
+      mixer.mix_piece(sample, samples, output, number, piece.row, rows, target, stride);
+      Acc* const partners = target + number * size;
+      if (pairs > 0) {
+        mixer.mix_piece(sample, samples, output + half, pairs, piece.row, rows, partners, stride);
+      }
+      for (int64_t i = 0; i < samples; ++i) {
+        for (int64_t e = 0; e < number; ++e) {
+          Acc* const entry = target + i * stride + e * size;
+          pair_rows(entry, entry, entry + number * size, size, e < pairs ? size : 0);
+        }
+      }
+    } else {
+      mixer.mix_piece(sample, samples, output, number, piece.row, rows, target, stride);
+    }
+  }
+
+  // The plan's taps of [entries][rows][kernel's taps], behind which a vector must be readable.
+  // Vectors are stored whole: what is too much is overwritten by the next entry.
+  void pack(const Acc* source, int64_t rows, int64_t number, Acc* target) const {
+    constexpr int kLane = kLanes<Acc>;
+    const int64_t size = rows * kernel_taps_;
+    const auto each = [&](const auto& copy) __attribute__((always_inline)) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t e = 0; e < number; ++e) {
+          copy(target + r * packed_row() + e * taps(), source + e * size + r * kernel_taps_);
+        }
+      }
+    };
+    if (taps() == kernel_taps_) {
+      return each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
+        for (int64_t t = 0; t < taps(); t += kLane) store_vector(to + t, load_vector(from + t));
+      });
+    }
+    if (kernel_taps_ <= kLane) {
+      using Index = std::conditional_t<sizeof(Acc) == 4, uint32_t, uint64_t>;
+      typename VectorType<Index, DDRF_VECTOR_BYTES>::type kept{};
+      for (int64_t t = 0; t < taps(); ++t) kept[t] = static_cast<Index>(kept_taps_[t]);
+      return each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
+        store_vector(to, static_cast<Vector<Acc>>(__builtin_shuffle(load_vector(from), kept)));
+      });
+    }
+    each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
+      for (int64_t t = 0; t < taps(); ++t) to[t] = from[kept_taps_[t]];
+    });
   }
 
   // One tap that reads each position where it is, in rows of pixels.
@@ -324,33 +439,44 @@ class Correlation {
 
   // ---- once ----
 
-  // The kernels of some samples, [sample][O][channels][taps]; those of each turn of channels in
-  // their places.
-  void mix_whole(const Mixer<Scalar>& mixer, int64_t first, int64_t samples, Acc* kernels) const {
-    if (kTogether == 1) return mixer.mix_whole(first, samples, has_ones_, kernels);
-    const bool forward = direction_ == Direction::kForward;
-    const int64_t turns = ceil_div(channels_, turn_channels_), tasks = forward ? outputs_ : 1;
-    const int64_t row_size = mixer.row_size(has_ones_);
-    const int64_t stride = mixer.shape().out_channels * row_size;
-    parallel_for(groups_ * tasks * turns, 1, [&](int64_t begin, int64_t end) {
+  // The weights of some samples, a sample `stride` after the other: [O][channels][taps] with those
+  // of each turn of channels in their places, or packed [group][turn][outputs_][packed_row].
+  static void mix_whole(const Plans& plans, const Mixer<Scalar>& mixer, int64_t first,
+                        int64_t samples, Acc* kernels, int64_t stride) {
+    const Correlation& any = *plans[0];
+    if (kTogether == 1 && !any.packs()) {
+      return mixer.mix_whole(first, samples, any.has_ones_, kernels);
+    }
+    const bool forward = any.direction_ == Direction::kForward;
+    const int64_t turns = any.turns(), row_size = mixer.row_size(any.has_ones_);
+    const int64_t most = any.packs() ? kMostRows : forward ? 1 : any.outputs_;
+    const int64_t tasks = ceil_div(any.outputs_, most);
+    parallel_for(any.groups_ * tasks * turns, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t channel = task % turns * turn_channels_, row = task / turns % tasks;
-        const int64_t group = task / turns / tasks;
-        const int64_t place = forward ? (group * outputs_ + row) * row_size + channel * kernel_taps_
-                                      : (group * channels_ + channel) * row_size;
-        mix(mixer, first, samples, group, row, outputs_ / tasks, channel,
-            std::min(turn_channels_, channels_ - channel), kernels + place, stride);
+        const int64_t turn = task % turns, row = task / turns % tasks * most;
+        const int64_t group = task / turns / tasks, channel = turn * any.turn_channels_;
+        const Piece piece{group, row, std::min(most, any.outputs_ - row), turn};
+        const int64_t place =
+            any.packs() ? (group * turns + turn) * any.outputs_ * packed_row(plans)
+            : forward   ? (group * any.outputs_ + row) * row_size + channel * any.kernel_taps_
+                        : (group * any.channels_ + channel) * row_size;
+        mix(plans, mixer, first, samples, piece, any.outputs_, row, kernels + place, stride);
       }
     });
   }
 
-  void run_tiles(const Job& job, int64_t first, int64_t count, const Acc* kernels) const {
+  // `packed_rows` are those of all plans.
+  void run_tiles(const Job& job, int64_t first, int64_t count, const Acc* kernels,
+                 int64_t packed_rows) const {
     const Mixer<Scalar>& mixer = job.mixer;
     const bool forward = direction_ == Direction::kForward;
     const int64_t row_size = mixer.row_size(has_ones_);
-    const int64_t group_size = row_size * mixer.shape().out_per_group();
-    const int64_t a_row = forward ? row_size : kernel_taps_;
-    const int64_t a_channel = forward ? kernel_taps_ : row_size;
+    const int64_t turn_size =
+        packs() ? outputs_ * packed_rows : turn_channels_ * (forward ? kernel_taps_ : row_size);
+    const int64_t group_size =
+        packs() ? turns() * turn_size : row_size * mixer.shape().out_per_group();
+    const int64_t a_row = packs() ? packed_row() : forward ? row_size : kernel_taps_;
+    const int64_t a_channel = packs() ? taps() : forward ? kernel_taps_ : row_size;
     const std::vector<Offsets> table =
         offsets(entries(turn_channels_), a_channel, tiles_.channel_stride());
     const int64_t c_row = vectors(tiles_.pixels()) * kLanes<Acc>;
@@ -373,8 +499,8 @@ class Correlation {
                  channel += turn_channels_) {
               const int64_t channel_end = std::min(channel + turn_channels_, channels_);
               copy_entries(source, channel, channel_end, part.place, scratch.get(), input.get());
-              take_turn(job, part, channel, channel_end, a + channel * a_channel, a_row,
-                        input.get(), table.data(), column.get(), c.get(), c_row);
+              take_turn(job, part, channel, channel_end, a + channel / turn_channels_ * turn_size,
+                        a_row, input.get(), table.data(), column.get(), c.get(), c_row);
             }
           }
         });
@@ -401,9 +527,11 @@ class Correlation {
       for (const bool last : {false, true}) {
         const int64_t rows = last ? plan.outputs_ - (blocks_ - 1) * block_rows : block_rows;
         for (const bool in_image : {false, true}) {
-          tables_[last][in_image] = plan.offsets(
-              entries(plan.turn_channels_), forward ? plan.kernel_taps_ : rows * plan.kernel_taps_,
-              in_image ? image_.stride[1] : plane);
+          tables_[last][in_image] = plan.offsets(entries(plan.turn_channels_),
+                                                 plan.packs() ? plan.taps()
+                                                 : forward    ? plan.kernel_taps_
+                                                              : rows,
+                                                 in_image ? image_.stride[1] : plane);
         }
       }
       const int64_t turns = plan.turns();
@@ -439,8 +567,10 @@ class Correlation {
         }
       }
       const Part part{sample, group * plan_.outputs_ + row, rows, 0, plan_.tiles_.place(0)};
-      plan_.take_turn(job, part, channel, channel + taken, kernels,
-                      forward ? taken * plan_.kernel_taps_ : plan_.kernel_taps_, b,
+      const int64_t a_row = plan_.packs() ? plan_.packed_row()
+                            : forward     ? taken * plan_.kernel_taps_
+                                          : plan_.kernel_taps_;
+      plan_.take_turn(job, part, channel, channel + taken, kernels, a_row, b,
                       tables_[block == blocks_ - 1][in_image].data(), column, sums, c_row);
     }
 
@@ -484,7 +614,8 @@ class Correlation {
       c_row = std::max(c_row, plan->vectors(plan->tiles_.place(0).pixels) * kLanes<Acc>);
     }
     const auto number = static_cast<int64_t>(plans.size());
-    const int64_t piece_row = any.turn_channels_ * any.kernel_taps_;
+    const int64_t piece_row =
+        any.packs() ? packed_row(plans) : any.turn_channels_ * any.kernel_taps_;
     const auto fitting = [&](int64_t other) {
       return kPieceBytes / ((piece_row + (number - 1) * c_row) * other * int64_t{sizeof(Acc)});
     };
@@ -505,13 +636,17 @@ class Correlation {
 
     std::vector<LaidPixels> pixels;
     pixels.reserve(plans.size());
+    std::vector<int64_t> places;  // of the plans' weights in a piece
+    int64_t place = 0;
     for (const Correlation* plan : plans) {
       pixels.emplace_back(*plan, job, begin_sample, batch, block_rows);
+      places.push_back(place);
+      if (plan->packs()) place += block_rows * plan->packed_row();
     }
     parallel_for(groups * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t piece_size = block_rows * piece_row, c_size = block_rows * c_row;
       const Scratch<Acc> pieces((shared ? turns : block_samples) * piece_size);
-      const Scratch<Acc> column(piece_row);
+      const Scratch<Acc> column(any.turn_channels_ * any.kernel_taps_);
       const Scratch<Acc> c((shared ? 1 : block_samples * number) * c_size);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task % blocks, group_samples = task / blocks;
@@ -521,13 +656,13 @@ class Correlation {
         const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, any.outputs_ - row);
         const auto mix_turn = [&](int64_t turn, int64_t first, int64_t count, Acc* target) {
-          const int64_t channel = turn * any.turn_channels_;
-          any.mix(mixer, first, count, group, row, rows, channel,
-                  std::min(any.turn_channels_, any.channels_ - channel), target, piece_size);
+          mix(plans, mixer, first, count, {group, row, rows, turn}, block_rows, 0, target,
+              piece_size);
         };
         const auto multiply = [&](int64_t plan, int64_t turn, int64_t i, int64_t piece, Acc* sums) {
           pixels[plan].multiply(job, sample + i, group, block, row, rows, turn,
-                                &pieces[piece * piece_size], column.get(), sums, c_row);
+                                &pieces[piece * piece_size + places[plan]], column.get(), sums,
+                                c_row);
         };
         for (int64_t turn = 0; turn < turns; ++turn) {
           if (shared) {

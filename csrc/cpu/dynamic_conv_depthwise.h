@@ -138,7 +138,7 @@ class Depthwise {
     }
   }
 
-#if DDRF_VECTOR_BYTES == 64
+#if DDRF_VECTOR_BYTES >= 32
   // Whether kernel_gradient() can take these images.
   bool has_kernel_gradient(const Image<const Scalar>& image,
                            const Image<const Scalar>& grad) const {
@@ -309,6 +309,65 @@ class Depthwise {
     }
   };
 
+  // With every row of the image, the rows of the gradient that it takes part in; for as many rows
+  // of taps at a time as there are registers.
+  template <int kSize, int kStride>
+  void plane_gradient(const Image<const Scalar>& image, const Image<const Scalar>& grad,
+                      int64_t plane, Acc* kernel) const {
+    constexpr int kLane = kLanes<Acc>, kTaps = kSize * kSize;
+    constexpr int kMost = kManyRegisters ? kSize : kSize == 3 ? 3 : 2;
+    const Scalar* pixels = plane_of(image, plane);
+    const Scalar* grads = plane_of(grad, plane);
+    Vector<Acc> sums[kTaps];
+    for_each_constant<(kSize + kMost - 1) / kMost>([&](auto part) __attribute__((always_inline)) {
+      constexpr int kFirst = part() * kMost;
+      constexpr int kRows = kSize - kFirst < kMost ? kSize - kFirst : kMost;
+      Vector<Acc> sum[kRows * kSize];
+      for_each_constant<kRows * kSize>(
+          [&](auto t) __attribute__((always_inline)) { sum[t()] = Vector<Acc>{}; });
+      for (int64_t x = 0; x < x_.count; x += kLane) {
+        const int64_t start = x * kStride + first_shift(x_);
+        const MaskedTaps<kSize, kStride> taps(start, x_.in_size);
+        const LaneMask inside = lane_mask((1u << std::min<int64_t>(kLane, x_.count - x)) - 1);
+        for (int64_t row = 0; row < y_.in_size; ++row) {
+          const Scalar* first = pixels + row * image.stride[2] + start;
+          if (!kManyRegisters) {
+            __builtin_prefetch(first + image.stride[1]);
+            __builtin_prefetch(grads + std::min(row, y_.count - 1) * grad.stride[2] + x +
+                               grad.stride[1]);
+          }
+          Vector<Acc> shifted[kSize];
+          for_each_constant<kSize>(
+              [&](auto v) __attribute__((always_inline)) { shifted[v()] = taps.load(first, v); });
+          for_each_constant<kRows>([&](auto u) __attribute__((always_inline)) {
+            const int64_t distance = row - first_shift(y_) - kFirst - u();
+            const int64_t y = distance / kStride;
+            if (distance < 0 || distance % kStride != 0 || y >= y_.count) return;
+            const Vector<Acc> value = load_masked(grads + y * grad.stride[2] + x, inside);
+            for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+              sum[u() * kSize + v()] += value * shifted[v()];
+            });
+          });
+        }
+      }
+      for_each_constant<kRows * kSize>(
+          [&](auto t) __attribute__((always_inline)) { sums[kFirst * kSize + t()] = sum[t()]; });
+    });
+    // As many sums at a time as a square of lanes holds.
+    for_each_constant<(kTaps + kLane - 1) / kLane>([&](auto part) __attribute__((always_inline)) {
+      constexpr int kFirst = part() * kLane;
+      constexpr int kCount = kTaps - kFirst < kLane ? kTaps - kFirst : kLane;
+      Vector<Acc> square[kLane] = {};
+      for_each_constant<kCount>(
+          [&](auto i) __attribute__((always_inline)) { square[i()] = sums[kFirst + i()]; });
+      transpose_square<Acc>(square);
+      Vector<Acc> total{};
+      for_each_constant<kLane>([&](auto i)
+                                   __attribute__((always_inline)) { total += square[i()]; });
+      store_partial(kernel + kFirst, total, kCount);
+    });
+  }
+
   // kPlanes planes, kAbreast vectors of each at a time.
   template <int kSize, int kStride, int kPlanes, int kAbreast>
   void masked_down(const Task& task, int64_t plane) const {
@@ -376,52 +435,6 @@ class Depthwise {
 #endif
 
 #if DDRF_VECTOR_BYTES == 64
-  // With every row of the image, the rows of the gradient that it takes part in.
-  template <int kSize, int kStride>
-  void plane_gradient(const Image<const Scalar>& image, const Image<const Scalar>& grad,
-                      int64_t plane, Acc* kernel) const {
-    constexpr int kLane = kLanes<Acc>, kTaps = kSize * kSize;
-    const int64_t sample = plane / channels_, channel = plane % channels_;
-    const Scalar* pixels = image.data + sample * image.stride[0] + channel * image.stride[1];
-    const Scalar* grads = grad.data + sample * grad.stride[0] + channel * grad.stride[1];
-    Vector<Acc> sums[kTaps];
-    for_each_constant<kTaps>([&](auto t)
-                                 __attribute__((always_inline)) { sums[t()] = Vector<Acc>{}; });
-    for (int64_t x = 0; x < x_.count; x += kLane) {
-      const int64_t start = x * kStride + first_shift(x_);
-      const MaskedTaps<kSize, kStride> taps(start, x_.in_size);
-      const uint32_t inside = (1u << std::min<int64_t>(kLane, x_.count - x)) - 1;
-      for (int64_t row = 0; row < y_.in_size; ++row) {
-        const Scalar* first = pixels + row * image.stride[2] + start;
-        Vector<Acc> shifted[kSize];
-        for_each_constant<kSize>(
-            [&](auto v) __attribute__((always_inline)) { shifted[v()] = taps.load(first, v); });
-        for_each_constant<kSize>([&](auto u) __attribute__((always_inline)) {
-          const int64_t distance = row - first_shift(y_) - u();
-          const int64_t y = distance / kStride;
-          if (distance < 0 || distance % kStride != 0 || y >= y_.count) return;
-          const Vector<Acc> value = load_masked(grads + y * grad.stride[2] + x, inside);
-          for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
-            sums[u() * kSize + v()] += value * shifted[v()];
-          });
-        });
-      }
-    }
-    // As many sums at a time as a square of lanes holds.
-    for_each_constant<(kTaps + kLane - 1) / kLane>([&](auto part) __attribute__((always_inline)) {
-      constexpr int kFirst = part() * kLane;
-      constexpr int kCount = kTaps - kFirst < kLane ? kTaps - kFirst : kLane;
-      Vector<Acc> square[kLane] = {};
-      for_each_constant<kCount>(
-          [&](auto i) __attribute__((always_inline)) { square[i()] = sums[kFirst + i()]; });
-      transpose_square<Acc>(square);
-      Vector<Acc> total{};
-      for_each_constant<kLane>([&](auto i)
-                                   __attribute__((always_inline)) { total += square[i()]; });
-      store_masked(kernel + kFirst, total, (1u << kCount) - 1);
-    });
-  }
-
   // kVectors vectors of a row, each with those of kSide planes side by side.
   template <int kSize, int kStride, int kVectors, int kSide>
   void shifted_down(const Task& task, int64_t plane) const {

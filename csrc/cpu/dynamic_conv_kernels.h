@@ -198,18 +198,18 @@ bool plain_gradients(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad
   const Scratch<Acc> attention(shape.batch * shape.bank);
   Acc* asked = needs_attention ? attention.get() : nullptr;
   if (Depthwise<Scalar>::fits(shape)) {
-#if DDRF_VECTOR_BYTES == 64
-    const Depthwise<Scalar> depthwise(Direction::kForward, forward_axis(shape, 0),
-                                      forward_axis(shape, 1), shape);
-    if (!depthwise.has_kernel_gradient(operands.x, grad)) return false;
-    if (gradients.weight != nullptr || needs_attention) {
-      const Scratch<Acc> kernels(shape.batch * shape.out_channels * shape.taps());
-      depthwise.kernel_gradient(shape.batch, operands.x, grad, kernels.get());
-      contract_kernels(mixer, kernels.get(), gradients.weight, asked);
+    if constexpr (!kMaskedLoads<Scalar>) {
+      return false;
+    } else {
+      const Depthwise<Scalar> depthwise(Direction::kForward, forward_axis(shape, 0),
+                                        forward_axis(shape, 1), shape);
+      if (!depthwise.has_kernel_gradient(operands.x, grad)) return false;
+      if (gradients.weight != nullptr || needs_attention) {
+        const Scratch<Acc> kernels(shape.batch * shape.out_channels * shape.taps());
+        depthwise.kernel_gradient(shape.batch, operands.x, grad, kernels.get());
+        contract_kernels(mixer, kernels.get(), gradients.weight, asked);
+      }
     }
-#else
-    return false;
-#endif
   } else if (!SmallMapGradient<Scalar>::fits(shape)) {
     return false;
   } else if (gradients.weight != nullptr || needs_attention) {
