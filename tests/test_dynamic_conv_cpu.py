@@ -143,6 +143,10 @@ CASES = {
     "depthwise 3x3, stride 2, wide": Case(
         channels=(3, 3), size=(15, 71), padding=(1, 1), groups=3, stride=(2, 2)
     ),
+    "depthwise 5x5, stride 2, padded more": Case(
+        channels=(3, 3), size=(9, 22), kernel=(5, 5), padding=(5, 6), groups=3, stride=(2, 2)
+    ),
+    "depthwise 3x3, wide": Case(channels=(5, 5), size=(8, 61), padding=(1, 1), groups=5),
     "depthwise 7x7, wide": Case(channels=(4, 4), size=(9, 40), kernel=(7, 7), padding=(3, 3), groups=4),
     "depthwise 5x5, not padded": Case(channels=(19, 19), size=(12, 13), kernel=(5, 5), groups=19),
     "depthwise 3x3, padded more": Case(
@@ -633,7 +637,8 @@ def test_every_instruction_set(capability: str):
         "import test_dynamic_conv_cpu as t\n"
         "for dtype in t.DTYPES:\n"
         "    for name in ('3x5, odd sizes', 'code, everything', 'depthwise', 'many channels', '3x3, 7x7',\n"
-        "                 '3x3, stride 2, 14x14', '3x3, stride 2, tiles'):\n"
+        "                 '3x3, stride 2, 14x14', '3x3, stride 2, tiles', 'depthwise 5x5, 14x14',\n"
+        "                 'depthwise 5x5, stride 2', 'depthwise 3x3, wide'):\n"
         "        t.check(t.CASES[name], 100, dtype)\n"
         "        t.test_layouts_give_the_same_numbers_and_keep_channels_last(name, 'channels_last', dtype)\n"
     )

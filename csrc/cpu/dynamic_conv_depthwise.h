@@ -2,9 +2,9 @@
 //
 // Square kernels of 3, 5 or 7 with stride 1 or 2 run down columns of vectors: each row of the input
 // is loaded once for each horizontal tap and added to all the rows of the output that it reaches,
-// which wait in registers. Everything else (dilation, other sizes, the input gradient of a strided
-// convolution) sums over the taps of one output vector after the other. In channels_last a vector
-// holds channels instead.
+// which wait in registers. For the input gradient with a stride of two zeros are put between the
+// columns of its input. Everything else (dilation, other sizes and strides) sums over the taps of
+// one output vector after the other. In channels_last a vector holds channels instead.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,9 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 // Several planes at a time keep the units busy while each waits for its own last sum.
 // `first` is the row of the plane that the first output row's first tap reads (negative: padding).
 // A weight is one number, or a vector where the lanes are not of one plane.
-template <int kSize, int kStride, int kPlanes, class Acc, class Weight, class Load, class Sink>
+// Of the rows only every kEvery-th is there, the others are zero.
+template <int kSize, int kStride, int kPlanes, int kEvery, class Acc, class Weight, class Load,
+          class Sink>
 DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64_t out_rows,
                           const Weight* const* weights, const Vector<Acc>* bias, const Sink& sink) {
   // waiting[i] is the output row that still needs i * kStride more rows above the newest.
@@ -56,7 +58,9 @@ DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64
   // Output row y is complete after input row first + y * kStride + kSize - 1.
   for (int64_t y = 1 - kWaiting; y < out_rows; ++y) {
     const int64_t newest = first + (y + kWaiting - 1) * kStride;
-    if (newest >= 0 && newest < height) add(std::integral_constant<int, 0>(), newest);
+    if (newest >= 0 && newest < height && newest % kEvery == 0) {
+      add(std::integral_constant<int, 0>(), newest);
+    }
     for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
       if (y >= 0) sink(p(), y, waiting[p()][kWaiting - 1]);
       for_each_constant<kWaiting - 1>([&](auto i) __attribute__((always_inline)) {
@@ -82,15 +86,25 @@ class Depthwise {
            shape.groups > 1 && shape.code_channels == 0;
   }
 
-  Depthwise(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape)
-      : y_(std::move(y)), x_(std::move(x)), channels_(shape.out_channels), taps_(shape.taps()) {
+  // Whether the whole input gradient with a stride is best taken with axes that are spread.
+  static bool spreads(const DynamicConvShape& shape, const Image<const Scalar>& grad,
+                      const Image<Scalar>& grad_x) {
+    return fits(shape) && is_square(shape) && shape.stride[0] == 2 &&
+           !(grad.stride[1] == 1 && grad_x.stride[1] == 1);
+  }
+
+  Depthwise(Direction direction, TapAxis y, TapAxis x, const DynamicConvShape& shape,
+            bool spread = false)
+      : y_(std::move(y)),
+        x_(std::move(x)),
+        channels_(shape.out_channels),
+        taps_(shape.taps()),
+        size_(shape.kernel[0]),
+        spread_(spread) {
     kept_taps_ = kept_taps(shape, y_, x_);
-    const bool square = shape.kernel[0] == shape.kernel[1] && shape.dilation[0] == 1 &&
-                        shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
-    const int64_t stride = shape.stride[0], size = shape.kernel[0];
-    runs_down_ = square && size % 2 == 1 && size >= 3 && size <= 7 &&
-                 (stride == 1 || (stride == 2 && direction == Direction::kForward));
-    size_ = size;
+    const int64_t stride = shape.stride[0];
+    runs_down_ = is_square(shape) &&
+                 (stride == 1 || (stride == 2 && (spread || direction == Direction::kForward)));
     flipped_ = direction == Direction::kInputGradient;
     tiles_ = choose_tiles(y_, x_, 1, 0, kLanes<Acc>, kTileBytes / int64_t{sizeof(Acc)}, kTileBytes,
                           1, false);
@@ -173,6 +187,12 @@ class Depthwise {
   static constexpr int64_t kStripBytes = 192 * 1024;
   static constexpr int64_t kAhead = 512;  // pixels fetched in advance
 
+  static bool is_square(const DynamicConvShape& shape) {
+    const int64_t size = shape.kernel[0];
+    return size == shape.kernel[1] && size % 2 == 1 && size >= 3 && size <= 7 &&
+           shape.dilation[0] == 1 && shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
+  }
+
   struct Task {
     const Acc *kernels, *bias;
     Image<const Scalar> image;
@@ -208,6 +228,7 @@ class Depthwise {
 
   template <int kSize>
   void down_sized(const Task& task, int64_t begin, int64_t end) const {
+    if (spread_) return spread<kSize>(task, begin, end);
     const auto run = [&]<int kStride>(std::integral_constant<int, kStride>) {
       if constexpr (kMaskedLoads<Scalar>) {
         if (task.image.stride[3] == 1 && task.result.stride[3] == 1) {
@@ -398,7 +419,7 @@ class Depthwise {
       const auto lanes = [&](int i) __attribute__((always_inline)) {
         return kWhole ? kLane : std::min<int64_t>(kLane, x_.count - x - i % kAbreast * kLane);
       };
-      run_down<kSize, kStride, kVectors, Acc>(
+      run_down<kSize, kStride, kVectors, 1, Acc>(
           [&](int i, int64_t y) __attribute__((always_inline)) {
             const Scalar* row = source[i / kAbreast] + y * line + start(i % kAbreast);
             if (!kManyRegisters) __builtin_prefetch(row + kPlanes * task.image.stride[1]);
@@ -500,7 +521,7 @@ class Depthwise {
       }
     };
     const uint32_t inside = (1u << count) - 1;
-    run_down<kSize, kStride, kVectors, Acc>(
+    run_down<kSize, kStride, kVectors, 1, Acc>(
         load, y_.in_size, first_shift(y_), y_.count, weights, biases,
         [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
           value = rectified<Acc>(activation, value);
@@ -523,9 +544,8 @@ class Depthwise {
   template <int kSize, int kStride>
   void copied(const Task& task, int64_t begin, int64_t end) const {
     constexpr int kLane = kLanes<Acc>;
-    const int64_t first_x = first_shift(x_), first_y = first_shift(y_);
-    const int64_t height = y_.in_size, count = x_.count;
-    const int64_t columns = count + (kSize - 1) / kStride;
+    const int64_t first_x = first_shift(x_), height = y_.in_size;
+    const int64_t columns = x_.count + (kSize - 1) / kStride;
     const int64_t row = ceil_div(columns, kLane) * kLane + kLane;
     const int64_t run = height * row, plane_size = kStride * run;
     const Scratch<Acc> input(plane_size);
@@ -537,37 +557,69 @@ class Depthwise {
         const Window window{0, 1, height, first_x + r, kStride, columns};
         copy_window(source, channel, channel + 1, window, input.get() + r * run, plane_size, row);
       }
-      const Acc* const weights = task.kernels + plane * taps_;
-      const Vector<Acc> beta = Vector<Acc>{} + bias(task, plane);
-      Scalar* target = plane_of(task.result, plane);
-      Vector<Acc> total{};
-      const auto columns_down = [&]<int kAbreast>(std::integral_constant<int, kAbreast>,
-                                                  int64_t x) __attribute__((always_inline)) {
-        const Acc* const weights_of[2] = {weights, weights};
-        const Vector<Acc> betas[2] = {beta, beta};
-        run_down<kSize, kStride, kAbreast, Acc>(
-            [&](int i, int64_t y) __attribute__((always_inline)) {
-              const Acc* base = input.get() + y * row + x + i * kLane;
-              return
-                  [=](auto v) { return load_vector(base + v() % kStride * run + v() / kStride); };
-            },
-            height, first_y, y_.count, weights_of, betas,
-            [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
-              const int64_t column = x + i * kLane;
-              const int64_t lanes = std::min<int64_t>(kLane, count - column);
-              value = rectified<Acc>(task.activation, value);
-              if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
-              store_line(target + y * task.result.stride[2] + column * task.result.stride[3],
-                         task.result.stride[3], value, lanes);
-            });
-      };
-      int64_t x = 0;
-      if constexpr (kStride == 1) {
-        for (; x + kLane < count; x += 2 * kLane) columns_down(std::integral_constant<int, 2>(), x);
-      }
-      for (; x < count; x += kLane) columns_down(std::integral_constant<int, 1>(), x);
-      if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
+      copied_down<kSize, kStride, 1>(task, plane, input.get(), row, run);
     }
+  }
+
+  // The input gradient with a stride of two: zeros are put between the columns; the rows between
+  // are left out.
+  template <int kSize>
+  void spread(const Task& task, int64_t begin, int64_t end) const {
+    constexpr int kLane = kLanes<Acc>;
+    const int64_t height = (y_.in_size + 1) / 2, width = (x_.in_size + 1) / 2;
+    const int64_t columns = x_.count + kSize - 1, left = -first_shift(x_);
+    const int64_t row = ceil_div(columns, kLane) * kLane + kLane;
+    const int64_t first = left < 0 ? ceil_div(-left, 2) : 0;
+    const int64_t last = std::min(width, ceil_div(columns - left, 2));
+    const Scratch<Acc> input(height * row);
+    std::fill_n(input.get(), height * row, Acc(0));
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const Scalar* source = plane_of(task.image, plane);
+      for (int64_t y = 0; y < height; ++y) {
+        const Scalar* from = source + y * task.image.stride[2];
+        for (int64_t x = first; x < last; ++x) {
+          input[y * row + left + 2 * x] = load_as_accumulate(from + x * task.image.stride[3]);
+        }
+      }
+      copied_down<kSize, 1, 2>(task, plane, input.get(), row, 0);
+    }
+  }
+
+  // One plane whose columns were copied, those of each residue of the stride `run` apart.
+  template <int kSize, int kStride, int kEvery>
+  void copied_down(const Task& task, int64_t plane, const Acc* input, int64_t row,
+                   int64_t run) const {
+    constexpr int kLane = kLanes<Acc>;
+    const int64_t count = x_.count;
+    const Acc* const weights = task.kernels + plane * taps_;
+    const Vector<Acc> beta = Vector<Acc>{} + bias(task, plane);
+    Scalar* target = plane_of(task.result, plane);
+    Vector<Acc> total{};
+    const auto columns_down = [&]<int kAbreast>(std::integral_constant<int, kAbreast>,
+                                                int64_t x) __attribute__((always_inline)) {
+      const Acc* const weights_of[2] = {weights, weights};
+      const Vector<Acc> betas[2] = {beta, beta};
+      run_down<kSize, kStride, kAbreast, kEvery, Acc>(
+          [&](int i, int64_t y) __attribute__((always_inline)) {
+            const Acc* base = input + y / kEvery * row + x + i * kLane;
+            return [=](auto v) { return load_vector(base + v() % kStride * run + v() / kStride); };
+          },
+          y_.in_size, first_shift(y_), y_.count, weights_of, betas,
+          [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
+            const int64_t column = x + i * kLane;
+            const int64_t lanes = std::min<int64_t>(kLane, count - column);
+            value = rectified<Acc>(task.activation, value);
+            if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
+            store_line(target + y * task.result.stride[2] + column * task.result.stride[3],
+                       task.result.stride[3], value, lanes);
+          });
+    };
+    int64_t x = 0;
+    if constexpr (kStride == 1) {
+      for (; x + kLane < count; x += 2 * kLane) columns_down(std::integral_constant<int, 2>(), x);
+    }
+    for (; x < count; x += kLane) columns_down(std::integral_constant<int, 1>(), x);
+    if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total);
   }
 
   static void store_line(Scalar* target, int64_t step, Vector<Acc> value, int64_t lanes) {
@@ -727,7 +779,7 @@ class Depthwise {
 
   TapAxis y_, x_;
   int64_t channels_, taps_, size_;
-  bool runs_down_, flipped_;
+  bool spread_, runs_down_, flipped_;
   std::vector<int64_t> kept_taps_;
   Tiles tiles_;
   std::vector<int64_t> tap_offsets_;

@@ -110,13 +110,18 @@ std::string dynamic_conv_plan(const DynamicConvShape& given,
 }
 
 // The input gradient: for each residue of the strides, a sum over those taps that reach it, with
-// the roles of the channels exchanged.
+// the roles of the channels exchanged. Depthwise ones with a stride of two take it whole.
 template <class Scalar>
 void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
                     const Image<Scalar>& grad_x) {
   using Acc = accumulate_t<Scalar>;
   const DynamicConvShape& shape = mixer.shape();
   if (shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1] == 0) return;
+  if (Depthwise<Scalar>::spreads(shape, grad, grad_x)) {
+    return Depthwise<Scalar>(Direction::kInputGradient, spread_input_grad_axis(shape, 0),
+                             spread_input_grad_axis(shape, 1), shape, true)
+        .run(mixer, grad, Activation::kNone, grad_x, nullptr);
+  }
   const bool strided = shape.stride[0] * shape.stride[1] > 1 && !Depthwise<Scalar>::fits(shape);
   std::vector<Correlation<Scalar>> residues;
   for (int64_t y = 0; y < std::min(shape.stride[0], shape.in_size[0]); ++y) {
