@@ -564,6 +564,9 @@ class Correlation {
         if (in_image) {
           b = image_.data + sample * image_.stride[0] +
               (group * plan_.channels_ + channel) * image_.stride[1];
+          if (!kManyRegisters && sample_group + plan_.groups_ <= last_) {
+            fetch(b + image_.stride[0], taken * image_.stride[1]);
+          }
         }
       }
       const Part part{sample, group * plan_.outputs_ + row, rows, 0, plan_.tiles_.place(0)};
@@ -575,6 +578,13 @@ class Correlation {
     }
 
    private:
+    // To the second level of the cache, what the next sample's products will read.
+    static void fetch(const Acc* pixels, int64_t count) {
+      for (int64_t i = 0; i < count; i += 64 / int64_t{sizeof(Acc)}) {
+        __builtin_prefetch(pixels + i, 0, 2);
+      }
+    }
+
     static constexpr bool kCopiesLast = DDRF_VECTOR_BYTES != 64;
 
     int64_t copied_entries(int64_t batch) const {

@@ -275,6 +275,7 @@ DDRF_INLINE Vector<accumulate_t<Scalar>> load_partial(const Scalar* source, int6
   }
 }
 
+// Stores the first `count` lanes, as many as load_partial.
 template <class Scalar>
 DDRF_INLINE void store_partial(Scalar* target, Vector<accumulate_t<Scalar>> value, int64_t count) {
 #if DDRF_VECTOR_BYTES == 64
@@ -283,6 +284,7 @@ DDRF_INLINE void store_partial(Scalar* target, Vector<accumulate_t<Scalar>> valu
 #if DDRF_VECTOR_BYTES == 32
   // Two halves that may overlap: masked stores are slow on some processors.
   if constexpr (std::is_same_v<Scalar, float>) {
+    if (count == kLanes<float>) return store_vector(target, value);
     if (count >= 4) {
       _mm_storeu_ps(target, _mm256_castps256_ps128(value));
       const __m256i lanes = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(count) - 4),

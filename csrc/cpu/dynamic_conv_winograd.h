@@ -286,54 +286,56 @@ class Winograd {
     const int64_t x0 = std::min(x_.shift.front(), x_.shift.back());
     const std::vector<Segment> segments = segments_of(first, count);
     int64_t c = begin;
-#if DDRF_VECTOR_BYTES == 64
     // A channel's segments one after the other: they lie side by side.
-    for (; planes.column_step == 1 && c < std::min(end, planes.channels); ++c) {
-      for (const Segment& at : segments) {
-        const int64_t top = y0 + at.row * kTileRows, left = x0 + at.column * kTileColumns;
-        const Scalar* source = planes.data + c * planes.channel_step + left;
-        Acc* target = v + (c - begin) * v_row + at.done;
-        // The same rows of a later channel: too short for the hardware to see them coming.
-        const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
-        for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
-          const Scalar* row = source + kAhead * planes.channel_step + (ahead + i) * planes.row_step;
-          for (int64_t x = 0; x < kRow; x += 64 / int64_t{sizeof(Scalar)}) {
-            __builtin_prefetch(row + x);
+    if constexpr (kMaskedLoads<Scalar>) {
+      for (; planes.column_step == 1 && c < std::min(end, planes.channels); ++c) {
+        for (const Segment& at : segments) {
+          const int64_t top = y0 + at.row * kTileRows, left = x0 + at.column * kTileColumns;
+          const Scalar* source = planes.data + c * planes.channel_step + left;
+          Acc* target = v + (c - begin) * v_row + at.done;
+          // The same rows of a later channel: too short for the hardware to see them coming.
+          const int64_t ahead = std::clamp<int64_t>(top, 0, planes.height - 6);
+          for (int64_t i = 0; i < 6 * (planes.height >= 6); ++i) {
+            const Scalar* row =
+                source + kAhead * planes.channel_step + (ahead + i) * planes.row_step;
+            for (int64_t x = 0; x < kRow; x += 64 / int64_t{sizeof(Scalar)}) {
+              __builtin_prefetch(row + x);
+            }
           }
-        }
-        if (top >= 0 && top + 6 <= planes.height && left >= 0 && left + kRow + 2 <= planes.width) {
+          if (top >= 0 && top + 6 <= planes.height && left >= 0 &&
+              left + kRow + 2 <= planes.width) {
+            transform_tiles(
+                [&](int i) __attribute__((always_inline)) {
+                  const Scalar* row = source + (top + i) * planes.row_step;
+                  PixelRow pixels;
+                  for_each_constant<kTileColumns>([&](auto p) __attribute__((always_inline)) {
+                    pixels.part[p()] = load_vector(row + p() * kLane);
+                  });
+                  pixels.part[kTileColumns] = load_partial(row + kRow, 2);
+                  return pixels;
+                },
+                target, v_entry, at.taken);
+            continue;
+          }
+          LaneMask masks[kTileColumns + 1];
+          for (int p = 0; p <= kTileColumns; ++p) {
+            masks[p] = lane_mask(lanes_inside<kLane>(left + p * kLane, planes.width));
+          }
           transform_tiles(
               [&](int i) __attribute__((always_inline)) {
-                const Scalar* row = source + (top + i) * planes.row_step;
+                const int64_t y = top + i;
+                if (y < 0 || y >= planes.height) return PixelRow{};
+                const Scalar* row = source + y * planes.row_step;
                 PixelRow pixels;
-                for_each_constant<kTileColumns>([&](auto p) __attribute__((always_inline)) {
-                  pixels.part[p()] = load_vector(row + p() * kLane);
+                for_each_constant<kTileColumns + 1>([&](auto p) __attribute__((always_inline)) {
+                  pixels.part[p()] = load_masked(row + p() * kLane, masks[p()]);
                 });
-                pixels.part[kTileColumns] = load_partial(row + kRow, 2);
                 return pixels;
               },
               target, v_entry, at.taken);
-          continue;
         }
-        uint32_t masks[kTileColumns + 1];
-        for (int p = 0; p <= kTileColumns; ++p) {
-          masks[p] = lanes_inside<kLane>(left + p * kLane, planes.width);
-        }
-        transform_tiles(
-            [&](int i) __attribute__((always_inline)) {
-              const int64_t y = top + i;
-              if (y < 0 || y >= planes.height) return PixelRow{};
-              const Scalar* row = source + y * planes.row_step;
-              PixelRow pixels;
-              for_each_constant<kTileColumns + 1>([&](auto p) __attribute__((always_inline)) {
-                pixels.part[p()] = load_masked(row + p() * kLane, masks[p()]);
-              });
-              return pixels;
-            },
-            target, v_entry, at.taken);
       }
     }
-#endif
     for (; c < end; c += kLane) {
       const int64_t channels = std::min<int64_t>(kLane, end - c);
       for (const Segment& at : segments) {
