@@ -432,7 +432,7 @@ class Depthwise {
             value = rectified<Acc>(activation, value);
             if (sums != nullptr) total[i] += first_lanes<Acc>(value, lanes(i));
             Scalar* const to = target[i / kAbreast] + y * out_line + x + i % kAbreast * kLane;
-            lanes(i) == kLane ? store_vector(to, value) : store_partial(to, value, lanes(i));
+            store_partial(to, value, lanes(i));
           });
     };
     constexpr int64_t kColumns = kAbreast * kLane;

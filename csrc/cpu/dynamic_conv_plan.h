@@ -60,14 +60,10 @@ inline TapAxis input_grad_axis(const DynamicConvShape& shape, int axis, int64_t 
 }
 
 // The same at all positions: zeros are put between the positions of its input.
-inline TapAxis spread_input_grad_axis(const DynamicConvShape& shape, int axis) {
-  const int64_t spread = std::max<int64_t>(0, (shape.out_size[axis] - 1) * shape.stride[axis] + 1);
-  TapAxis result{spread, shape.in_size[axis], 1, 0, 1, {}, {}};
-  for (int64_t tap = 0; tap < shape.kernel[axis]; ++tap) {
-    result.taps.push_back(tap);
-    result.shift.push_back(shape.padding[axis] - tap * shape.dilation[axis]);
-  }
-  return result;
+inline TapAxis spread_input_grad_axis(DynamicConvShape shape, int axis) {
+  shape.out_size[axis] = std::max<int64_t>(0, (shape.out_size[axis] - 1) * shape.stride[axis] + 1);
+  shape.stride[axis] = 1;
+  return input_grad_axis(shape, axis, 0);
 }
 
 // The taps that two axes keep, among the kernel's.
