@@ -69,7 +69,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        # Kept, so that it is found without this function from now on.
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
     try:
         return importlib.import_module(f"ddrf_fast.{name}")
     except ModuleNotFoundError as error:

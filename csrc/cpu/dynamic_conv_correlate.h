@@ -57,8 +57,8 @@ class Correlation {
                          (span / x_.in_step * 10 > x_.count || (few && dropped * 40 > computed));
 
     // Channels are taken in turns whose pixels stay in the cache from one block of outputs to the
-    // next; they may exceed the first level: many short products, each with its sums to load and
-    // to store, cost more.
+    // next. With AVX-512 they may exceed the first level: many short products, each with its sums
+    // to load and to store, cost more. With AVX2 half of it is left to others.
     tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
     const int64_t line =
@@ -119,7 +119,7 @@ class Correlation {
 
  private:
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
-  static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 16) * 1024;
+  static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
@@ -127,7 +127,8 @@ class Correlation {
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   static constexpr int64_t kMostRows = 64, kMostSharedRows = 128, kMostSamples = 8;
-  static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kMinWork = 1 << 16;
+  static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kLeastTasks = 4;
+  static constexpr int64_t kMinWork = 1 << 16;
 
   using Job = PlanJob<Scalar>;
   using Plans = std::vector<const Correlation*>;
@@ -213,14 +214,15 @@ class Correlation {
   // side, of these: a vector of their own would waste most lanes. Not of a tile: bits would depend
   // on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
-                   int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c) const {
+                   int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c,
+                   Ahead* ahead) const {
     constexpr int64_t kMostApart = 4;
     const int64_t beyond = pixels % kLanes<Acc>;
     const bool across = direction_ == Direction::kInputGradient && a_row == 1;
     const bool apart = in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
                        (across ? rows : depth) >= beyond * kLanes<Acc>;
     const int64_t whole = apart ? pixels - beyond : pixels;
-    multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c);
+    multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c, ahead);
     for (int64_t pixel = whole; pixel < pixels; ++pixel) {
       Acc products[kMostSharedRows];
       if (across) {
@@ -336,6 +338,12 @@ class Correlation {
     return std::min(turn_channels_, channels_ - turn * turn_channels_);
   }
 
+  // From one output's weights of a turn to the next one's, as mix() lays them out.
+  int64_t weights_row(int64_t turn) const {
+    if (packs()) return packed_row();
+    return direction_ == Direction::kForward ? channels_of(turn) * kernel_taps_ : kernel_taps_;
+  }
+
   void mix_rows(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, const Piece& piece,
                 Acc* target, int64_t stride) const {
     const int64_t first_row = piece.group * outputs_ + piece.row, rows = piece.rows;
@@ -428,6 +436,12 @@ class Correlation {
     });
   }
 
+  // Whether a kernel that is shared is used as it lies in the bank.
+  bool in_bank(const Mixer<Scalar>& mixer) const {
+    return std::is_same_v<Scalar, Acc> && mixer.is_shared() && direction_ == Direction::kForward &&
+           !has_ones_;
+  }
+
   // One tap that reads each position where it is, in rows of pixels.
   bool reads_directly(const Image<const Scalar>& image) const {
     return std::is_same_v<Scalar, Acc> && taps() == 1 && !has_ones_ && y_.count == 1 &&
@@ -518,6 +532,7 @@ class Correlation {
         : plan_(plan),
           image_(job.image),
           begin_sample_(begin_sample),
+          end_sample_(begin_sample + batch),
           last_(batch * plan.groups_ - 1),
           blocks_(ceil_div(plan.outputs_, block_rows)),
           direct_(plan.reads_directly(job.image)),
@@ -550,46 +565,47 @@ class Correlation {
 
     // Adds the product of a turn's channels of a sample with the kernels of a block, as take_turn.
     void multiply(const Job& job, int64_t sample, int64_t group, int64_t block, int64_t row,
-                  int64_t rows, int64_t turn, const Acc* kernels, Acc* column, Acc* sums,
-                  int64_t c_row) const {
-      const bool forward = plan_.direction_ == Direction::kForward;
-      const int64_t channel = turn * plan_.turn_channels_;
-      const int64_t taken = std::min(plan_.turn_channels_, plan_.channels_ - channel);
-      const int64_t sample_group = (sample - begin_sample_) * plan_.groups_ + group;
-      const Acc* b = copied_.get();
-      bool in_image = false;
-      if (!direct_) b = at(sample_group, channel);
-      if constexpr (std::is_same_v<Scalar, Acc>) {
-        in_image = direct_ && !(kCopiesLast && sample_group == last_ && turn == plan_.turns() - 1);
-        if (in_image) {
-          b = image_.data + sample * image_.stride[0] +
-              (group * plan_.channels_ + channel) * image_.stride[1];
-          if (!kManyRegisters && sample_group + plan_.groups_ <= last_) {
-            fetch(b + image_.stride[0], taken * image_.stride[1]);
-          }
-        }
-      }
+                  int64_t rows, int64_t turn, const Acc* kernels, int64_t a_row, Acc* column,
+                  Acc* sums, int64_t c_row, Ahead* ahead) const {
+      const int64_t channel = turn * plan_.turn_channels_, taken = plan_.channels_of(turn);
       const Part part{sample, group * plan_.outputs_ + row, rows, 0, plan_.tiles_.place(0)};
-      const int64_t a_row = plan_.packs() ? plan_.packed_row()
-                            : forward     ? taken * plan_.kernel_taps_
-                                          : plan_.kernel_taps_;
-      plan_.take_turn(job, part, channel, channel + taken, kernels, a_row, b,
-                      tables_[block == blocks_ - 1][in_image].data(), column, sums, c_row);
+      const bool in_image = reads_image(sample, group, turn);
+      plan_.take_turn(job, part, channel, channel + taken, kernels, a_row,
+                      pixels(sample, group, turn), tables_[block == blocks_ - 1][in_image].data(),
+                      column, sums, c_row, ahead);
+    }
+
+    // Fetches what `rows` outputs of a turn of a sample will read; nothing beyond the last sample.
+    Ahead ahead(int64_t sample, int64_t group, int64_t turn, int64_t rows) const {
+      const int64_t steps = block_count<Acc>(rows, plan_.tiles_.place(0).pixels);
+      if (sample >= end_sample_) return Ahead(copied_.get(), 0, steps);
+      const int64_t plane =
+          reads_image(sample, group, turn) ? image_.stride[1] : plan_.tiles_.channel_stride();
+      return Ahead(pixels(sample, group, turn), entries(plan_.channels_of(turn)) * plane, steps);
     }
 
    private:
-    // To the second level of the cache, what the next sample's products will read.
-    static void fetch(const Acc* pixels, int64_t count) {
-      for (int64_t i = 0; i < count; i += 64 / int64_t{sizeof(Acc)}) {
-        __builtin_prefetch(pixels + i, 0, 2);
-      }
-    }
-
     static constexpr bool kCopiesLast = DDRF_VECTOR_BYTES != 64;
 
     int64_t copied_entries(int64_t batch) const {
       if (!direct_) return batch * plan_.groups_ * entries(plan_.channels_);
       return kCopiesLast ? entries(plan_.turn_channels_) : 0;
+    }
+    // Whether the channels of a turn of a sample are read where they lie, and where they are read.
+    bool reads_image(int64_t sample, int64_t group, int64_t turn) const {
+      const int64_t sample_group = (sample - begin_sample_) * plan_.groups_ + group;
+      return direct_ && !(kCopiesLast && sample_group == last_ && turn == plan_.turns() - 1);
+    }
+    const Acc* pixels(int64_t sample, int64_t group, int64_t turn) const {
+      const int64_t channel = turn * plan_.turn_channels_;
+      if constexpr (std::is_same_v<Scalar, Acc>) {
+        if (reads_image(sample, group, turn)) {
+          return image_.data + sample * image_.stride[0] +
+                 (group * plan_.channels_ + channel) * image_.stride[1];
+        }
+      }
+      return direct_ ? copied_.get()
+                     : at((sample - begin_sample_) * plan_.groups_ + group, channel);
     }
     Acc* at(int64_t sample_group, int64_t channel) const {
       return copied_.get() + (sample_group * entries(plan_.channels_) + entries(channel)) *
@@ -606,7 +622,7 @@ class Correlation {
 
     const Correlation& plan_;
     const Image<const Scalar>& image_;
-    int64_t begin_sample_, last_, blocks_;
+    int64_t begin_sample_, end_sample_, last_, blocks_;
     bool direct_;
     Scratch<Acc> copied_;
     std::vector<Offsets> tables_[2][2];  // of the blocks or the last; of pixels copied or not
@@ -631,15 +647,19 @@ class Correlation {
     };
     // A shared kernel stays with its task in all turns, so that each sample's sums are complete
     // before the next one's begin.
-    const bool shared = mixer.is_shared();
+    const bool shared = mixer.is_shared(), in_bank = any.in_bank(mixer);
     const int64_t groups = any.groups_, turns = any.turns();
-    const int64_t block_rows = shared ? any.rows_beside(fitting(turns), kMostSharedRows)
+    // A single sample is shared out by outputs.
+    const int64_t most_shared =
+        batch > 1 ? kMostSharedRows
+                  : std::clamp<int64_t>(any.outputs_ / 2, kBlockRows, kMostSharedRows);
+    const int64_t block_rows = shared ? any.rows_beside(fitting(turns), most_shared)
                                       : any.best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(any.outputs_, block_rows);
     const int64_t most_samples =
         shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
-    // One block of outputs is shared out by samples.
-    const int64_t least_sample_blocks = groups * blocks < 4 ? std::min<int64_t>(batch, 4) : 1;
+    // Few blocks of outputs are shared out by samples.
+    const int64_t least_sample_blocks = std::min(batch, ceil_div(kLeastTasks, groups * blocks));
     const int64_t block_samples =
         ceil_div(batch, std::max(ceil_div(batch, most_samples), least_sample_blocks));
     const int64_t sample_blocks = ceil_div(batch, block_samples);
@@ -669,26 +689,43 @@ class Correlation {
           mix(plans, mixer, first, count, {group, row, rows, turn}, block_rows, 0, target,
               piece_size);
         };
-        const auto multiply = [&](int64_t plan, int64_t turn, int64_t i, int64_t piece, Acc* sums) {
-          pixels[plan].multiply(job, sample + i, group, block, row, rows, turn,
-                                &pieces[piece * piece_size + places[plan]], column.get(), sums,
-                                c_row);
+        // A turn of sample i, while what is read next is fetched: turn `next_turn` of sample
+        // `next`.
+        const auto multiply = [&](int64_t plan, int64_t turn, int64_t i, int64_t next_turn,
+                                  int64_t next, int64_t piece, Acc* sums) {
+          Ahead ahead = pixels[plan].ahead(sample + next, group, next_turn, rows);
+          const Acc* kernels = &pieces[piece * piece_size + places[plan]];
+          int64_t a_row = plans[plan]->weights_row(turn);
+          if constexpr (std::is_same_v<Scalar, Acc>) {
+            if (in_bank) {
+              kernels = mixer.bank_row(0, group * any.outputs_ + row) +
+                        turn * any.turn_channels_ * any.kernel_taps_;
+              a_row = mixer.row_size(false);
+            }
+          }
+          pixels[plan].multiply(job, sample + i, group, block, row, rows, turn, kernels, a_row,
+                                column.get(), sums, c_row, &ahead);
         };
         for (int64_t turn = 0; turn < turns; ++turn) {
           if (shared) {
-            mix_turn(turn, mixer.kAnySample, 1, &pieces[turn * piece_size]);
+            if (!in_bank) mix_turn(turn, mixer.kAnySample, 1, &pieces[turn * piece_size]);
             continue;
           }
           mix_turn(turn, sample, samples, pieces.get());
           for (int64_t i = 0; i < samples; ++i) {
+            const bool last = i == samples - 1 && turn < turns - 1;
             for (int64_t plan = 0; plan < number; ++plan) {
-              multiply(plan, turn, i, i, &c[(i * number + plan) * c_size]);
+              multiply(plan, turn, i, turn + last, last ? 0 : i + 1, i,
+                       &c[(i * number + plan) * c_size]);
             }
           }
         }
         for (int64_t i = 0; shared && i < samples; ++i) {
           for (int64_t plan = 0; plan < number; ++plan) {
-            for (int64_t turn = 0; turn < turns; ++turn) multiply(plan, turn, i, turn, c.get());
+            for (int64_t turn = 0; turn < turns; ++turn) {
+              const bool last = turn == turns - 1;
+              multiply(plan, turn, i, last ? 0 : turn + 1, i + last, turn, c.get());
+            }
           }
         }
       }
@@ -742,7 +779,7 @@ class Correlation {
   // sums in c, or, the last ones, if they can, to the result.
   void take_turn(const Job& job, const Part& part, int64_t begin, int64_t end, const Acc* a,
                  int64_t a_row, const Acc* b, const Offsets* table, Acc* column, Acc* c,
-                 int64_t c_row) const {
+                 int64_t c_row, Ahead* ahead = nullptr) const {
     Sums<Acc> target{c, c_row, begin == 0 ? nullptr : c, c_row};
     const int64_t outputs = job.mixer.shape().out_channels;
     const bool forward = direction_ == Direction::kForward;
@@ -764,7 +801,7 @@ class Correlation {
       }
     }
     add_product(a, a_row, part.rows, b, table, entries(end - begin) * taps(), part.place.pixels,
-                column, target);
+                column, target, ahead);
     if (last) finish(job, part, target);
   }
 

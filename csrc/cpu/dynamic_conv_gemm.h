@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/dynamic_conv_ahead.h"
 #include "cpu/dynamic_conv_amx.h"
 #include "cpu/dynamic_conv_sums.h"
 #include "cpu/dynamic_conv_vector.h"
@@ -105,13 +106,14 @@ inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
 template <class Scalar, bool kTurns, class Acc>
 void multiply_by_vectors(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
-                         const Offsets* offsets, int64_t depth, int64_t columns,
-                         const Sums<Acc>& c) {
+                         const Offsets* offsets, int64_t depth, int64_t columns, const Sums<Acc>& c,
+                         Ahead* ahead = nullptr) {
   constexpr int kLane = kLanes<Acc>;
   const int64_t vectors = (columns + kLane - 1) / kLane;
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
+      if (ahead != nullptr) ahead->step();
       multiply_block<Scalar, kRows, kVectors, kTurns>(a + r * a_row, a_row, b + first * kLane,
                                                       offsets, depth, columns, c, r, first * kLane);
     };
@@ -156,17 +158,24 @@ void multiply_by_vectors(const Acc* a, int64_t a_row, int64_t rows, const Acc* b
   }
 }
 
+template <class Acc>
+int64_t block_count(int64_t rows, int64_t columns) {
+  return ceil_div(rows, kBlockRows) * ceil_div(columns, kBlockVectors * kLanes<Acc>);
+}
+
 // The product for all `rows` rows and `columns` pixels, of which the last vector need not be whole.
-// With AVX-512 nothing beyond the columns is read; else they must be followed by numbers.
+// With AVX-512 nothing beyond the columns is read; else they must be followed by numbers. `ahead`
+// takes a step for each block, of which there are at least block_count().
 template <class Scalar, class Acc = accumulate_t<Scalar>>
 void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* offsets,
-              int64_t depth, int64_t columns, const Sums<Acc>& c) {
+              int64_t depth, int64_t columns, const Sums<Acc>& c,
+              [[maybe_unused]] Ahead* ahead = nullptr) {
 #ifdef DDRF_AMX
   if constexpr (kPairs<Scalar>) {
     return multiply_by_tiles(a, a_row, rows, b, offsets, depth, columns, c);
   }
 #endif
-  multiply_by_vectors<Scalar, false>(a, a_row, rows, b, offsets, depth, columns, c);
+  multiply_by_vectors<Scalar, false>(a, a_row, rows, b, offsets, depth, columns, c, ahead);
 }
 
 // The same for sums whose rounding errors matter: k is taken in turns, whose sums are added up.

@@ -229,6 +229,11 @@ class Mixer {
     });
   }
 
+  // Output channel o in the first kernel of the bank.
+  const Scalar* bank_row(int64_t b, int64_t o) const {
+    return operands_.weight + bank_index(b, 0, o) * shape_.row_size();
+  }
+
   const DynamicConvShape& shape() const { return shape_; }
   const DynamicConvOperands<Scalar>& operands() const { return operands_; }
 
@@ -238,10 +243,7 @@ class Mixer {
   // The samples that share the rows of the bank at a time: without attention each has its own.
   int64_t most_sharing() const { return shape_.has_attention ? 8 : 1; }
 
-  // Output channel o in the first kernel of the bank, and from one kernel to the next.
-  const Scalar* bank_row(int64_t b, int64_t o) const {
-    return operands_.weight + bank_index(b, 0, o) * shape_.row_size();
-  }
+  // From one kernel of the bank to the next.
   int64_t bank_stride() const { return shape_.out_channels * shape_.row_size(); }
 
   static Acc scale(const Scalar* scales, int64_t index) {
