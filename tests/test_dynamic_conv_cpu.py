@@ -124,6 +124,13 @@ CASES = {
         activation="leaky_relu",
     ),
     "1x1, many channels": Case(batch=5, channels=(600, 100), size=(7, 5), kernel=(1, 1), extras=()),
+    "1x1, one sample": Case(batch=1, channels=(600, 100), size=(7, 5), kernel=(1, 1), extras=()),
+    "1x1, one sample, everything": Case(
+        batch=1, channels=(36, 28), size=(6, 7), kernel=(1, 1), groups=2, bank=2, extras=EVERYTHING
+    ),
+    "one sample, everything": Case(
+        batch=1, channels=(150, 40), size=(7, 6), kernel=(3, 2), padding=(1, 1), code=3, extras=EVERYTHING
+    ),
     "3x3, 7x7": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), bank=4),
     "3x3, 7x7, each sample's own": Case(channels=(20, 17), size=(7, 7), padding=(1, 1), attention="none"),
     "3x3, stride 2, 14x14": Case(channels=(12, 16), size=(14, 14), padding=(1, 1), stride=(2, 2)),
@@ -330,7 +337,7 @@ def test_the_plan_is_told(name: str):
 @pytest.mark.parametrize(
     "name",
     ["1x1", "1x1, 7x7", "1x1, 14x14", "1x1, large map", "1x1, everything", "1x1, many channels",
-     "shared, 1x1, 14x14", "shared, 1x1, many channels"],
+     "1x1, one sample", "shared, 1x1, 14x14", "shared, 1x1, many channels"],
 )  # fmt: skip
 def test_pixels_as_rows(name: str, dtype: torch.dtype):
     case = CASES[name]

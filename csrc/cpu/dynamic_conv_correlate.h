@@ -126,7 +126,8 @@ class Correlation {
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
-  static constexpr int64_t kMostRows = 64, kMostSharedRows = 128, kMostSamples = 8;
+  static constexpr int64_t kMostRows = 64, kMostKeptRows = 128, kLeastKeptRows = 32;
+  static constexpr int64_t kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kLeastTasks = 4;
   static constexpr int64_t kMinWork = 1 << 16;
 
@@ -224,7 +225,7 @@ class Correlation {
     const int64_t whole = apart ? pixels - beyond : pixels;
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c, ahead);
     for (int64_t pixel = whole; pixel < pixels; ++pixel) {
-      Acc products[kMostSharedRows];
+      Acc products[kMostKeptRows];
       if (across) {
         multiply_column_across<Scalar>(a, rows, b + pixel, table, depth, products);
       } else {
@@ -436,12 +437,6 @@ class Correlation {
     });
   }
 
-  // Whether a kernel that is shared is used as it lies in the bank.
-  bool in_bank(const Mixer<Scalar>& mixer) const {
-    return std::is_same_v<Scalar, Acc> && mixer.is_shared() && direction_ == Direction::kForward &&
-           !has_ones_;
-  }
-
   // One tap that reads each position where it is, in rows of pixels.
   bool reads_directly(const Image<const Scalar>& image) const {
     return std::is_same_v<Scalar, Acc> && taps() == 1 && !has_ones_ && y_.count == 1 &&
@@ -645,19 +640,23 @@ class Correlation {
     const auto fitting = [&](int64_t other) {
       return kPieceBytes / ((piece_row + (number - 1) * c_row) * other * int64_t{sizeof(Acc)});
     };
-    // A shared kernel stays with its task in all turns, so that each sample's sums are complete
-    // before the next one's begin.
-    const bool shared = mixer.is_shared(), in_bank = any.in_bank(mixer);
+    // A kernel that is shared, or a single sample's, stays with its task in all turns, so that each
+    // sample's sums are complete before the next one's begin. Rows are whole where they can be: the
+    // bank is read faster so, or not at all.
     const int64_t groups = any.groups_, turns = any.turns();
+    const bool in_rows = any.direction_ == Direction::kForward && kTogether == 1;
+    const bool shared = mixer.is_shared(),
+               in_bank = shared && in_rows && std::is_same_v<Scalar, Acc>;
+    const bool kept = shared || (batch == 1 && in_rows && fitting(turns) >= kLeastKeptRows);
     // A single sample is shared out by outputs.
-    const int64_t most_shared =
-        batch > 1 ? kMostSharedRows
-                  : std::clamp<int64_t>(any.outputs_ / 2, kBlockRows, kMostSharedRows);
-    const int64_t block_rows = shared ? any.rows_beside(fitting(turns), most_shared)
-                                      : any.best_rows(mixer.shape(), batch, fitting);
+    const int64_t most_kept =
+        batch > 1 ? kMostKeptRows
+                  : std::clamp<int64_t>(any.outputs_ / 2, kBlockRows, kMostKeptRows);
+    const int64_t block_rows = kept ? any.rows_beside(fitting(turns), most_kept)
+                                    : any.best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(any.outputs_, block_rows);
     const int64_t most_samples =
-        shared ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
+        kept ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
     // Few blocks of outputs are shared out by samples.
     const int64_t least_sample_blocks = std::min(batch, ceil_div(kLeastTasks, groups * blocks));
     const int64_t block_samples =
@@ -675,9 +674,9 @@ class Correlation {
     }
     parallel_for(groups * blocks * sample_blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t piece_size = block_rows * piece_row, c_size = block_rows * c_row;
-      const Scratch<Acc> pieces((shared ? turns : block_samples) * piece_size);
+      const Scratch<Acc> pieces((kept ? turns : block_samples) * piece_size);
       const Scratch<Acc> column(any.turn_channels_ * any.kernel_taps_);
-      const Scratch<Acc> c((shared ? 1 : block_samples * number) * c_size);
+      const Scratch<Acc> c((kept ? 1 : block_samples * number) * c_size);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t block = task % blocks, group_samples = task / blocks;
         const int64_t group = group_samples % groups;
@@ -685,6 +684,7 @@ class Correlation {
         const int64_t sample = begin_sample + before;
         const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, any.outputs_ - row);
+        const int64_t first_row = group * any.outputs_ + row;
         const auto mix_turn = [&](int64_t turn, int64_t first, int64_t count, Acc* target) {
           mix(plans, mixer, first, count, {group, row, rows, turn}, block_rows, 0, target,
               piece_size);
@@ -696,35 +696,42 @@ class Correlation {
           Ahead ahead = pixels[plan].ahead(sample + next, group, next_turn, rows);
           const Acc* kernels = &pieces[piece * piece_size + places[plan]];
           int64_t a_row = plans[plan]->weights_row(turn);
-          if constexpr (std::is_same_v<Scalar, Acc>) {
-            if (in_bank) {
-              kernels = mixer.bank_row(0, group * any.outputs_ + row) +
-                        turn * any.turn_channels_ * any.kernel_taps_;
-              a_row = mixer.row_size(false);
+          if (kept && in_rows) {
+            kernels = pieces.get();
+            if constexpr (std::is_same_v<Scalar, Acc>) {
+              if (in_bank) kernels = mixer.bank_row(0, first_row);
             }
+            kernels += turn * any.turn_channels_ * any.kernel_taps_;
+            a_row = mixer.row_size(any.has_ones_);
           }
           pixels[plan].multiply(job, sample + i, group, block, row, rows, turn, kernels, a_row,
                                 column.get(), sums, c_row, &ahead);
         };
-        for (int64_t turn = 0; turn < turns; ++turn) {
-          if (shared) {
-            if (!in_bank) mix_turn(turn, mixer.kAnySample, 1, &pieces[turn * piece_size]);
-            continue;
+        if (kept) {
+          const int64_t mixed = shared ? mixer.kAnySample : sample;
+          if (in_rows && !in_bank) {
+            mixer.mix_piece(mixed, 1, first_row, rows, 0, any.channels_, pieces.get(), 0);
           }
+          for (int64_t turn = 0; turn < turns && !in_rows; ++turn) {
+            mix_turn(turn, mixed, 1, &pieces[turn * piece_size]);
+          }
+          for (int64_t i = 0; i < samples; ++i) {
+            for (int64_t plan = 0; plan < number; ++plan) {
+              for (int64_t turn = 0; turn < turns; ++turn) {
+                const bool last = turn == turns - 1;
+                multiply(plan, turn, i, last ? 0 : turn + 1, i + last, turn, c.get());
+              }
+            }
+          }
+          continue;
+        }
+        for (int64_t turn = 0; turn < turns; ++turn) {
           mix_turn(turn, sample, samples, pieces.get());
           for (int64_t i = 0; i < samples; ++i) {
             const bool last = i == samples - 1 && turn < turns - 1;
             for (int64_t plan = 0; plan < number; ++plan) {
               multiply(plan, turn, i, turn + last, last ? 0 : i + 1, i,
                        &c[(i * number + plan) * c_size]);
-            }
-          }
-        }
-        for (int64_t i = 0; shared && i < samples; ++i) {
-          for (int64_t plan = 0; plan < number; ++plan) {
-            for (int64_t turn = 0; turn < turns; ++turn) {
-              const bool last = turn == turns - 1;
-              multiply(plan, turn, i, last ? 0 : turn + 1, i + last, turn, c.get());
             }
           }
         }
