@@ -217,7 +217,7 @@ class Correlation {
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c,
                    Ahead* ahead) const {
-    constexpr int64_t kMostApart = 4;
+    constexpr int64_t kMostApart = kManyRegisters ? 4 : 2;
     const int64_t beyond = pixels % kLanes<Acc>;
     const bool across = direction_ == Direction::kInputGradient && a_row == 1;
     const bool apart = in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
