@@ -210,10 +210,10 @@ class Correlation {
     return vectors((y_.count - 1) * columns.length + columns.extent);
   }
 
-  // The product of some channels. Few pixels of a map beyond the last whole vector (7x7 are 49,
-  // 14x14 are 196) are taken one by one, with vectors of k or, where the rows of a lie side by
-  // side, of these: a vector of their own would waste most lanes. Not of a tile: bits would depend
-  // on how the map is cut.
+  // The product of some channels. Few pixels of a map beyond the last whole vector (one of 7x7,
+  // with AVX-512 four of 14x14) are taken one by one, with vectors of k or, where the rows of a lie
+  // side by side, of these: a vector of their own would waste most lanes. Not of a tile: bits would
+  // depend on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c,
                    Ahead* ahead) const {
