@@ -527,7 +527,6 @@ class Correlation {
         : plan_(plan),
           image_(job.image),
           begin_sample_(begin_sample),
-          end_sample_(begin_sample + batch),
           last_(batch * plan.groups_ - 1),
           blocks_(ceil_div(plan.outputs_, block_rows)),
           direct_(plan.reads_directly(job.image)),
@@ -573,7 +572,7 @@ class Correlation {
     // Fetches what `rows` outputs of a turn of a sample will read; nothing beyond the last sample.
     Ahead ahead(int64_t sample, int64_t group, int64_t turn, int64_t rows) const {
       const int64_t steps = block_count<Acc>(rows, plan_.tiles_.place(0).pixels);
-      if (sample >= end_sample_) return Ahead(copied_.get(), 0, steps);
+      if (index(sample, group) > last_) return Ahead(copied_.get(), 0, steps);
       const int64_t plane =
           reads_image(sample, group, turn) ? image_.stride[1] : plan_.tiles_.channel_stride();
       return Ahead(pixels(sample, group, turn), entries(plan_.channels_of(turn)) * plane, steps);
@@ -586,10 +585,14 @@ class Correlation {
       if (!direct_) return batch * plan_.groups_ * entries(plan_.channels_);
       return kCopiesLast ? entries(plan_.turn_channels_) : 0;
     }
+    // Of a group of a sample among all that are laid out.
+    int64_t index(int64_t sample, int64_t group) const {
+      return (sample - begin_sample_) * plan_.groups_ + group;
+    }
     // Whether the channels of a turn of a sample are read where they lie, and where they are read.
     bool reads_image(int64_t sample, int64_t group, int64_t turn) const {
-      const int64_t sample_group = (sample - begin_sample_) * plan_.groups_ + group;
-      return direct_ && !(kCopiesLast && sample_group == last_ && turn == plan_.turns() - 1);
+      const bool last = index(sample, group) == last_ && turn == plan_.turns() - 1;
+      return direct_ && !(kCopiesLast && last);
     }
     const Acc* pixels(int64_t sample, int64_t group, int64_t turn) const {
       const int64_t channel = turn * plan_.turn_channels_;
@@ -599,8 +602,7 @@ class Correlation {
                  (group * plan_.channels_ + channel) * image_.stride[1];
         }
       }
-      return direct_ ? copied_.get()
-                     : at((sample - begin_sample_) * plan_.groups_ + group, channel);
+      return direct_ ? copied_.get() : at(index(sample, group), channel);
     }
     Acc* at(int64_t sample_group, int64_t channel) const {
       return copied_.get() + (sample_group * entries(plan_.channels_) + entries(channel)) *
@@ -617,7 +619,7 @@ class Correlation {
 
     const Correlation& plan_;
     const Image<const Scalar>& image_;
-    int64_t begin_sample_, end_sample_, last_, blocks_;
+    int64_t begin_sample_, last_, blocks_;
     bool direct_;
     Scratch<Acc> copied_;
     std::vector<Offsets> tables_[2][2];  // of the blocks or the last; of pixels copied or not
@@ -644,10 +646,11 @@ class Correlation {
     // sample's sums are complete before the next one's begin. Rows are whole where they can be: the
     // bank is read faster so, or not at all.
     const int64_t groups = any.groups_, turns = any.turns();
-    const bool in_rows = any.direction_ == Direction::kForward && kTogether == 1;
-    const bool shared = mixer.is_shared(),
-               in_bank = shared && in_rows && std::is_same_v<Scalar, Acc>;
-    const bool kept = shared || (batch == 1 && in_rows && fitting(turns) >= kLeastKeptRows);
+    const bool shared = mixer.is_shared();
+    const bool whole_rows = any.direction_ == Direction::kForward && kTogether == 1;
+    const bool kept = shared || (batch == 1 && whole_rows && fitting(turns) >= kLeastKeptRows);
+    const bool in_rows = kept && whole_rows;
+    const bool in_bank = shared && in_rows && std::is_same_v<Scalar, Acc>;
     // A single sample is shared out by outputs.
     const int64_t most_kept =
         batch > 1 ? kMostKeptRows
@@ -696,7 +699,7 @@ class Correlation {
           Ahead ahead = pixels[plan].ahead(sample + next, group, next_turn, rows);
           const Acc* kernels = &pieces[piece * piece_size + places[plan]];
           int64_t a_row = plans[plan]->weights_row(turn);
-          if (kept && in_rows) {
+          if (in_rows) {
             kernels = pieces.get();
             if constexpr (std::is_same_v<Scalar, Acc>) {
               if (in_bank) kernels = mixer.bank_row(0, first_row);
@@ -709,11 +712,12 @@ class Correlation {
         };
         if (kept) {
           const int64_t mixed = shared ? mixer.kAnySample : sample;
-          if (in_rows && !in_bank) {
+          if (!in_rows) {
+            for (int64_t turn = 0; turn < turns; ++turn) {
+              mix_turn(turn, mixed, 1, &pieces[turn * piece_size]);
+            }
+          } else if (!in_bank) {
             mixer.mix_piece(mixed, 1, first_row, rows, 0, any.channels_, pieces.get(), 0);
-          }
-          for (int64_t turn = 0; turn < turns && !in_rows; ++turn) {
-            mix_turn(turn, mixed, 1, &pieces[turn * piece_size]);
           }
           for (int64_t i = 0; i < samples; ++i) {
             for (int64_t plan = 0; plan < number; ++plan) {
