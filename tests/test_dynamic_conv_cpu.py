@@ -141,6 +141,26 @@ CASES = {
     "3x3, groups, 14x14": Case(channels=(24, 16), size=(14, 13), padding=(1, 1), groups=2),
     "depthwise 3x3, 7x7": Case(channels=(7, 7), size=(7, 7), padding=(1, 1), groups=7),
     "depthwise 5x5, 7x7": Case(channels=(6, 6), size=(7, 7), kernel=(5, 5), padding=(2, 2), groups=6),
+    # A vector of channels at a time: rows of 7 (AVX-512) and of 4 to 6, more than 8 samples, more rows than
+    # a tap reaches, padding unlike "same".
+    "depthwise 5x5, 7x7, vectors of channels": Case(
+        batch=9, channels=(48, 48), size=(7, 7), kernel=(5, 5), padding=(2, 2), groups=48, activation="relu"
+    ),
+    "depthwise 7x7, 7x7, vectors of channels": Case(
+        channels=(32, 32),
+        size=(7, 7),
+        kernel=(7, 7),
+        padding=(3, 3),
+        groups=32,
+        extras=EVERYTHING,
+        attention="channel",
+    ),
+    "depthwise 7x7, 9x6, vectors of channels": Case(
+        channels=(16, 16), size=(9, 6), kernel=(7, 7), padding=(3, 3), groups=16, attention="none"
+    ),
+    "depthwise 5x5, 3x8, vectors of channels": Case(
+        channels=(16, 16), size=(3, 8), kernel=(5, 5), padding=(4, 0), groups=16, bank=1
+    ),
     "depthwise 5x5, 14x14": Case(
         channels=(5, 5), size=(14, 14), kernel=(5, 5), padding=(2, 2), groups=5, extras=(), activation="relu"
     ),
@@ -285,7 +305,8 @@ def test_output_and_gradients_are_those_of_the_definition(name: str, dtype: torc
     "name",
     ["Winograd", "Winograd in blocks", "1x1, 7x7", "columns of several tiles", "depthwise 5x5, 7x7",
      "depthwise 5x5, 14x14", "depthwise 7x7, wide", "depthwise, dilation", "code, everything",
-     "shared, 1x1, 14x14", "shared, 3x3, 7x7"],
+     "shared, 1x1, 14x14", "shared, 3x3, 7x7", "depthwise 5x5, 7x7, vectors of channels",
+     "depthwise 7x7, 9x6, vectors of channels"],
 )  # fmt: skip
 def test_the_mean_is_that_of_the_output(name: str, layout: torch.memory_format, dtype: torch.dtype):
     case = CASES[name]
@@ -307,6 +328,7 @@ PLANS = {
     "1x1, 7x7": "matrix products, kernels mixed a block at a time",
     "columns of several tiles": "matrix products, kernels mixed once, tile by tile",
     "3x3, stride 2, tiles": "matrix products, kernels mixed once, tile by tile",
+    "depthwise 7x7, 9x6, vectors of channels": "depthwise, a vector of channels at a time",
     "depthwise 5x5, 14x14": "depthwise, rows waiting in registers",
     "depthwise, dilation": "depthwise, tap by tap",
 }
@@ -521,7 +543,7 @@ def test_any_shape(data: st.DataObject):
         "3x3", "code, everything", "stride 2", "groups", "many channels", "Winograd", "Winograd in blocks",
         "3x3, stride 2, 14x14", "3x3, stride 2, many outputs", "depthwise 5x5, not padded",
         "depthwise 5x5, stride 2",
-        "depthwise, dilation",
+        "depthwise, dilation", "depthwise 7x7, 7x7, vectors of channels",
     ],
 )  # fmt: skip
 def test_layouts_give_the_same_numbers_and_keep_channels_last(name: str, layout: str, dtype: torch.dtype):
@@ -645,7 +667,8 @@ def test_every_instruction_set(capability: str):
         "for dtype in t.DTYPES:\n"
         "    for name in ('3x5, odd sizes', 'code, everything', 'depthwise', 'many channels', '3x3, 7x7',\n"
         "                 '3x3, stride 2, 14x14', '3x3, stride 2, tiles', 'depthwise 5x5, 14x14',\n"
-        "                 'depthwise 5x5, stride 2', 'depthwise 3x3, wide'):\n"
+        "                 'depthwise 5x5, stride 2', 'depthwise 3x3, wide',\n"
+        "                 'depthwise 7x7, 7x7, vectors of channels'):\n"
         "        t.check(t.CASES[name], 100, dtype)\n"
         "        t.test_layouts_give_the_same_numbers_and_keep_channels_last(name, 'channels_last', dtype)\n"
     )

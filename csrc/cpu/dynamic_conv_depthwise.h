@@ -8,13 +8,13 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/parallel.h"
+#include "cpu/dynamic_conv_ahead.h"
 #include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_scratch.h"
 
@@ -36,23 +36,30 @@ DDRF_INLINE void run_down(const Load& load, int64_t height, int64_t first, int64
     for_each_constant<kWaiting>(
         [&](auto i) __attribute__((always_inline)) { waiting[p()][i()] = bias[p()]; });
   });
+  // The products of how many planes alternate: of all, but for stride 1 with many registers.
+  constexpr int kTogether = kManyRegisters && kStride == 1 ? 1 : kPlanes;
+  const auto add_to =
+      [&]<int kOdd, int kFirst>(std::integer_sequence<int, kOdd, kFirst>, const auto&... pixels)
+          __attribute__((always_inline)) {
+            for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
+              const Vector<Acc> shifted[kTogether] = {pixels(v)...};
+              for_each_constant<(kSize - kOdd + kStride - 1) / kStride>(
+                  [&](auto i) __attribute__((always_inline)) {
+                    constexpr int kTap = (kOdd + i() * kStride) * kSize + v();
+                    for_each_constant<kTogether>([&](auto p) __attribute__((always_inline)) {
+                      constexpr int kPlane = kFirst + p();
+                      waiting[kPlane][i() + (kOdd != 0)] += shifted[p()] * weights[kPlane][kTap];
+                    });
+                  });
+            });
+          };
   const auto add = [&]<int kOdd>(std::integral_constant<int, kOdd>,
                                  int64_t row) __attribute__((always_inline)) {
-    const auto pixels = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
-                            __attribute__((always_inline)) {
-                              return std::array{load(kIndex, row)...};
-                            }(std::make_integer_sequence<int, kPlanes>());
-    for_each_constant<kSize>([&](auto v) __attribute__((always_inline)) {
-      Vector<Acc> shifted[kPlanes];
-      for_each_constant<kPlanes>(
-          [&](auto p) __attribute__((always_inline)) { shifted[p()] = pixels[p()](v); });
-      for_each_constant<(kSize - kOdd + kStride - 1) / kStride>(
-          [&](auto i) __attribute__((always_inline)) {
-            constexpr int kTap = (kOdd + i() * kStride) * kSize + v();
-            for_each_constant<kPlanes>([&](auto p) __attribute__((always_inline)) {
-              waiting[p()][i() + (kOdd != 0)] += shifted[p()] * weights[p()][kTap];
-            });
-          });
+    for_each_constant<kPlanes / kTogether>([&](auto group) __attribute__((always_inline)) {
+      constexpr int kFirst = group() * kTogether;
+      [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+        add_to(std::integer_sequence<int, kOdd, kFirst>(), load(kFirst + kIndex, row)...);
+      }(std::make_integer_sequence<int, kTogether>());
     });
   };
   // Output row y is complete after input row first + y * kStride + kSize - 1.
@@ -185,7 +192,6 @@ class Depthwise {
   static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
   static constexpr int64_t kKernelBytes = 16 << 20;
   static constexpr int64_t kStripBytes = 192 * 1024;
-  static constexpr int64_t kAhead = 512;  // pixels fetched in advance
 
   static bool is_square(const DynamicConvShape& shape) {
     const int64_t size = shape.kernel[0];
@@ -283,17 +289,6 @@ class Depthwise {
         std::integral_constant<int, 2>(),
         [&](int64_t plane) { masked_down<kSize, kStride, 2, 1>(task, plane); },
         [&](int64_t plane) { masked_down<kSize, kStride, 1, 1>(task, plane); });
-  }
-
-  // The next planes after some; beyond the last one nothing is read, only fetched.
-  template <int kPlanes>
-  DDRF_INLINE void fetch_next(const Task& task, const Scalar* const (&source)[kPlanes]) const {
-    const int64_t ahead = std::min<int64_t>(y_.in_size * task.image.stride[2], kAhead);
-    for (const Scalar* plane : source) {
-      for (int64_t i = 0; i < ahead; i += 64 / sizeof(Scalar)) {
-        __builtin_prefetch(plane + kPlanes * task.image.stride[1] + i);
-      }
-    }
   }
 
   // What the taps of a row read for one vector of outputs, masked to what is inside the image if
@@ -408,7 +403,8 @@ class Depthwise {
         biases[i] = Vector<Acc>{} + bias(task, plane + p);
       }
     }
-    if (kManyRegisters) fetch_next(task, source);
+    Ahead ahead = planes_ahead(task.image, source[0] + kPlanes * task.image.stride[1],
+                               kManyRegisters ? kPlanes : 0, y_.in_size, y_.in_size);
     const auto strip_down = [&]<bool kWhole>(std::bool_constant<kWhole>,
                                              int64_t x) __attribute__((always_inline)) {
       using Taps = MaskedTaps<kSize, kStride, kWhole>;
@@ -422,6 +418,7 @@ class Depthwise {
       run_down<kSize, kStride, kVectors, 1, Acc>(
           [&](int i, int64_t y) __attribute__((always_inline)) {
             const Scalar* row = source[i / kAbreast] + y * line + start(i % kAbreast);
+            if (kManyRegisters && i == 0) ahead.step();
             if (!kManyRegisters) __builtin_prefetch(row + kPlanes * task.image.stride[1]);
             return [&, row, i](auto v)
                        __attribute__((always_inline)) { return taps[i % kAbreast].load(row, v); };
@@ -478,7 +475,8 @@ class Depthwise {
       source[p] = plane_of(task.image, plane + p);
       target[p] = plane_of(task.result, plane + p);
     }
-    fetch_next(task, source);
+    Ahead ahead = planes_ahead(task.image, source[0] + kPlanes * task.image.stride[1], kPlanes,
+                               y_.in_size, y_.in_size);
     for (int i = 0; i < kVectors; ++i) {
       const Acc* own = task.kernels + (plane + i * kSide) * taps_;
       biases[i] = Vector<Acc>{} + bias(task, plane + i * kSide);
@@ -498,6 +496,7 @@ class Depthwise {
     const uint32_t low_mask = lanes_inside<kLane>(0, x_.in_size);
     const uint32_t high_mask = lanes_inside<kLane>(kLane, x_.in_size);
     const auto load = [&](int i, int64_t y) __attribute__((always_inline)) {
+      if (i == 0) ahead.step<3>();
       const Scalar* row = source[i * kSide] + y * line;
       const Vector<Acc> low = load_masked(row, low_mask);
       Vector<Acc> high{};

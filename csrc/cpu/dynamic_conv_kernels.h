@@ -11,6 +11,7 @@
 #include "cpu/dynamic_conv_bank_grad.h"
 #include "cpu/dynamic_conv_correlate.h"
 #include "cpu/dynamic_conv_depthwise.h"
+#include "cpu/dynamic_conv_depthwise_small.h"
 #include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_one_kernel.h"
 #include "cpu/dynamic_conv_pixel_rows.h"
@@ -53,6 +54,8 @@ void with_plan(Direction direction, const TapAxis& y, const TapAxis& x,
                const Image<Result>& result, const Body& body) {
   if (PixelRows<Scalar>::fits(shape, image, result)) {
     body(PixelRows<Scalar>(direction, shape));
+  } else if (SmallPlanes<Scalar>::fits(y, x, shape, image, result)) {
+    body(SmallPlanes<Scalar>(direction, y, x, shape));
   } else if (Depthwise<Scalar>::fits(shape)) {
     body(Depthwise<Scalar>(direction, y, x, shape));
   } else if (fits_winograd<Scalar>(shape)) {
@@ -102,8 +105,10 @@ std::string dynamic_conv_plan(const DynamicConvShape& given,
                               const DynamicConvOperands<Scalar>& operands) {
   const DynamicConvShape shape = flattened(given, operands.x, operands.x);
   const TapAxis y = forward_axis(shape, 0), x = forward_axis(shape, 1);
+  Image<const Scalar> output = operands.x;  // in the layout of x
+  if (output.stride[2] == shape.in_size[1]) output.stride[2] = shape.out_size[1];
   std::string result;
-  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x), operands.x, operands.x,
+  with_plan<Scalar>(Direction::kForward, y, x, shape, has_ones(shape, y, x), operands.x, output,
                     [&](const auto& plan) { result = plan.name(); });
   if (shape.code_channels > 0) result += "; the code as a bias, corrected along the border";
   return result;

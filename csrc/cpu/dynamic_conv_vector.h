@@ -705,18 +705,53 @@ DDRF_INLINE void interleave(const Vector<Acc> (&columns)[4], Vector<Acc> (&parts
   parts[3] = high[1];
 }
 
-// Transposes the square of kLanes rows in place: log2(kLanes) perfect shuffles.
+// Within each 16 bytes: the lower (kUpper false) or upper halves of a and b, interleaved.
+template <class Acc, bool kUpper, size_t... kIndex>
+DDRF_INLINE Vector<Acc> interleave_parts(Vector<Acc> a, Vector<Acc> b,
+                                         std::index_sequence<kIndex...>) {
+  constexpr size_t kPart = 16 / sizeof(Acc);
+  return __builtin_shufflevector(
+      a, b,
+      static_cast<int>(kIndex / kPart * kPart + kUpper * kPart / 2 + kIndex % kPart / 2 +
+                       kIndex % 2 * sizeof...(kIndex))...);
+}
+
+// Every second 16 bytes of a and, after them, b, from the first or (kOdd) the second on.
+template <class Acc, bool kOdd, size_t... kIndex>
+DDRF_INLINE Vector<Acc> every_second_part(Vector<Acc> a, Vector<Acc> b,
+                                          std::index_sequence<kIndex...>) {
+  constexpr size_t kPart = 16 / sizeof(Acc);
+  return __builtin_shufflevector(
+      a, b, static_cast<int>((kIndex / kPart * 2 + kOdd) * kPart + kIndex % kPart)...);
+}
+
+// Transposes the square of kLanes rows in place: small squares of 16 bytes by perfect shuffles,
+// then the square of those by perfect shuffles the other way round. Each is an instruction.
 template <class Acc>
 DDRF_INLINE void transpose_square(Vector<Acc> (&rows)[kLanes<Acc>]) {
-  constexpr int kSize = kLanes<Acc>;
+  constexpr int kSize = kLanes<Acc>, kPart = 16 / sizeof(Acc);
   constexpr auto kIndices = std::make_index_sequence<kSize>();
+  Vector<Acc> next[kSize];
 #pragma GCC unroll 4
-  for (int stage = 1; stage < kSize; stage *= 2) {
-    Vector<Acc> next[kSize];
+  for (int stage = 1; stage < kPart; stage *= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < kSize / 2; ++i) {
-      next[2 * i] = interleave<Acc, 0>(rows[i], rows[i + kSize / 2], kIndices);
-      next[2 * i + 1] = interleave<Acc, kSize / 2>(rows[i], rows[i + kSize / 2], kIndices);
+      const int first = i / (kPart / 2) * kPart + i % (kPart / 2);
+      next[2 * i] = interleave_parts<Acc, false>(rows[first], rows[first + kPart / 2], kIndices);
+      next[2 * i + 1] = interleave_parts<Acc, true>(rows[first], rows[first + kPart / 2], kIndices);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSize; ++i) rows[i] = next[i];
+  }
+#pragma GCC unroll 4
+  for (int stage = kPart; stage < kSize; stage *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSize / 2; ++i) {
+      // Rows that are equal but for their small square are kPart apart.
+      const int first = i / kPart * 2 * kPart + i % kPart;
+      next[i] = every_second_part<Acc, false>(rows[first], rows[first + kPart], kIndices);
+      next[i + kSize / 2] =
+          every_second_part<Acc, true>(rows[first], rows[first + kPart], kIndices);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i) rows[i] = next[i];
@@ -742,6 +777,23 @@ inline void activate(Activation activation, int64_t count, Acc* values) {
   }
 }
 
+// So few columns are faster transposed one by one.
+template <class Acc>
+inline constexpr int64_t kFew = kLanes<Acc> / 4;
+
+// Rows of `count` numbers, as many as load_partial, the rest of the square zero.
+template <class Scalar, class Acc = accumulate_t<Scalar>>
+DDRF_INLINE void load_square(const Scalar* source, int64_t stride, int64_t count,
+                             Vector<Acc> (&rows)[kLanes<Acc>]) {
+  if (count == kLanes<Acc>) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes<Acc>; ++k) rows[k] = load_vector(source + k * stride);
+  } else {
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes<Acc>; ++k) rows[k] = load_partial(source + k * stride, count);
+  }
+}
+
 // target[j * target_stride + i] = source[i * source_stride + j] for i < rows, j < columns,
 // converting.
 template <class Target, class Source>
@@ -749,19 +801,22 @@ inline void transpose(Target* target, int64_t target_stride, const Source* sourc
                       int64_t source_stride, int64_t rows, int64_t columns) {
   using Acc = accumulate_t<Source>;
   constexpr int kSize = kLanes<Acc>;
-  const int64_t whole_rows = rows - rows % kSize, whole_columns = columns - columns % kSize;
+  const int64_t whole_rows = rows - rows % kSize;
+  const int64_t taken = columns % kSize > kFew<Acc> ? columns : columns - columns % kSize;
   for (int64_t i = 0; i < whole_rows; i += kSize) {
-    for (int64_t j = 0; j < whole_columns; j += kSize) {
+    for (int64_t j = 0; j < taken; j += kSize) {
+      const int64_t count = std::min<int64_t>(kSize, columns - j);
       Vector<Acc> square[kSize];
-#pragma GCC unroll 16
-      for (int k = 0; k < kSize; ++k) square[k] = load_vector(source + (i + k) * source_stride + j);
+      load_square(source + i * source_stride + j, source_stride, count, square);
       transpose_square<Acc>(square);
 #pragma GCC unroll 16
-      for (int k = 0; k < kSize; ++k) store_vector(target + (j + k) * target_stride + i, square[k]);
+      for (int k = 0; k < kSize; ++k) {
+        if (k < count) store_vector(target + (j + k) * target_stride + i, square[k]);
+      }
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
+    for (int64_t j = i < whole_rows ? taken : 0; j < columns; ++j) {
       target[j * target_stride + i] =
           static_cast<Target>(load_as_accumulate(source + i * source_stride + j));
     }

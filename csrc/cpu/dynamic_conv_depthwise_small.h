@@ -1,0 +1,212 @@
+// Depthwise convolution of small planes: a vector of channels at a time.
+//
+// A row of 7 fills less than half a vector of AVX-512, and every plane has weights of its own. So
+// the planes of as many channels as a vector has lanes are transposed into vectors of channels:
+// then all lanes are full, and a weight is a vector. Zeros stand for the columns of the padding;
+// its rows are left out. A block of channels mixes its kernels for several samples at once.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/parallel.h"
+#include "cpu/dynamic_conv_ahead.h"
+#include "cpu/dynamic_conv_mix.h"
+
+namespace ddrf_fast::DDRF_CAPABILITY {
+
+template <class Scalar>
+class SmallPlanes {
+ public:
+  using Acc = accumulate_t<Scalar>;
+
+  // Planes whose rows follow one another and are not worth a vector each, with kernels that are
+  // worth the shuffles.
+  template <class A, class B>
+  static bool fits(const TapAxis& y, const TapAxis& x, const DynamicConvShape& shape,
+                   const Image<A>& image, const Image<B>& result) {
+    const int64_t size = shape.kernel[0], channels = shape.groups;
+    const auto all = [](const int64_t (&pair)[2], int64_t value) {
+      return pair[0] == value && pair[1] == value;
+    };
+    return channels == shape.in_channels && channels == shape.out_channels &&
+           channels % kLane == 0 && (size == 7 || (size == 5 && kManyRegisters)) &&
+           all(shape.kernel, size) && all(shape.stride, 1) && all(shape.dilation, 1) &&
+           x.count >= kColumns && x.count <= kMany && y.in_size <= kMostRows &&
+           x.in_size <= kMostRows && image.stride[3] == 1 && image.stride[2] == x.in_size &&
+           result.stride[3] == 1 && result.stride[2] == x.count;
+  }
+
+  SmallPlanes(Direction direction, const TapAxis& y, const TapAxis& x,
+              const DynamicConvShape& shape)
+      : y_(y),
+        x_(x),
+        size_(shape.kernel[0]),
+        first_y_(std::min(y.shift.front(), y.shift.back())),
+        columns_(x.count - 1 + size_),
+        flipped_(direction == Direction::kInputGradient) {
+    // Columns that no tap reads go to a pixel after the last.
+    const int64_t first_x = std::min(x.shift.front(), x.shift.back());
+    for (int64_t row = 0; row < y.in_size; ++row) {
+      for (int64_t column = -first_x; column < x.in_size - first_x; ++column) {
+        const bool read = column >= 0 && column < columns_;
+        places_.push_back((read ? row * columns_ + column : y.in_size * columns_) * kLane);
+      }
+    }
+  }
+
+  std::string name() const { return "depthwise, a vector of channels at a time"; }
+  int64_t parts() const { return 1; }
+
+  // As Correlation::run.
+  void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
+           const Image<Scalar>& result, Acc* sums) const {
+    const Task task{mixer, image, activation, result, sums};
+    size_ == 5 ? run_sized<5>(task) : run_sized<7>(task);
+  }
+
+ private:
+  static constexpr int kLane = kLanes<Acc>;
+  static constexpr int kColumns = 4, kMany = 7;  // outputs that share each loaded weight
+  static constexpr int64_t kMostRows = 16, kSamples = 8;
+  static constexpr int64_t kMinWork = 1 << 16;
+
+  struct Task {
+    const Mixer<Scalar>& mixer;
+    const Image<const Scalar>& image;
+    Activation activation;
+    const Image<Scalar>& result;
+    Acc* sums;
+  };
+
+  template <class Value>
+  static Value* planes_of(const Image<Value>& image, int64_t sample, int64_t channel) {
+    return image.data + sample * image.stride[0] + channel * image.stride[1];
+  }
+
+  template <int kSize>
+  void run_sized(const Task& task) const {
+    if (kManyRegisters && x_.count == kMany) return run_blocks<kSize, kMany>(task);
+    run_blocks<kSize, kColumns>(task);
+  }
+
+  template <int kSize, int kTaken>
+  void run_blocks(const Task& task) const {
+    constexpr int64_t kTaps = kSize * kSize;
+    const int64_t batch = task.mixer.shape().batch, channels = task.mixer.shape().out_channels;
+    const int64_t blocks = channels / kLane, samples = std::min(kSamples, batch);
+    const int64_t outputs = y_.count * x_.count, work = kTaps * outputs * kLane * samples + 1;
+    const auto run = [&](int64_t begin, int64_t end) {
+      const Scratch<Acc> kernels(samples * kLane * kTaps), weights(kLane * kTaps);
+      const Scratch<Acc> input((y_.in_size * columns_ + 1) * kLane), output(outputs * kLane);
+      std::fill_n(input.get(), y_.in_size * columns_ * kLane, Acc(0));
+      for (int64_t index = begin; index < end; ++index) {
+        const int64_t channel = index % blocks * kLane, first = index / blocks * samples;
+        const int64_t count = std::min(samples, batch - first);
+        task.mixer.mix_piece(first, count, channel, kLane, 0, 1, kernels.get(), kLane * kTaps);
+        for (int64_t i = 0; i < count; ++i) {
+          lay_out<kTaps>(&kernels[i * kLane * kTaps], weights.get());
+          take(planes_of(task.image, first + i, channel), task.image.stride[1], input.get());
+          const bool last = i + 1 == count;
+          const Scalar* next = last ? planes_of(task.image, first, channel + kLane)
+                                    : planes_of(task.image, first + i + 1, channel);
+          const bool none = last && channel + kLane == channels;
+          Ahead ahead = planes_ahead(task.image, next, none ? 0 : kLane, y_.in_size, y_.count);
+          convolve<kSize, kTaken>(task, first + i, channel, input.get(), weights.get(),
+                                  output.get(), ahead);
+        }
+      }
+    };
+    parallel_for(blocks * ceil_div(batch, samples), std::max<int64_t>(1, kMinWork / work), run);
+  }
+
+  // The kernels of a block as vectors of channels.
+  template <int kTaps>
+  void lay_out(const Acc* kernels, Acc* weights) const {
+    transpose(weights, kLane, kernels, kTaps, kLane, kTaps);
+    for (int tap = 0; flipped_ && tap < kTaps / 2; ++tap) {
+      std::swap_ranges(weights + tap * kLane, weights + (tap + 1) * kLane,
+                       weights + (kTaps - 1 - tap) * kLane);
+    }
+  }
+
+  // The planes of a block as vectors of channels.
+  void take(const Scalar* planes, int64_t stride, Acc* input) const {
+    const int64_t pixels = y_.in_size * x_.in_size;
+    int64_t i = 0;
+    for (; pixels - i > kFew<Acc>; i += kLane) {
+      const int64_t count = std::min<int64_t>(kLane, pixels - i);
+      Vector<Acc> square[kLane];
+      load_square(planes + i, stride, count, square);
+      transpose_square<Acc>(square);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLane; ++j) {
+        if (j < count) store_vector(input + places_[i + j], square[j]);
+      }
+    }
+    for (; i < pixels; ++i) {
+      for (int c = 0; c < kLane; ++c) {
+        input[places_[i] + c] = load_as_accumulate(planes + c * stride + i);
+      }
+    }
+  }
+
+  template <int kSize, int kTaken>
+  void convolve(const Task& task, int64_t sample, int64_t channel, const Acc* input,
+                const Acc* weights, Acc* output, Ahead& ahead) const {
+    const int64_t plane = sample * task.mixer.shape().out_channels + channel;
+    const Vector<Acc> beta = flipped_ ? Vector<Acc>{} : load_vector(task.mixer.betas() + plane);
+    const int64_t outputs = y_.count * x_.count;
+    Ahead results = planes_ahead(task.result, planes_of(task.result, sample, channel), kLane,
+                                 y_.count, y_.count);
+    for (int64_t y = 0; y < y_.count; ++y) {
+      ahead.step();
+      results.step();
+      const auto sum = [&](int64_t x) {
+        sum_columns<kSize, kTaken>(input, weights, beta, y, x, task.activation,
+                                   output + (y * x_.count + x) * kLane);
+      };
+      sum(0);
+      // The last columns; some of them may have been summed already.
+      if (x_.count > kTaken) sum(x_.count - kTaken);
+    }
+    if (task.sums != nullptr) {
+      Vector<Acc> total{};
+      for (int64_t i = 0; i < outputs; ++i) total += load_vector(output + i * kLane);
+      store_vector(task.sums + plane, total);
+    }
+    transpose(planes_of(task.result, sample, channel), task.result.stride[1],
+              static_cast<const Acc*>(output), kLane, outputs, kLane);
+  }
+
+  // Outputs x, x + 1, ... of row y.
+  template <int kSize, int kTaken>
+  DDRF_INLINE void sum_columns(const Acc* input, const Acc* weights, Vector<Acc> beta, int64_t y,
+                               int64_t x, Activation activation, Acc* output) const {
+    Vector<Acc> sum[kTaken];
+    for_each_constant<kTaken>([&](auto i) { sum[i()] = beta; });
+    const int64_t top = first_y_ + y;
+    const int64_t end = std::min<int64_t>(kSize, y_.in_size - top);
+    for (int64_t u = std::max<int64_t>(0, -top); u < end; ++u) {
+      const Acc* pixels = input + ((top + u) * columns_ + x) * kLane;
+      const Acc* row = weights + u * kSize * kLane;
+      for_each_constant<kSize>([&](auto v) {
+        const Vector<Acc> weight = load_vector(row + v() * kLane);
+        for_each_constant<kTaken>(
+            [&](auto i) { sum[i()] += load_vector(pixels + (i() + v()) * kLane) * weight; });
+      });
+    }
+    for_each_constant<kTaken>(
+        [&](auto i) { store_vector(output + i() * kLane, rectified<Acc>(activation, sum[i()])); });
+  }
+
+  const TapAxis &y_, &x_;
+  int64_t size_, first_y_, columns_;  // of the kernel; of the first tap; of the input
+  bool flipped_;                      // whether the kernels are turned round
+  std::vector<int64_t> places_;       // of a plane's pixels in the input
+};
+
+}  // namespace ddrf_fast::DDRF_CAPABILITY
