@@ -12,6 +12,7 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 // all at once they would hold up what is read now.
 class Ahead {
  public:
+  Ahead() = default;  // nothing
   template <class Acc>
   Ahead(const Acc* data, int64_t count, int64_t steps)
       : next_(reinterpret_cast<const char*>(data)),
@@ -28,8 +29,8 @@ class Ahead {
 
  private:
   static constexpr int64_t kLine = 64;
-  const char* next_;
-  int64_t left_, lines_;
+  const char* next_ = nullptr;
+  int64_t left_ = 0, lines_ = 0;
 };
 
 // For `count` planes of so many rows from one on, if they lie one after the other.

@@ -8,6 +8,7 @@
 
 // All standard headers come before the pragma.
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <string>

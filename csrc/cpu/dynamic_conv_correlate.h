@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -126,6 +127,7 @@ class Correlation {
   static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
+  static constexpr int64_t kNearBytes = 512 * 1024;   // of pixels that stay in the cache
   static constexpr int64_t kMostRows = 64, kMostKeptRows = 128, kLeastKeptRows = 32;
   static constexpr int64_t kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kLeastTasks = 4;
@@ -572,7 +574,7 @@ class Correlation {
     // Fetches what `rows` outputs of a turn of a sample will read; nothing beyond the last sample.
     Ahead ahead(int64_t sample, int64_t group, int64_t turn, int64_t rows) const {
       const int64_t steps = block_count<Acc>(rows, plan_.tiles_.place(0).pixels);
-      if (index(sample, group) > last_) return Ahead(copied_.get(), 0, steps);
+      if (index(sample, group) > last_) return Ahead();
       const int64_t plane =
           reads_image(sample, group, turn) ? image_.stride[1] : plan_.tiles_.channel_stride();
       return Ahead(pixels(sample, group, turn), entries(plan_.channels_of(turn)) * plane, steps);
@@ -659,7 +661,8 @@ class Correlation {
                                     : any.best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(any.outputs_, block_rows);
     const int64_t most_samples =
-        kept ? 2 * kMostSamples : std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples);
+        kept ? 2 * kMostSamples
+             : most_mixed(std::clamp<int64_t>(fitting(block_rows), 1, 2 * kMostSamples));
     // Few blocks of outputs are shared out by samples.
     const int64_t least_sample_blocks = std::min(batch, ceil_div(kLeastTasks, groups * blocks));
     const int64_t block_samples =
@@ -688,6 +691,11 @@ class Correlation {
         const int64_t samples = std::min(block_samples, batch - before);
         const int64_t row = block * block_rows, rows = std::min(block_rows, any.outputs_ - row);
         const int64_t first_row = group * any.outputs_ + row;
+        // The blocks after a thread's first one of some samples find their pixels in the cache;
+        // pairs were laid out there just now.
+        const int64_t read = samples * any.channels_ * any.tiles_.channel_size();
+        const bool near = kManyRegisters || read * int64_t{sizeof(Acc)} <= kNearBytes;
+        const bool fetches = kTogether == 1 && (task == begin || block == 0 || !near);
         const auto mix_turn = [&](int64_t turn, int64_t first, int64_t count, Acc* target) {
           mix(plans, mixer, first, count, {group, row, rows, turn}, block_rows, 0, target,
               piece_size);
@@ -696,7 +704,8 @@ class Correlation {
         // `next`.
         const auto multiply = [&](int64_t plan, int64_t turn, int64_t i, int64_t next_turn,
                                   int64_t next, int64_t piece, Acc* sums) {
-          Ahead ahead = pixels[plan].ahead(sample + next, group, next_turn, rows);
+          Ahead ahead =
+              fetches ? pixels[plan].ahead(sample + next, group, next_turn, rows) : Ahead();
           const Acc* kernels = &pieces[piece * piece_size + places[plan]];
           int64_t a_row = plans[plan]->weights_row(turn);
           if (in_rows) {
@@ -743,6 +752,11 @@ class Correlation {
     });
   }
 
+  // Of so many samples as many as share the rows of the bank best: of others it is read again.
+  static int64_t most_mixed(int64_t samples) {
+    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(samples)));
+  }
+
   // Rows of a block, at most `most`, of which so many have room.
   int64_t rows_beside(int64_t room, int64_t most) const {
     return even_rows(std::clamp<int64_t>(room, kBlockRows, most));
@@ -752,11 +766,11 @@ class Correlation {
   // room. More rows read pixels less often, more samples the bank.
   template <class Fitting>
   int64_t best_rows(const DynamicConvShape& shape, int64_t batch, const Fitting& fitting) const {
-    constexpr double kMixing = 6;  // an entry of the bank costs as much as so many pixels
+    constexpr double kMixing = 2.5;  // an entry of the bank costs as much as so many pixels
     const auto pixels = static_cast<double>(tiles_.channel_size());
     int64_t best = 0;
     double least = 0;
-    for (int64_t samples = std::min<int64_t>(batch, kMostSamples); samples > 0; --samples) {
+    for (int64_t samples = most_mixed(std::min(batch, kMostSamples)); samples > 0; samples /= 2) {
       const int64_t rows = rows_beside(fitting(samples), kMostRows);
       const double kernels = shape.has_attention ? static_cast<double>(shape.bank) / samples : 1;
       const double cost = pixels / rows + kMixing * kernel_taps_ * kernels;

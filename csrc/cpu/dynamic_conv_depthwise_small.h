@@ -113,8 +113,10 @@ class SmallPlanes {
           const bool last = i + 1 == count;
           const Scalar* next = last ? planes_of(task.image, first, channel + kLane)
                                     : planes_of(task.image, first + i + 1, channel);
-          const bool none = last && channel + kLane == channels;
-          Ahead ahead = planes_ahead(task.image, next, none ? 0 : kLane, y_.in_size, y_.count);
+          Ahead ahead;
+          if (!last || channel + kLane < channels) {
+            ahead = planes_ahead(task.image, next, kLane, y_.in_size, y_.count);
+          }
           convolve<kSize, kTaken>(task, first + i, channel, input.get(), weights.get(),
                                   output.get(), ahead);
         }
