@@ -1,9 +1,10 @@
 // Depthwise convolution of small planes: a vector of channels at a time.
 //
 // A row of 7 fills less than half a vector of AVX-512, and every plane has weights of its own. So
-// the planes of as many channels as a vector has lanes are transposed into vectors of channels:
-// then all lanes are full, and a weight is a vector. Zeros stand for the columns of the padding;
-// its rows are left out. A block of channels mixes its kernels for several samples at once.
+// the planes of as many channels as a vector has lanes are transposed into vectors of channels,
+// which they are in channels_last anyway: then all lanes are full, and a weight is a vector. Zeros
+// stand for the columns of the padding; its rows are left out. A block of channels mixes its
+// kernels for several samples at once.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +24,8 @@ class SmallPlanes {
  public:
   using Acc = accumulate_t<Scalar>;
 
-  // Planes whose rows follow one another and are not worth a vector each, with kernels that are
-  // worth the shuffles.
+  // In NCHW planes whose rows follow one another and are not worth a vector each, with kernels that
+  // are worth the shuffles.
   template <class A, class B>
   static bool fits(const TapAxis& y, const TapAxis& x, const DynamicConvShape& shape,
                    const Image<A>& image, const Image<B>& result) {
@@ -32,12 +33,13 @@ class SmallPlanes {
     const auto all = [](const int64_t (&pair)[2], int64_t value) {
       return pair[0] == value && pair[1] == value;
     };
-    return channels == shape.in_channels && channels == shape.out_channels &&
-           channels % kLane == 0 && (size == 7 || (size == 5 && kManyRegisters)) &&
-           all(shape.kernel, size) && all(shape.stride, 1) && all(shape.dilation, 1) &&
-           x.count >= kColumns && x.count <= kMany && y.in_size <= kMostRows &&
-           x.in_size <= kMostRows && image.stride[3] == 1 && image.stride[2] == x.in_size &&
-           result.stride[3] == 1 && result.stride[2] == x.count;
+    const bool small = channels == shape.in_channels && channels == shape.out_channels &&
+                       channels % kLane == 0 && (size == 3 || size == 5 || size == 7) &&
+                       all(shape.kernel, size) && all(shape.stride, 1) && all(shape.dilation, 1) &&
+                       x.count >= kColumns && y.in_size <= kMostRows && x.in_size <= kMostRows;
+    if (image.stride[1] == 1 && result.stride[1] == 1) return small;
+    return small && size >= (kManyRegisters ? 5 : 7) && x.count <= kMany && image.stride[3] == 1 &&
+           image.stride[2] == x.in_size && result.stride[3] == 1 && result.stride[2] == x.count;
   }
 
   SmallPlanes(Direction direction, const TapAxis& y, const TapAxis& x,
@@ -65,7 +67,7 @@ class SmallPlanes {
   void run(const Mixer<Scalar>& mixer, const Image<const Scalar>& image, Activation activation,
            const Image<Scalar>& result, Acc* sums) const {
     const Task task{mixer, image, activation, result, sums};
-    size_ == 5 ? run_sized<5>(task) : run_sized<7>(task);
+    size_ == 3 ? run_sized<3>(task) : size_ == 5 ? run_sized<5>(task) : run_sized<7>(task);
   }
 
  private:
@@ -89,7 +91,7 @@ class SmallPlanes {
 
   template <int kSize>
   void run_sized(const Task& task) const {
-    if (kManyRegisters && x_.count == kMany) return run_blocks<kSize, kMany>(task);
+    if (kManyRegisters && x_.count % kMany == 0) return run_blocks<kSize, kMany>(task);
     run_blocks<kSize, kColumns>(task);
   }
 
@@ -109,16 +111,13 @@ class SmallPlanes {
         task.mixer.mix_piece(first, count, channel, kLane, 0, 1, kernels.get(), kLane * kTaps);
         for (int64_t i = 0; i < count; ++i) {
           lay_out<kTaps>(&kernels[i * kLane * kTaps], weights.get());
-          take(planes_of(task.image, first + i, channel), task.image.stride[1], input.get());
+          take(task.image, planes_of(task.image, first + i, channel), input.get());
           const bool last = i + 1 == count;
           const Scalar* next = last ? planes_of(task.image, first, channel + kLane)
                                     : planes_of(task.image, first + i + 1, channel);
-          Ahead ahead;
-          if (!last || channel + kLane < channels) {
-            ahead = planes_ahead(task.image, next, kLane, y_.in_size, y_.count);
-          }
+          if (last && channel + kLane == channels) next = nullptr;
           convolve<kSize, kTaken>(task, first + i, channel, input.get(), weights.get(),
-                                  output.get(), ahead);
+                                  output.get(), next);
         }
       }
     };
@@ -136,8 +135,18 @@ class SmallPlanes {
   }
 
   // The planes of a block as vectors of channels.
-  void take(const Scalar* planes, int64_t stride, Acc* input) const {
-    const int64_t pixels = y_.in_size * x_.in_size;
+  void take(const Image<const Scalar>& image, const Scalar* planes, Acc* input) const {
+    if (image.stride[1] == 1) {
+      const int64_t* place = places_.data();
+      for (int64_t y = 0; y < y_.in_size; ++y) {
+        for (int64_t x = 0; x < x_.in_size; ++x) {
+          store_vector(input + *place++,
+                       load_vector(planes + y * image.stride[2] + x * image.stride[3]));
+        }
+      }
+      return;
+    }
+    const int64_t stride = image.stride[1], pixels = y_.in_size * x_.in_size;
     int64_t i = 0;
     for (; pixels - i > kFew<Acc>; i += kLane) {
       const int64_t count = std::min<int64_t>(kLane, pixels - i);
@@ -156,32 +165,62 @@ class SmallPlanes {
     }
   }
 
+  void give(const Image<Scalar>& image, Scalar* planes, const Acc* output) const {
+    if (image.stride[1] == 1) {
+      for (int64_t y = 0; y < y_.count; ++y) {
+        for (int64_t x = 0; x < x_.count; ++x, output += kLane) {
+          store_vector(planes + y * image.stride[2] + x * image.stride[3], load_vector(output));
+        }
+      }
+      return;
+    }
+    transpose(planes, image.stride[1], output, kLane, y_.count * x_.count, kLane);
+  }
+
+  // In channels_last, where planes are not lines that follow one another: a row of a block.
+  template <class Value>
+  static void fetch_row(const Image<Value>& image, const Value* planes, int64_t y, int64_t width) {
+    for (int64_t x = 0; x < width; ++x) {
+      __builtin_prefetch(planes + y * image.stride[2] + x * image.stride[3], 0, 2);
+    }
+  }
+
+  // One block of a sample, while the one at `next` (if any) and the place of the result are
+  // fetched.
   template <int kSize, int kTaken>
   void convolve(const Task& task, int64_t sample, int64_t channel, const Acc* input,
-                const Acc* weights, Acc* output, Ahead& ahead) const {
+                const Acc* weights, Acc* output, const Scalar* next) const {
     const int64_t plane = sample * task.mixer.shape().out_channels + channel;
     const Vector<Acc> beta = flipped_ ? Vector<Acc>{} : load_vector(task.mixer.betas() + plane);
     const int64_t outputs = y_.count * x_.count;
-    Ahead results = planes_ahead(task.result, planes_of(task.result, sample, channel), kLane,
-                                 y_.count, y_.count);
+    Scalar* const target = planes_of(task.result, sample, channel);
+    Ahead ahead, results;
+    const bool lines = task.image.stride[1] != 1;
+    if (lines && next != nullptr) {
+      ahead = planes_ahead(task.image, next, kLane, y_.in_size, y_.count);
+    }
+    if (lines) results = planes_ahead(task.result, target, kLane, y_.count, y_.count);
     for (int64_t y = 0; y < y_.count; ++y) {
       ahead.step();
       results.step();
+      if (!lines) fetch_row<Scalar>(task.result, target, y, x_.count);
+      if (!lines && next != nullptr && y < y_.in_size) {
+        fetch_row<const Scalar>(task.image, next, y, x_.in_size);
+      }
       const auto sum = [&](int64_t x) {
         sum_columns<kSize, kTaken>(input, weights, beta, y, x, task.activation,
                                    output + (y * x_.count + x) * kLane);
       };
-      sum(0);
+      for (int64_t x = 0; x + kTaken < x_.count; x += kTaken) sum(x);
       // The last columns; some of them may have been summed already.
-      if (x_.count > kTaken) sum(x_.count - kTaken);
+      sum(x_.count - kTaken);
     }
     if (task.sums != nullptr) {
       Vector<Acc> total{};
       for (int64_t i = 0; i < outputs; ++i) total += load_vector(output + i * kLane);
       store_vector(task.sums + plane, total);
     }
-    transpose(planes_of(task.result, sample, channel), task.result.stride[1],
-              static_cast<const Acc*>(output), kLane, outputs, kLane);
+    give(task.result, target, output);
   }
 
   // Outputs x, x + 1, ... of row y.
