@@ -161,6 +161,9 @@ CASES = {
     "depthwise 3x3, 15x9, vectors of channels": Case(  # in channels_last
         batch=3, channels=(32, 32), size=(15, 9), padding=(1, 2), groups=32, activation="leaky_relu"
     ),
+    "depthwise 5x5, stride 2, vectors of channels": Case(  # in channels_last
+        channels=(32, 32), size=(14, 13), kernel=(5, 5), padding=(2, 2), stride=(2, 2), groups=32
+    ),
     "depthwise 5x5, 3x8, vectors of channels": Case(
         channels=(16, 16), size=(3, 8), kernel=(5, 5), padding=(4, 0), groups=16, bank=1
     ),
@@ -309,7 +312,8 @@ def test_output_and_gradients_are_those_of_the_definition(name: str, dtype: torc
     ["Winograd", "Winograd in blocks", "1x1, 7x7", "columns of several tiles", "depthwise 5x5, 7x7",
      "depthwise 5x5, 14x14", "depthwise 7x7, wide", "depthwise, dilation", "code, everything",
      "shared, 1x1, 14x14", "shared, 3x3, 7x7", "depthwise 5x5, 7x7, vectors of channels",
-     "depthwise 7x7, 9x6, vectors of channels", "depthwise 3x3, 15x9, vectors of channels"],
+     "depthwise 7x7, 9x6, vectors of channels", "depthwise 3x3, 15x9, vectors of channels",
+     "depthwise 5x5, stride 2, vectors of channels"],
 )  # fmt: skip
 def test_the_mean_is_that_of_the_output(name: str, layout: torch.memory_format, dtype: torch.dtype):
     case = CASES[name]
@@ -547,7 +551,7 @@ def test_any_shape(data: st.DataObject):
         "3x3, stride 2, 14x14", "3x3, stride 2, many outputs", "depthwise 5x5, not padded",
         "depthwise 5x5, stride 2",
         "depthwise, dilation", "depthwise 7x7, 7x7, vectors of channels",
-        "depthwise 3x3, 15x9, vectors of channels",
+        "depthwise 3x3, 15x9, vectors of channels", "depthwise 5x5, stride 2, vectors of channels",
     ],
 )  # fmt: skip
 def test_layouts_give_the_same_numbers_and_keep_channels_last(name: str, layout: str, dtype: torch.dtype):

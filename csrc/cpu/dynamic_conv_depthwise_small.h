@@ -35,11 +35,13 @@ class SmallPlanes {
     };
     const bool small = channels == shape.in_channels && channels == shape.out_channels &&
                        channels % kLane == 0 && (size == 3 || size == 5 || size == 7) &&
-                       all(shape.kernel, size) && all(shape.stride, 1) && all(shape.dilation, 1) &&
+                       all(shape.kernel, size) && all(shape.dilation, 1) &&
+                       (all(shape.stride, 1) || (all(shape.stride, 2) && x.in_step == 2)) &&
                        x.count >= kColumns && y.in_size <= kMostRows && x.in_size <= kMostRows;
     if (image.stride[1] == 1 && result.stride[1] == 1) return small;
-    return small && size >= (kManyRegisters ? 5 : 7) && x.count <= kMany && image.stride[3] == 1 &&
-           image.stride[2] == x.in_size && result.stride[3] == 1 && result.stride[2] == x.count;
+    return small && x.in_step == 1 && size >= (kManyRegisters ? 5 : 7) && x.count <= kMany &&
+           image.stride[3] == 1 && image.stride[2] == x.in_size && result.stride[3] == 1 &&
+           result.stride[2] == x.count;
   }
 
   SmallPlanes(Direction direction, const TapAxis& y, const TapAxis& x,
@@ -48,7 +50,7 @@ class SmallPlanes {
         x_(x),
         size_(shape.kernel[0]),
         first_y_(std::min(y.shift.front(), y.shift.back())),
-        columns_(x.count - 1 + size_),
+        columns_((x.count - 1) * x.in_step + size_),
         flipped_(direction == Direction::kInputGradient) {
     // Columns that no tap reads go to a pixel after the last.
     const int64_t first_x = std::min(x.shift.front(), x.shift.back());
@@ -91,11 +93,16 @@ class SmallPlanes {
 
   template <int kSize>
   void run_sized(const Task& task) const {
-    if (kManyRegisters && x_.count % kMany == 0) return run_blocks<kSize, kMany>(task);
-    run_blocks<kSize, kColumns>(task);
+    x_.in_step == 1 ? run_strided<kSize, 1>(task) : run_strided<kSize, 2>(task);
   }
 
-  template <int kSize, int kTaken>
+  template <int kSize, int kStride>
+  void run_strided(const Task& task) const {
+    if (kManyRegisters && x_.count % kMany == 0) return run_blocks<kSize, kStride, kMany>(task);
+    run_blocks<kSize, kStride, kColumns>(task);
+  }
+
+  template <int kSize, int kStride, int kTaken>
   void run_blocks(const Task& task) const {
     constexpr int64_t kTaps = kSize * kSize;
     const int64_t batch = task.mixer.shape().batch, channels = task.mixer.shape().out_channels;
@@ -116,8 +123,8 @@ class SmallPlanes {
           const Scalar* next = last ? planes_of(task.image, first, channel + kLane)
                                     : planes_of(task.image, first + i + 1, channel);
           if (last && channel + kLane == channels) next = nullptr;
-          convolve<kSize, kTaken>(task, first + i, channel, input.get(), weights.get(),
-                                  output.get(), next);
+          convolve<kSize, kStride, kTaken>(task, first + i, channel, input.get(), weights.get(),
+                                           output.get(), next);
         }
       }
     };
@@ -187,7 +194,7 @@ class SmallPlanes {
 
   // One block of a sample, while the one at `next` (if any) and the place of the result are
   // fetched.
-  template <int kSize, int kTaken>
+  template <int kSize, int kStride, int kTaken>
   void convolve(const Task& task, int64_t sample, int64_t channel, const Acc* input,
                 const Acc* weights, Acc* output, const Scalar* next) const {
     const int64_t plane = sample * task.mixer.shape().out_channels + channel;
@@ -204,12 +211,12 @@ class SmallPlanes {
       ahead.step();
       results.step();
       if (!lines) fetch_row<Scalar>(task.result, target, y, x_.count);
-      if (!lines && next != nullptr && y < y_.in_size) {
-        fetch_row<const Scalar>(task.image, next, y, x_.in_size);
+      for (int64_t row = y * kStride; row < std::min((y + 1) * kStride, y_.in_size); ++row) {
+        if (!lines && next != nullptr) fetch_row<const Scalar>(task.image, next, row, x_.in_size);
       }
       const auto sum = [&](int64_t x) {
-        sum_columns<kSize, kTaken>(input, weights, beta, y, x, task.activation,
-                                   output + (y * x_.count + x) * kLane);
+        sum_columns<kSize, kStride, kTaken>(input, weights, beta, y, x, task.activation,
+                                            output + (y * x_.count + x) * kLane);
       };
       for (int64_t x = 0; x + kTaken < x_.count; x += kTaken) sum(x);
       // The last columns; some of them may have been summed already.
@@ -224,20 +231,21 @@ class SmallPlanes {
   }
 
   // Outputs x, x + 1, ... of row y.
-  template <int kSize, int kTaken>
+  template <int kSize, int kStride, int kTaken>
   DDRF_INLINE void sum_columns(const Acc* input, const Acc* weights, Vector<Acc> beta, int64_t y,
                                int64_t x, Activation activation, Acc* output) const {
     Vector<Acc> sum[kTaken];
     for_each_constant<kTaken>([&](auto i) { sum[i()] = beta; });
-    const int64_t top = first_y_ + y;
+    const int64_t top = first_y_ + y * kStride;
     const int64_t end = std::min<int64_t>(kSize, y_.in_size - top);
     for (int64_t u = std::max<int64_t>(0, -top); u < end; ++u) {
-      const Acc* pixels = input + ((top + u) * columns_ + x) * kLane;
+      const Acc* pixels = input + ((top + u) * columns_ + x * kStride) * kLane;
       const Acc* row = weights + u * kSize * kLane;
       for_each_constant<kSize>([&](auto v) {
         const Vector<Acc> weight = load_vector(row + v() * kLane);
-        for_each_constant<kTaken>(
-            [&](auto i) { sum[i()] += load_vector(pixels + (i() + v()) * kLane) * weight; });
+        for_each_constant<kTaken>([&](auto i) {
+          sum[i()] += load_vector(pixels + (i() * kStride + v()) * kLane) * weight;
+        });
       });
     }
     for_each_constant<kTaken>(
