@@ -93,6 +93,12 @@ class Depthwise {
            shape.groups > 1 && shape.code_channels == 0;
   }
 
+  static bool is_square(const DynamicConvShape& shape) {
+    const int64_t size = shape.kernel[0];
+    return size == shape.kernel[1] && size % 2 == 1 && size >= 3 && size <= 7 &&
+           shape.dilation[0] == 1 && shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
+  }
+
   // Whether the whole input gradient with a stride is best taken with axes that are spread.
   static bool spreads(const DynamicConvShape& shape, const Image<const Scalar>& grad,
                       const Image<Scalar>& grad_x) {
@@ -192,12 +198,6 @@ class Depthwise {
   static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
   static constexpr int64_t kKernelBytes = 16 << 20;
   static constexpr int64_t kStripBytes = 192 * 1024;
-
-  static bool is_square(const DynamicConvShape& shape) {
-    const int64_t size = shape.kernel[0];
-    return size == shape.kernel[1] && size % 2 == 1 && size >= 3 && size <= 7 &&
-           shape.dilation[0] == 1 && shape.dilation[1] == 1 && shape.stride[0] == shape.stride[1];
-  }
 
   struct Task {
     const Acc *kernels, *bias;
@@ -403,8 +403,8 @@ class Depthwise {
         biases[i] = Vector<Acc>{} + bias(task, plane + p);
       }
     }
-    Ahead ahead = planes_ahead(task.image, source[0] + kPlanes * task.image.stride[1],
-                               kManyRegisters ? kPlanes : 0, y_.in_size, y_.in_size);
+    Ahead ahead = planes_ahead(task.image, source[0] + kPlanes * task.image.stride[1], kPlanes,
+                               y_.in_size, y_.in_size);
     const auto strip_down = [&]<bool kWhole>(std::bool_constant<kWhole>,
                                              int64_t x) __attribute__((always_inline)) {
       using Taps = MaskedTaps<kSize, kStride, kWhole>;

@@ -15,6 +15,7 @@
 
 #include "common/parallel.h"
 #include "cpu/dynamic_conv_ahead.h"
+#include "cpu/dynamic_conv_depthwise.h"
 #include "cpu/dynamic_conv_mix.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
@@ -29,17 +30,13 @@ class SmallPlanes {
   template <class A, class B>
   static bool fits(const TapAxis& y, const TapAxis& x, const DynamicConvShape& shape,
                    const Image<A>& image, const Image<B>& result) {
-    const int64_t size = shape.kernel[0], channels = shape.groups;
-    const auto all = [](const int64_t (&pair)[2], int64_t value) {
-      return pair[0] == value && pair[1] == value;
-    };
-    const bool small = channels == shape.in_channels && channels == shape.out_channels &&
-                       channels % kLane == 0 && (size == 3 || size == 5 || size == 7) &&
-                       all(shape.kernel, size) && all(shape.dilation, 1) &&
-                       (all(shape.stride, 1) || (all(shape.stride, 2) && x.in_step == 2)) &&
+    // The input gradient with a stride steps by one.
+    const int64_t size = shape.kernel[0], step = x.in_step;
+    const bool small = Depthwise<Scalar>::fits(shape) && Depthwise<Scalar>::is_square(shape) &&
+                       shape.groups % kLane == 0 && step == shape.stride[0] && step <= 2 &&
                        x.count >= kColumns && y.in_size <= kMostRows && x.in_size <= kMostRows;
     if (image.stride[1] == 1 && result.stride[1] == 1) return small;
-    return small && x.in_step == 1 && size >= (kManyRegisters ? 5 : 7) && x.count <= kMany &&
+    return small && step == 1 && size >= (kManyRegisters ? 5 : 7) && x.count <= kMany &&
            image.stride[3] == 1 && image.stride[2] == x.in_size && result.stride[3] == 1 &&
            result.stride[2] == x.count;
   }
