@@ -41,8 +41,8 @@ def add_parser(commands: Commands) -> None:
     restore.add_argument(
         "--refine",
         action="store_true",
-        help="correct the result until, blurred with --kernel, it is the image (slower; for exact kernels "
-        "and little noise)",
+        help="correct the result until, blurred again, it is the image; without --kernel the blur, which may "
+        "vary over the image, is estimated from its spectrum (slower, some seconds; for little noise)",
     )
     restore.set_defaults(run=run)
 

@@ -8,6 +8,7 @@ from ddrf_fast.degradation.distributions import (
     RealESRGANKernels,
     SRMDKernels,
 )
+from ddrf_fast.degradation.estimate import estimate_blur
 from ddrf_fast.degradation.kernels import (
     anisotropic_gaussian_kernel,
     isotropic_gaussian_kernel,
@@ -33,6 +34,7 @@ __all__ = [
     "SRMDKernels",
     "anisotropic_gaussian_kernel",
     "brighten",
+    "estimate_blur",
     "isotropic_gaussian_kernel",
     "low_light",
     "motion_kernel",

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddrf_fast.degradation import Degradation
+from ddrf_fast.degradation import Degradation, KernelPCA, estimate_blur
+from ddrf_fast.degradation.estimate import is_enlarged
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.inference.engine import Engine
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 from ddrf_fast.models.ddrfnet import Modality, pad_to_even
@@ -24,6 +26,12 @@ DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
     "float16": torch.float16,
 }
 """What the network can compute in, by name."""
+
+QUIET = 0.08 / 255
+"""Less noise than this an image has only if something took its grain away."""
+
+SHARP = 0.6
+"""A kernel with a larger middle is nearly none; the sharpest of the bank has a third."""
 
 
 class Network:
@@ -109,6 +117,39 @@ class Network:
         with torch.no_grad():
             return self.model.encode(known.kernels[:, 0], known.noise_std, darkness)
 
+    def find_blur(
+        self, modality: Modality, image: Tensor, noise_std: float | None = None
+    ) -> tuple[Degradation, Tensor]:
+        """How images are blurred (:func:`ddrf_fast.degradation.estimate_blur`), and which of them are.
+
+        An image counts as blurred where its spectrum ends in nothing but rounding, or where the network's own
+        estimate, which sees edges, does not call it sharp; a dark or an enlarged one does not.
+
+        Args:
+            modality: "visible" or "infrared".
+            image: float32 Tensor[B, 1, H, W] in [0, 1] on any device.
+            noise_std: the standard deviation of their noise, where it is known.
+
+        Returns:
+            The degradation, and bool Tensor[B], on the network's device.
+
+        Raises:
+            ValueError: an image is smaller than 64x64.
+        """
+        image = image.to(self.device)
+        found = estimate_blur(image, noise_std=noise_std)
+        with torch.inference_mode():
+            visible, infrared = self.model.estimate_codes(image, image)
+            code = visible if modality == "visible" else infrared
+            kernels, _, tone = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
+            middle = self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
+            blurred = (found.noise_std < QUIET) | (kernels @ middle < SHARP)
+            return found, blurred & ~is_dark(tone) & ~is_enlarged(image)
+
+    def codes(self, degradation: Degradation) -> Tensor:
+        """The codes of degradations without darkness, Tensor[B, 16] or a map Tensor[B, 16, h, w]."""
+        return degradation.codes(KernelPCA(self.model.code_basis, 1.0))
+
     def known(self, kernel: Any = None, noise_std: float | None = None) -> Degradation:
         """What is known of the blur and the noise of an image, on the network's device; as for `encode`.
 
@@ -135,7 +176,7 @@ class Network:
         ).to(self.device)
 
     def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
-        return None if code is None else code.to(self.device).expand(len(images), -1)
+        return None if code is None else code.to(self.device).expand(len(images), *code.shape[1:])
 
 
 def cached_network(

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddrf_fast.data import MAX_PIXELS
-from ddrf_fast.degradation import refine
+from ddrf_fast.degradation import Degradation, refine
+from ddrf_fast.degradation.estimate import WINDOW
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
 from ddrf_fast.models.ddrfnet import Modality
@@ -27,13 +28,16 @@ class Restorer(Session):
             :class:`~ddrf_fast.degradation.DegradationConfig`. What is left out of kernel, noise_std and tone
             says that there is no blur, no noise or no darkness; without all three, the network estimates what
             it needs from the image.
-        refine: whether the result is corrected until, blurred with `kernel`, it is the image
+        refine: whether the result is corrected until, blurred again, it is the image
             (:func:`ddrf_fast.degradation.refine`). It takes several times as long, in memory of six times
-            the image in float32, and is worth it where the kernel is exact and there is little noise.
+            the image in float32, and is worth it where the blur is known well and there is little noise.
+            Without a kernel the blur is estimated (:func:`ddrf_fast.degradation.estimate_blur`; some
+            seconds), and the network is told it; images in which none is found, or that are smaller than
+            64x64, are restored as usual.
 
     Raises:
-        ValueError: as every session, a kernel, a noise level or a tone that cannot be, or `refine` without a
-            kernel or with a tone.
+        ValueError: as every session, a kernel, a noise level or a tone that cannot be, or `refine` with a
+            tone.
 
     Example:
         >>> restorer = Restorer()
@@ -57,13 +61,12 @@ class Restorer(Session):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
-        self._code = self.network.encode(kernel, noise_std, tone)
-        if refine and (kernel is None or tone is not None):
-            raise ValueError(
-                f"refine needs the kernel of the blur and no tone, got kernel {type(kernel).__name__} and "
-                f"tone {tone}"
-            )
-        self._blur = self.network.known(kernel, noise_std) if refine else None
+        if refine and tone is not None:
+            raise ValueError(f"refine undoes a blur, and cannot be with a known darkness, got tone {tone}")
+        self._refine, self._noise_std = refine, noise_std
+        self._blur = self.network.known(kernel, noise_std) if refine and kernel is not None else None
+        # Where the blur is to be found, nothing is told before.
+        self._code = None if refine and kernel is None else self.network.encode(kernel, noise_std, tone)
 
     @overload
     def __call__(self, visible: PathLike, infrared: None = None) -> NDArray[Any]: ...
@@ -105,8 +108,21 @@ class Restorer(Session):
         self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
     ) -> Tensor:
         restored = self.network.restore(modality, planes, self._code, tone)
-        if self._blur is None:
+        if not self._refine:
             return restored
-        everyone = torch.zeros(len(planes), dtype=torch.int64, device=self.device)
+        if self._blur is not None:
+            everyone = torch.zeros(len(planes), dtype=torch.int64)
+            return self._refined(restored, planes, self._blur[everyone])
+        if min(planes.shape[2:]) < WINDOW:
+            return restored
+        found, blurred = self.network.find_blur(modality, planes, self._noise_std)
+        if not bool(blurred.any()):
+            return restored
+        restored, places = restored.to(self.device), blurred.nonzero().flatten()
+        found, planes = found[places], planes.to(self.device)[places]
+        again = self.network.restore(modality, planes, self.network.codes(found))
+        return restored.index_copy(0, places, self._refined(again, planes, found).to(restored))
+
+    def _refined(self, restored: Tensor, planes: Tensor, blur: Degradation) -> Tensor:
         with torch.inference_mode():
-            return refine(restored.to(self.device), planes.to(self.device), self._blur[everyone])
+            return refine(restored.to(self.device), planes.to(self.device), blur)
