@@ -336,6 +336,18 @@ def test_known_parts_of_the_degradations(folder):
     )
 
 
+def test_codes_are_in_the_basis_of_the_network(folder):
+    """Also in a validation, which blurs all, and after a training with other degradations."""
+    module, crops = module_and_batch(folder)
+    assert not torch.allclose(module.degradation.components, module.validation_degradation.components)
+    module.model.code_basis.copy_(module.model.code_basis.roll(1, 0))
+    for degradation in (module.degradation, module.validation_degradation):
+        recipe = degradation.sample(2, seed=0, sample_ids=crops.sample_ids, spatial=False)
+        kernels = torch.einsum("bn,bnuv->buv", recipe.weights, recipe.kernels)
+        _, codes, _ = module.degrade(degradation, crops, 0, False)
+        torch.testing.assert_close(codes[0], module.model.encode(kernels, recipe.noise_std))
+
+
 def test_down_sampled_images_come_back_to_their_size(folder):
     module, crops = module_and_batch(folder, "scales=[1,2,4]", "sharp_fraction=1", "noiseless_fraction=1")
     degraded, _, _ = module.degrade(module.degradation, crops, 0, False, 4)
@@ -378,7 +390,7 @@ def test_fine_tuning_starts_from_the_package(folder, tmp_path):
         )
     )
     expected, found = load_model().state_dict(), load_model(path).state_dict()
-    for name in expected.keys() - {"code_basis"}:
+    for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=0)
     assert read_metadata(path)[1]["config"]["initial_weights"] == "package"
 

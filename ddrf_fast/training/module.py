@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, draws, undo_darkness
+from ddrf_fast.degradation import DynamicDegradation, KernelPCA, draws, undo_darkness
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
@@ -98,7 +98,6 @@ class TrainingModule(lightning.LightningModule):
             )
         for network in (self.model, self.average):
             network.load_state_dict(model.state_dict())
-            network.code_basis.copy_(self.degradation.components)
 
     def degrade(
         self,
@@ -124,18 +123,19 @@ class TrainingModule(lightning.LightningModule):
             the codes and the tones Tensor[B, 3] of the first two.
         """
         degraded, codes, tones = [], [], []
+        # The basis that the network knows, which need not be that of this degradation.
+        pca = KernelPCA(self.model.code_basis, 1.0)
         for number, image in enumerate(crops[1:]):
             recipe = degradation.sample(
                 len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
             )
             if clean is not None:
                 recipe = degradation.cleared(recipe, clean)
-            batch = degradation.replay(image, dataclasses.replace(recipe, scale=scale))
-            low = batch.image
+            low = dataclasses.replace(recipe, scale=scale).apply(image)
             if scale > 1:
                 low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
             degraded.append(low.clamp(0, 1))
-            codes.append(batch.codes)
+            codes.append(recipe.codes(pca).to(low.dtype))
             tones.append(low.new_ones(len(low), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
         return degraded, codes[:2], tones[:2]
 
