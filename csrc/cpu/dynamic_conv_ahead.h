@@ -1,6 +1,7 @@
 // Fetching what later products will read while earlier ones are computed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -8,29 +9,60 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
-// Fetches `count` numbers to the second level of the cache in so many steps, a few lines at each:
-// all at once they would hold up what is read now.
+// Rows of numbers that lie `stride` apart.
+struct Rows {
+  int64_t count = 1, stride = 0;
+};
+
+// Fetches `count` numbers, of each of some rows, of each of some `blocks` of rows, to the second
+// level of the cache in so many steps, a few lines at each: all at once they would hold up what is
+// read now.
 class Ahead {
  public:
   Ahead() = default;  // nothing
-  template <class Acc>
-  Ahead(const Acc* data, int64_t count, int64_t steps)
-      : next_(reinterpret_cast<const char*>(data)),
-        left_(ceil_div(count * int64_t{sizeof(Acc)}, kLine)),
+  template <class Number>
+  Ahead(const Number* data, int64_t count, int64_t steps, Rows rows = {}, Rows blocks = {})
+      : first_(reinterpret_cast<const char*>(data)),
+        next_(first_),
+        row_lines_(ceil_div(count * int64_t{sizeof(Number)}, kLine)),
+        rows_{rows.count, rows.stride * int64_t{sizeof(Number)}},
+        block_stride_(blocks.stride * int64_t{sizeof(Number)}),
+        left_(row_lines_ * rows.count * blocks.count),
         lines_(ceil_div(left_, steps)) {}
 
   // kLocality as that of __builtin_prefetch: 3 is the first level of the cache.
   template <int kLocality = 2>
   void step() {
-    for (int64_t i = 0; i < lines_ && left_ > 0; ++i, --left_, next_ += kLine) {
-      __builtin_prefetch(next_, 0, kLocality);
+    for (int64_t lines = std::min(lines_, left_); lines > 0;) {
+      const int64_t taken = std::min(lines, row_lines_ - line_);
+      for (int64_t i = 0; i < taken; ++i) __builtin_prefetch(next_ + i * kLine, 0, kLocality);
+      next_ += taken * kLine;
+      line_ += taken;
+      left_ -= taken;
+      lines -= taken;
+      if (line_ == row_lines_) next_row();
     }
   }
 
  private:
   static constexpr int64_t kLine = 64;
+
+  void next_row() {
+    line_ = 0;
+    if (++row_ == rows_.count) {
+      row_ = 0;
+      first_ += block_stride_;
+    }
+    next_ = first_ + row_ * rows_.stride;
+  }
+
+  const char* first_ = nullptr;  // of the block
   const char* next_ = nullptr;
-  int64_t left_ = 0, lines_ = 0;
+  int64_t row_lines_ = 0;
+  Rows rows_;  // in bytes
+  int64_t block_stride_ = 0;
+  int64_t left_ = 0, lines_ = 0;  // in all, and at a step
+  int64_t line_ = 0, row_ = 0;    // done of the row, and of the block
 };
 
 // For `count` planes of so many rows from one on, if they lie one after the other.

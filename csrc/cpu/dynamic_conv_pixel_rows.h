@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "cpu/dynamic_conv_ahead.h"
 #include "cpu/dynamic_conv_gemm.h"
 #include "cpu/dynamic_conv_mix.h"
 #include "cpu/dynamic_conv_scratch.h"
@@ -93,6 +94,11 @@ class PixelRows {
             const bool last = k + depth == entries_;
             mix(mixer, shared ? mixer.kAnySample : first, shared ? 1 : count, output, outputs, k,
                 depth, mixed.get(), kernels.get());
+            // What is mixed next is fetched meanwhile.
+            const int64_t next = last ? task + 1 : task;
+            Ahead ahead = next < end ? ahead_of(mixer, next, last ? 0 : k + kDepth, count,
+                                                count * block_count<Acc>(pixels, outputs))
+                                     : Ahead();
             for (int64_t i = 0; i < count; ++i) {
               const int64_t sample = first + i;
               const Acc* a = reinterpret_cast<const Acc*>(image.data + sample * image.stride[0] +
@@ -114,7 +120,7 @@ class PixelRows {
               }
               multiply<Scalar>(a + k, image.stride[3] / kTogether, pixels,
                                &kernels[(shared ? 0 : i) * kDepth * block_], table.data(), depth,
-                               outputs, target);
+                               outputs, target, &ahead);
               if (!last) continue;
               for (int64_t p = 0; !std::is_same_v<Scalar, Acc> && p < pixels; ++p) {
                 store_row(y + p * result.stride[3], target.data + p * target.row, outputs);
@@ -134,14 +140,35 @@ class PixelRows {
   static constexpr int kLane = kLanes<Acc>;
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;  // channels in an entry
   static constexpr int64_t kDepth = 128, kChunk = 256, kManyInputs = 512;
+  static constexpr int64_t kTransposed = 32;         // channels of the bank at a time
   static constexpr int64_t kTaskBytes = 512 * 1024;  // of the kernels and the sums of a task
+
+  // For the part of the bank of which entries of a task's kernels are mixed from `entry` on. Where
+  // many samples share it and it is read in order, the processor itself is soon enough.
+  Ahead ahead_of(const Mixer<Scalar>& mixer, int64_t task, int64_t entry, int64_t samples,
+                 int64_t steps) const {
+    const DynamicConvShape& shape = mixer.shape();
+    if (!shape.has_attention || (shape.bank <= samples && !transposes_bank(mixer, samples))) {
+      return Ahead();
+    }
+    const int64_t output = task % blocks_ * block_;
+    const int64_t outputs = std::min(block_, outputs_ - output);
+    const int64_t channel = entry * kTogether;
+    const int64_t channels = std::min(kDepth, entries_ - entry) * kTogether;
+    const int64_t row = forward_ ? output : channel, first = forward_ ? channel : output;
+    const int64_t rows = forward_ ? outputs : channels, count = forward_ ? channels : outputs;
+    return Ahead(mixer.bank_row(0, row) + first, count, steps, {rows, shape.row_size()},
+                 {shape.bank, shape.out_channels * shape.row_size()});
+  }
 
   // kernels[sample][entry of kDepth][output of the block] for entries [entry, entry + depth)
   void mix(const Mixer<Scalar>& mixer, int64_t first, int64_t count, int64_t output,
            int64_t outputs, int64_t entry, int64_t depth, Acc* mixed, Acc* kernels) const {
     const int64_t kernel_size = kDepth * block_;
     const int64_t channel = entry * kTogether, channels = depth * kTogether;
-    if (forward_) {
+    if (transposes_bank(mixer, count)) {
+      mix_transposed(mixer, first, count, output, outputs, channel, channels, mixed, kernels);
+    } else if (forward_) {
       for (int64_t r = 0; r < outputs; r += kLane) {
         const int64_t rows = std::min<int64_t>(kLane, outputs - r);
         mixer.mix_piece(first, count, output + r, rows, channel, channels, mixed, piece_size());
@@ -180,6 +207,35 @@ class PixelRows {
         Acc* const row = kernels + i * kernel_size + k * block_;
         std::fill(row + outputs, row + block_, Acc(0));
       }
+    }
+  }
+
+  // Whether the kernels of the bank are transposed before they are mixed: they are not more, and
+  // rows so long are not read in order anyhow.
+  bool transposes_bank(const Mixer<Scalar>& mixer, int64_t samples) const {
+    const DynamicConvShape& shape = mixer.shape();
+    return forward_ && !kPairs<Scalar> && entries_ > kManyInputs && shape.has_attention &&
+           !shape.attention_per_channel && !mixer.has_scales() && 1 < shape.bank &&
+           shape.bank <= samples;
+  }
+
+  void mix_transposed(const Mixer<Scalar>& mixer, int64_t first, int64_t count, int64_t output,
+                      int64_t outputs, int64_t channel, int64_t channels, Acc* bank,
+                      Acc* kernels) const {
+    const DynamicConvShape& shape = mixer.shape();
+    const int64_t kernel = shape.out_channels * shape.row_size(), piece = kTransposed * block_;
+    for (int64_t k = 0; k < channels; k += kTransposed) {
+      const int64_t taken = std::min(kTransposed, channels - k);
+      for (int64_t n = 0; n < shape.bank; ++n) {
+        transpose(bank + n * piece, block_,
+                  mixer.bank_row(first, output) + n * kernel + channel + k, shape.row_size(),
+                  outputs, taken);
+      }
+      in_groups(count, 8, [&]<int kSamples>(std::integral_constant<int, kSamples>, int64_t i) {
+        combine_rows<kSamples>(kernels + i * kDepth * block_ + k * block_, kDepth * block_,
+                               mixer.attention(first + i, 0), shape.bank, shape.bank,
+                               static_cast<const Acc*>(bank), piece, 0, taken * block_);
+      });
     }
   }
 
