@@ -58,7 +58,7 @@ def estimate_blur(
 
     Args:
         image: Tensor[B, C, H, W] in [0, 1], H and W at least 64; the channels of an image are blurred alike.
-            Noise hides what there is to be seen: of a few grey levels in 255 it finds little.
+            The less noise they have the more there is to be seen.
         bank: the kernels; None: those of the preset "paper".
         noise_std: standard deviation of the noise, where it is known.
         grid_size: rows and columns of the weights' grid over the image; (1, 1): the blur does not vary.
@@ -360,7 +360,8 @@ class _Model:
             - (2 * math.pi * known["softness"][:, None, None] * self.radius).square()
         )
         before = scene.exp() + known["grain"].exp()[:, None, None]
-        energy = (products.flatten(2) @ self.gains) * before + known["floor"].exp()[:, None, None]
+        gain = (products.flatten(2) @ self.gains).clamp(min=0)  # rounded, it may fall below
+        energy = gain * before + known["floor"].exp()[:, None, None]
         deviation = (self.spectra.logs - energy.log()) / _LINEAR
         misfit = ((1 + deviation.square()).sqrt() - 1).sum(2)
         # Parts of few windows say little.
