@@ -56,6 +56,10 @@ class PixelRows {
     samples_ = std::clamp<int64_t>(kTaskBytes / (sample_size * int64_t{sizeof(Acc)}), 1,
                                    std::max<int64_t>(1, shape.batch));
     samples_ = ceil_div(shape.batch, std::max<int64_t>(1, ceil_div(shape.batch, samples_)));
+    // A last block of fewer outputs is less work, so that threads had better share the samples.
+    if (outputs_ % block_ != 0 && shape.batch > 0 && shape.batch % 2 == 0) {
+      samples_ = std::min(samples_, shape.batch / 2);
+    }
     if (blocks_ < 4) samples_ = std::min(samples_, std::max<int64_t>(1, shape.batch / 4));
   }
 
