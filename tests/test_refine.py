@@ -9,6 +9,7 @@ from torch import Tensor
 import ddrf_fast
 from ddrf_fast.degradation import DynamicDegradation, KernelPCA, isotropic_gaussian_kernel, refine
 from ddrf_fast.degradation.refine import ROUNDING_STD
+from ddrf_fast.inference import Restorer
 from ddrf_fast.metrics import psnr
 from ddrf_fast.models import load_model
 from ddrf_fast.reproduce.pairs import clean_pairs
@@ -103,6 +104,11 @@ def test_restore_refines_where_it_is_asked_to(clean: Tensor):
 def test_restore_refines_no_known_darkness(settings):
     with pytest.raises(ValueError, match="refine undoes a blur, and cannot be with a known darkness"):
         ddrf_fast.restore(torch.rand(1, 70, 70), refine=True, tone=(2, 1, 1), **settings)
+
+
+def test_a_noise_level_that_cannot_be_is_refused_before_any_image():
+    with pytest.raises(ValueError, match="noise_std must be a number from 0 on, got -1"):
+        Restorer(noise_std=-1, refine=True)
 
 
 def test_what_does_not_fit_is_refused():

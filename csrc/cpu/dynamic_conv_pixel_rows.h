@@ -144,7 +144,7 @@ class PixelRows {
   static constexpr int kLane = kLanes<Acc>;
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;  // channels in an entry
   static constexpr int64_t kDepth = 128, kChunk = 256, kManyInputs = 512;
-  static constexpr int64_t kTransposed = 32;         // channels of the bank at a time
+  static constexpr int64_t kTransposed = 64;         // channels of the bank at a time
   static constexpr int64_t kTaskBytes = 512 * 1024;  // of the kernels and the sums of a task
 
   // For the part of the bank of which entries of a task's kernels are mixed from `entry` on. Where

@@ -64,7 +64,8 @@ class Restorer(Session):
         if refine and tone is not None:
             raise ValueError(f"refine undoes a blur, and cannot be with a known darkness, got tone {tone}")
         self._refine, self._noise_std = refine, noise_std
-        self._blur = self.network.known(kernel, noise_std) if refine and kernel is not None else None
+        known = self.network.known(kernel, noise_std)
+        self._blur = known if refine and kernel is not None else None
         # Where the blur is to be found, nothing is told before.
         self._code = None if refine and kernel is None else self.network.encode(kernel, noise_std, tone)
 
