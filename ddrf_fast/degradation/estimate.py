@@ -126,8 +126,7 @@ def is_enlarged(image: Tensor) -> Tensor:
         >>> is_enlarged(noise), is_enlarged(large)
         (tensor([False]), tensor([True]))
     """
-    frequencies = _Frequencies.of(image)
-    x, y = frequencies.x, frequencies.y
+    _, x, y = _Frequencies.of(image)
     corners = [(x - 0.2).abs().maximum((sign * y - 0.2).abs()) < 0.04 for sign in (-1, 1)]
     axes = [((a.abs() - 0.31).abs() < 0.05) & (b.abs() < 0.07) for a, b in ((x, y), (y, x))]
     logs = torch.stack([_Spectra.of(sample.float(), (1, 1)).logs[0] for sample in image])
@@ -143,9 +142,9 @@ def _estimate(
     """The weights Tensor[M, rows, columns] and the standard deviation of the noise of Tensor[C, H, W]."""
     starts = range(0, len(kernels), per_family)
     choices = torch.tensor(list(itertools.product(*(range(i, i + per_family) for i in starts))))
-    used = _Frequencies.of(image).used
-    transforms = torch.fft.rfft2(kernels, s=(WINDOW, WINDOW))[:, used]
-    model = _Model(_Spectra.of(image, (1, 1)), transforms[choices.to(image.device)], noise_std)
+    whole = _Spectra.of(image, (1, 1))
+    transforms = torch.fft.rfft2(kernels, s=(WINDOW, WINDOW))[:, whole.frequencies.used]
+    model = _Model(whole, transforms[choices.to(image.device)], noise_std)
     model.fit(100)
     kept = model.keep(_SCREENED)
     model.fit(200)
@@ -368,5 +367,5 @@ class _Model:
         losses = _COUNT * (misfit @ (self.spectra.windows / (self.spectra.windows + 2)))
         for name, (value, deviation_std) in self.expected.items():
             surprise = ((known[name] - value) / deviation_std).square() / 2
-            losses = losses + surprise.flatten(1).sum(1) if surprise.dim() > 1 else losses + surprise
+            losses = losses + surprise.reshape(len(losses), -1).sum(1)
         return losses

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddrf_fast import _tables
-from ddrf_fast.degradation import DynamicDegradation, KernelPCA, refine
+from ddrf_fast.degradation import DynamicDegradation, refine
 from ddrf_fast.evaluation import MethodScores
 from ddrf_fast.inference import Restorer
 from ddrf_fast.metrics import RESTORATION_METRICS, evaluate_restored
@@ -119,7 +119,7 @@ def _restored(sample: Sample, settings: Settings, restorer: Restorer) -> dict[st
     if sample.known is None:
         return results
     observed, recipe = sample.known
-    code = recipe.codes(KernelPCA(model.code_basis.cpu(), 1.0))
+    code = settings.fuser.network.codes(recipe)
     if recipe.tone is not None:
         code = with_tone(code, recipe.tone)
     results |= _by_network(model, image, sample.modality, code.to(image.device), "told")
