@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import ddrf_fast
-from ddrf_fast.degradation import DynamicDegradation, KernelPCA, isotropic_gaussian_kernel, refine
+from ddrf_fast.degradation import DynamicDegradation, isotropic_gaussian_kernel, refine
 from ddrf_fast.degradation.refine import ROUNDING_STD
 from ddrf_fast.inference import Restorer
 from ddrf_fast.metrics import psnr
@@ -83,7 +83,7 @@ def test_a_real_image_gains(clean: Tensor, scale: int, gain: float):
     degraded = degradation(clean, seed=0)
     start = torch.nn.functional.interpolate(degraded.image, size=clean.shape[2:], mode="bicubic")
     model = load_model()
-    code = degraded.recipe.codes(KernelPCA(model.code_basis, 1.0))
+    code = degraded.recipe.codes(model.kernel_code)
     with torch.inference_mode():
         told = model.restore("visible", start, code)
     refined = refine(told, degraded.image, degraded.recipe)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddrf_fast.degradation import Degradation, KernelPCA, estimate_blur
+from ddrf_fast.degradation import Degradation, estimate_blur
 from ddrf_fast.degradation.estimate import is_enlarged
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.inference.engine import Engine
@@ -119,8 +119,8 @@ class Network:
 
     def find_blur(
         self, modality: Modality, image: Tensor, noise_std: float | None = None
-    ) -> tuple[Degradation, Tensor]:
-        """How images are blurred (:func:`ddrf_fast.degradation.estimate_blur`), and which of them are.
+    ) -> tuple[Tensor, Degradation | None]:
+        """Which images are blurred, and how (:func:`ddrf_fast.degradation.estimate_blur`).
 
         An image counts as blurred where its spectrum ends in nothing but rounding, or where the network's own
         estimate, which sees edges, does not call it sharp; a dark or an enlarged one does not.
@@ -131,24 +131,28 @@ class Network:
             noise_std: the standard deviation of their noise, where it is known.
 
         Returns:
-            The degradation, and bool Tensor[B], on the network's device.
+            The numbers of those that are blurred, int64 Tensor[b] on the network's device, and their
+            degradation; None where there are none.
 
         Raises:
             ValueError: an image is smaller than 64x64.
         """
         image = image.to(self.device)
-        found = estimate_blur(image, noise_std=noise_std)
         with torch.inference_mode():
             visible, infrared = self.model.estimate_codes(image, image)
             code = visible if modality == "visible" else infrared
             kernels, _, tone = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
-            middle = self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
-            blurred = (found.noise_std < QUIET) | (kernels @ middle < SHARP)
-            return found, blurred & ~is_dark(tone) & ~is_enlarged(image)
+            middles = kernels @ self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
+            places = (~is_dark(tone) & ~is_enlarged(image)).nonzero().flatten()
+        if len(places) == 0:
+            return places, None
+        found = estimate_blur(image[places], noise_std=noise_std)
+        blurred = ((found.noise_std < QUIET) | (middles[places] < SHARP)).nonzero().flatten()
+        return places[blurred], found[blurred] if len(blurred) > 0 else None
 
     def codes(self, degradation: Degradation) -> Tensor:
         """The codes of degradations without darkness, Tensor[B, 16] or a map Tensor[B, 16, h, w]."""
-        return degradation.codes(KernelPCA(self.model.code_basis, 1.0))
+        return degradation.codes(self.model.kernel_code)
 
     def known(self, kernel: Any = None, noise_std: float | None = None) -> Degradation:
         """What is known of the blur and the noise of an image, on the network's device; as for `encode`.

@@ -108,21 +108,25 @@ class Restorer(Session):
     def _run(
         self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
     ) -> Tensor:
-        restored = self.network.restore(modality, planes, self._code, tone)
         if not self._refine:
-            return restored
+            return self.network.restore(modality, planes, self._code, tone)
         if self._blur is not None:
-            everyone = torch.zeros(len(planes), dtype=torch.int64)
-            return self._refined(restored, planes, self._blur[everyone])
+            restored = self.network.restore(modality, planes, self._code)
+            return self._refined(restored, planes, self._blur[torch.zeros(len(planes), dtype=torch.int64)])
         if min(planes.shape[2:]) < WINDOW:
-            return restored
-        found, blurred = self.network.find_blur(modality, planes, self._noise_std)
-        if not bool(blurred.any()):
-            return restored
-        restored, places = restored.to(self.device), blurred.nonzero().flatten()
-        found, planes = found[places], planes.to(self.device)[places]
-        again = self.network.restore(modality, planes, self.network.codes(found))
-        return restored.index_copy(0, places, self._refined(again, planes, found).to(restored))
+            return self.network.restore(modality, planes, tone=tone)
+        places, blur = self.network.find_blur(modality, planes, self._noise_std)
+        if blur is None:
+            return self.network.restore(modality, planes, tone=tone)
+        planes = planes.to(self.device)
+        result = torch.empty_like(planes)
+        told = self.network.restore(modality, planes[places], self.network.codes(blur))
+        result[places] = self._refined(told, planes[places], blur)
+        usual = torch.ones(len(planes), dtype=torch.bool, device=self.device).index_fill(0, places, False)
+        if bool(usual.any()):
+            tone = None if tone is None else tone.to(self.device)[usual]
+            result[usual] = self.network.restore(modality, planes[usual], tone=tone).to(result)
+        return result
 
     def _refined(self, restored: Tensor, planes: Tensor, blur: Degradation) -> Tensor:
         with torch.inference_mode():

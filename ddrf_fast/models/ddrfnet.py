@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.degradation.codes import KernelPCA
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, undo_darkness
 from ddrf_fast.models.estimator import CodeEstimator
 from ddrf_fast.models.pretrained import PretrainedMixin
@@ -112,6 +113,11 @@ class DDRFNet(PretrainedMixin, nn.Module):
 
     code_basis: Tensor
     code_scale: Tensor
+
+    @property
+    def kernel_code(self) -> KernelPCA:
+        """The code of blur kernels that the network was trained with."""
+        return KernelPCA(self.code_basis, 1.0)
 
     def forward(
         self,

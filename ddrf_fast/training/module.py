@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, KernelPCA, draws, undo_darkness
+from ddrf_fast.degradation import DynamicDegradation, draws, undo_darkness
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
@@ -123,8 +123,7 @@ class TrainingModule(lightning.LightningModule):
             the codes and the tones Tensor[B, 3] of the first two.
         """
         degraded, codes, tones = [], [], []
-        # The basis that the network knows, which need not be that of this degradation.
-        pca = KernelPCA(self.model.code_basis, 1.0)
+        pca = self.model.kernel_code  # need not be that of this degradation
         for number, image in enumerate(crops[1:]):
             recipe = degradation.sample(
                 len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
