@@ -72,6 +72,14 @@ def test_a_backend_is_forced_for_a_block_and_for_good():
     assert not ddrf_fast.explain("dynamic_conv", *ARGUMENTS).asked_for
 
 
+def test_a_forced_backend_may_be_forced_again():
+    forced = ddrf_fast.use_backend("reference")
+    for _ in range(2):
+        with forced:
+            assert _backend.asked_for() == "reference"
+        assert _backend.asked_for() is None
+
+
 def test_a_forced_backend_runs_the_backward_too():
     calls = []
     x, weight, attention = (t.clone().requires_grad_() for t in ARGUMENTS)

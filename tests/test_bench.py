@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ddrf_fast import cli
+from ddrf_fast import bench, cli
 from ddrf_fast._measuring import CPU_PEAKS
 
 
@@ -38,9 +38,21 @@ def test_table_and_json_tell_the_same(tmp_path, weights, capsys, threads):
         assert f"{record['ratio']:.2f}" in table
 
 
-@pytest.mark.parametrize("wrong", [["--size", "40"], ["--size", "0x3"], ["--batch", "0"], ["--threads", "x"]])
+@pytest.mark.parametrize(
+    "wrong", [["--size", "40"], ["--size", "0x3"], ["--batch", "0"], ["--threads", "x"], ["--seconds", "nan"]]
+)
 def test_wrong_options_are_refused(wrong, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", *wrong])
     assert stop.value.code == 2
     assert f"argument {wrong[0]}: must be" in capsys.readouterr().err
+
+
+def test_plain_torch_computes_the_same():
+    for ours, plain in bench.operations(torch.device("cpu")).values():
+        torch.testing.assert_close(ours(), plain(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_folder_is_told_before_anything_is_measured(tmp_path, weights, capsys):
+    assert cli.main(["bench", "--weights", str(weights), "--json", str(tmp_path / "no" / "a.json")]) == 2
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """dynamic_conv and sample_conv2d against their definition, sample by sample with F.conv2d in float64."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_accurate
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import ddrf_fast
 
@@ -176,6 +178,42 @@ def test_any_strides_are_taken():
     assert_accurate(ddrf_fast.dynamic_conv(**sliced, padding=1), expected)
     shared = {**named, "attention": named["attention"][:1].expand(3, -1)}
     assert_accurate(ddrf_fast.dynamic_conv(**shared), definition(**shared))
+
+
+def test_numbers_of_numpy_are_taken():
+    x, weight, attention = torch.rand(2, 3, 7, 7), torch.rand(2, 4, 3, 3, 3), torch.rand(2, 2)
+    y = ddrf_fast.dynamic_conv(x, weight, attention, padding=np.int64(1), stride=(np.int32(2), 1))
+    assert torch.equal(y, ddrf_fast.dynamic_conv(x, weight, attention, padding=1, stride=(2, 1)))
+
+
+def _square_sum(x: Tensor) -> Tensor:
+    weight = torch.linspace(-1, 1, 4 * 3 * 9).view(1, 4, 3, 3, 3)
+    return ddrf_fast.dynamic_conv(x, weight, x.new_ones(len(x), 1), activation="relu").square().sum()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_may_be_checkpointed(reentrant):
+    x = torch.randn(2, 3, 7, 7, requires_grad=True)
+    (expected,) = torch.autograd.grad(_square_sum(x), x)
+    checkpoint(_square_sum, x, use_reentrant=reentrant).backward()
+    assert torch.equal(x.grad, expected)
+
+
+@pytest.mark.parametrize(
+    "transform", [torch.func.grad, torch.func.vmap, lambda f: torch.func.vmap(torch.func.grad(f))]
+)
+def test_transforms_compile(transform):
+    x = torch.randn(3, 2, 3, 7, 7)[0] if transform is torch.func.grad else torch.randn(3, 2, 3, 7, 7)
+    compiled = torch.compile(lambda x: transform(_square_sum)(x), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), transform(_square_sum)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_without_memory():
+    with ddrf_fast.use_backend("auto"), torch.device("meta"):
+        x, weight, attention = torch.rand(2, 3, 7, 7), torch.rand(2, 4, 3, 3, 3), torch.rand(2, 2)
+        assert ddrf_fast.dynamic_conv(x, weight, attention).shape == (2, 4, 5, 5)
+        assert ddrf_fast.degrade(x, torch.rand(2, 3, 3), torch.rand(2, 2)).shape == x.shape
+        assert ddrf_fast.route(x, None, None, torch.rand(4, 3), None).shape == (2, 4)
 
 
 def test_two_runs_give_the_same_bits():

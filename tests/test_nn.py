@@ -117,7 +117,13 @@ def test_repr():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"groups": 3}, "multiples of groups"),
+        ({"groups": 3}, "in_channels must be a multiple of groups=3, got 4"),
+        ({"code_channels": -1}, "code_channels must be at least 0"),
+        ({"kernel_size": 0}, "kernel_size must be at least 1"),
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"padding": -1}, "padding must be at least 0"),
+        ({"padding": "bogus"}, "padding must be"),
+        ({"dilation": 0}, "dilation must be at least 1"),
         ({"groups": 2, "code_channels": 1}, "groups=1"),
         ({"activation": "gelu"}, "activation"),
         ({"num_kernels": 0}, "num_kernels"),
@@ -126,7 +132,7 @@ def test_repr():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DynamicConv2d(4, 4, 3, **arguments)
+        DynamicConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | arguments)
 
 
 def test_bad_codes():
@@ -136,5 +142,40 @@ def test_bad_codes():
         plain(x, torch.randn(1, 3))
     with pytest.raises(ValueError, match="must be given"):
         coded(x)
-    with pytest.raises(ValueError, match=r"\[B, 3\]"):
-        coded(x, torch.randn(1, 4))
+    for code in (torch.randn(1, 4), torch.randn(2, 3), torch.randn(2, 3, 4, 4)):
+        with pytest.raises(ValueError, match=r"code must be .* = \(1, 3.*got shape"):
+            coded(x, code)
+    with pytest.raises(TypeError, match="code must be a Tensor"):
+        coded(x, [1, 2, 3])
+
+
+def test_messages_name_what_is_wrong():
+    layer = DynamicConv2d(8, 8, 3)
+    with pytest.raises(ValueError, match=r"x must have 8 channels, got shape \(2, 7, 9, 9\)"):
+        layer(torch.randn(2, 7, 9, 9))
+    with pytest.raises(ValueError, match=r"pooled must be \[B, C\] = \(2, 8\), got shape \(3, 8\)"):
+        layer(torch.randn(2, 8, 9, 9), pooled=torch.randn(3, 8))
+    for sizes in ((8, 6, 3.0), (8, 6, (3,)), (8.0, 6, 3)):
+        with pytest.raises(TypeError, match="must be an int"):
+            DynamicConv2d(*sizes)
+
+
+@pytest.mark.parametrize("code_shape", [(2, 2), (2, 2, 3, 3)])
+def test_channels_last_stays(code_shape):
+    layer = DynamicConv2d(8, 6, 3, padding=1, code_channels=2)
+    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last)
+    assert layer(x, torch.rand(code_shape)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_was_made_on_meta_is_initialised_as_elsewhere():
+    with torch.device("meta"):
+        layer = DynamicConv2d(8, 6, 3, temperature=7.0)
+        assert layer(torch.randn(2, 8, 9, 9)).shape == (2, 6, 7, 7)
+    layer.to_empty(device="cpu")
+    for parameter in (*layer.parameters(), *layer.buffers()):
+        parameter.detach().fill_(float("nan"))
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert layer.router.temperature == 7
+    assert bool(layer(torch.randn(2, 8, 9, 9)).isfinite().all())

@@ -192,7 +192,7 @@ def test_hooks_on_the_module_and_on_its_layers_stay_with_their_handles():
         (lambda m: delattr(m, "kernel_num"), "AttributeError: .*kernel_num"),
         (lambda m: setattr(m.attention, "relu", nn.ReLU6()), "on trial it did not compute"),
         (lambda m: setattr(m.attention, "avgpool", nn.AdaptiveMaxPool2d(1)), "on trial it did not compute"),
-        (lambda m: nn.utils.parametrizations.weight_norm(m), "not one of the classes"),
+        (lambda m: nn.utils.parametrizations.weight_norm(m), "a subclass of ODConv2d"),
     ],
 )
 def test_what_would_be_lost_or_is_not_the_original_is_left_alone(spoil, reason):
@@ -229,6 +229,9 @@ def test_changed_copies_and_strangers():
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1, 1, 4, 9))
 
+    class Heir(Dynamic_conv2d):
+        pass
+
     class DynamicConvBlock(nn.Module):
         def __init__(self):
             super().__init__()
@@ -240,6 +243,7 @@ def test_changed_copies_and_strangers():
             "different": Different(4, 4, 3),
             "resampling": ModulatedConv2d(4, 4, 3, 5, upsample=True),
             "stranger": DynamicConvBlock(),
+            "heir": Heir(4, 4, 3),
         }
     )
     before = dict(model.named_modules())
@@ -248,10 +252,11 @@ def test_changed_copies_and_strangers():
     assert torch.equal(state, torch.get_rng_state())
     assert dict(model.named_modules()) == before and not report.swapped
     reasons = {left.name: left.reason for left in report.left}
-    assert reasons.keys() == {"forked", "different", "resampling", "stranger.conv"}
+    assert reasons.keys() == {"forked", "different", "resampling", "stranger.conv", "heir"}
     assert "on trial it did not compute what its name stands for" in reasons["forked"]
     assert "on trial it did not compute what its name stands for" in reasons["different"]
     assert "resamples" in reasons["resampling"]
+    assert reasons["heir"] == "a subclass of Dynamic_conv2d, which may compute something else"
     assert reasons["stranger.conv"] == (
         "not one of the classes CondConv2d, Dynamic_conv2d, ODConv2d, ModulatedConv2d"
     )

@@ -373,6 +373,14 @@ def test_dyconv_temperature():
     assert temperatures == [34, 31, 28, 25, 22, 19, 16, 13, 10, 7, 4, 1, 1]
 
 
+def test_dyconv_is_annealed_once_by_a_loop_over_modules():
+    model = torch.nn.Sequential(fast.DyConv2d(4, 4, 1))
+    for module in model.modules():
+        if hasattr(module, "update_temperature"):
+            module.update_temperature()
+    assert model[0].attention.temperature == 31
+
+
 # --- ODConv ----------------------------------------------------------------------------------------------
 
 
@@ -614,7 +622,11 @@ def test_condconv_takes_device_and_dtype():
         (lambda: fast.CondConv2d(4, 6, groups=4), ValueError, "out_channels must be a multiple of groups=4"),
         (lambda: fast.CondConv2d(4, 6, padding="full"), ValueError, "padding must be .* got 'full'"),
         (lambda: fast.CondConv2d(4, 6, num_experts=0), ValueError, "num_experts must be at least 1, got 0"),
-        (lambda: fast.CondConv2d(4, 6)(torch.ones(1, 4, 5, 5), torch.ones(1, 3)), ValueError, "attention"),
+        (
+            lambda: fast.CondConv2d(4, 6)(torch.ones(1, 4, 5, 5), torch.ones(1, 3)),
+            ValueError,
+            "routing_weights",
+        ),
         (lambda: fast.DyConv2d(4, 6, 3, groups=3), ValueError, "in_planes must be a multiple of groups=3"),
         (lambda: fast.DyConv2d(4, 6, 3, temperature=30), ValueError, "temperature must be .* got 30"),
         (lambda: fast.DyConv2d(4, 6, (3, 3)), TypeError, "kernel_size must be an int"),
@@ -631,6 +643,19 @@ def test_condconv_takes_device_and_dtype():
             lambda: fast.DyNetConv2d(4, 6, 3)(torch.ones(1, 4, 5, 5), torch.ones(1, 5, 6)),
             ValueError,
             r"coefficients must be \[B, group_size, out_channels\] = \(1, 6, 6\)",
+        ),
+        (lambda: fast.DyConv2d(4, 6, 3, stride=0), ValueError, "stride must be at least 1"),
+        (lambda: fast.ODConv2d(4, 6, 3, padding=-1), ValueError, "padding must be at least 0"),
+        (lambda: fast.DyNetConv2d(4, 6, 3, dilation=0), ValueError, "dilation must be at least 1"),
+        (lambda: fast.ModulatedConv2d(4, 6, 3, padding=-1), ValueError, "padding must be at least 0"),
+        (lambda: fast.DyConv2d(4, 6, 3)(torch.ones(1, 5, 5, 5)), ValueError, "x must have 4 channels"),
+        (lambda: fast.ODConv2d(4, 6, 3)(torch.ones(1, 5, 5, 5)), ValueError, "x must have 4 channels"),
+        (lambda: fast.DyNetConv2d(4, 6, 3)(torch.ones(1, 5, 5, 5)), ValueError, "x must have 4 channels"),
+        (lambda: fast.CondConv2d(4, 6)(torch.ones(4, 5, 5), torch.ones(1, 4)), ValueError, "x must be"),
+        (
+            lambda: fast.ModulatedConv2d(4, 6, 3, style_dim=4)(torch.ones(2, 4, 5, 5), torch.ones(2, 5)),
+            ValueError,
+            r"style must be \[B, style_dim\] = \(2, 4\)",
         ),
         (lambda: fast.ModulatedConv2d(4, 0, 3), ValueError, "out_channels must be at least 1"),
         (lambda: fast.ModulatedConv2d(4, 6, 3, style_dim=0), ValueError, "style_dim must be at least 1"),

@@ -331,6 +331,15 @@ def test_autocast_keeps_the_dtype_of_x(gradients):
         assert named["squeeze_weight"].grad.dtype == torch.float32
 
 
+def test_a_gradient_is_explained():
+    x, weight = torch.rand(2, 8, 5, 5), torch.rand(3, 8, requires_grad=True)
+    found = ddrf_fast.explain("route", x, None, None, weight, None)
+    assert found.backend == "reference"
+    assert "its gradient is that of plain torch" in str(found) or not _native.status()["_C"][0]
+    with torch.no_grad():
+        assert ddrf_fast.explain("route", x, None, None, weight, None).plan == ""
+
+
 def test_the_choice_is_explained():
     named = inputs(dtype=torch.float32)
     assert ddrf_fast.explain(ddrf_fast.route, *named.values()).backend == "native"

@@ -1,6 +1,7 @@
 """`ddrf-fast bench`: how fast this machine is."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     bench.add_argument("--batch", type=_positive, default=1, help="also fuse so many pairs at a time")
     bench.add_argument("--threads", type=_positive, help="threads of the CPU (default: torch's choice)")
     bench.add_argument(
-        "--seconds", type=float, default=1.0, help="how long each case is timed (default: %(default)g)"
+        "--seconds", type=_seconds, default=1.0, help="how long each case is timed (default: %(default)g)"
     )
     bench.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results there, too; -: only those"
@@ -47,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from ddrf_fast._files import replacing
     from ddrf_fast.inference import Fuser
 
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: there is no folder {options.json.parent}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sizes = options.size or [(400, 400), (640, 480), (1280, 1024)]
@@ -68,6 +71,16 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
+    return seconds
 
 
 def _positive(text: str) -> int:

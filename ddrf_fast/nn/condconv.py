@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddrf_fast.nn import _checks
 from ddrf_fast.ops import dynamic_conv
-from ddrf_fast.ops._checks import integer, pair
+from ddrf_fast.ops._checks import integer, pair, shape, tensor
 
 Pair = int | tuple[int, int]
 
@@ -124,6 +124,9 @@ class CondConv2d(nn.Module):
         Raises:
             TypeError, ValueError: as ``ddrf_fast.dynamic_conv``.
         """
+        _checks.image(x, self.in_channels)
+        tensor("routing_weights", routing_weights, ["[B, E]"])
+        shape("routing_weights", routing_weights, (x.shape[0], self.num_experts), "[B, E]")
         if self.dynamic_padding:
             x = F.pad(x, self._same(x))
         return dynamic_conv(

@@ -25,10 +25,6 @@ class DyConvAttention(nn.Module):
         self.fc2 = fc2
         self.temperature = float(temperature)  # a float, which torch.compile makes dynamic when it changes
 
-    def update_temperature(self) -> None:
-        """Lowers the temperature by 3, not below 1."""
-        self.temperature = max(self.temperature - 3, 1.0)
-
     def forward(self, x: Tensor) -> Tensor:
         """Tensor[B, C, H, W] -> Tensor[B, K], positive, each row summing to 1."""
         logits = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))).flatten(1)
@@ -54,7 +50,7 @@ class DyConv2d(BankModule):
         kernel_size: height and width.
         ratio: the attention has int(in_planes * ratio) + 1 hidden channels, or K where in_planes is 3.
         stride: int or pair.
-        padding: zeros at every side, int or pair.
+        padding: zeros at every side, int or pair; "same" or "valid", as in ``torch.nn.Conv2d``.
         dilation: int or pair.
         groups: as in ``torch.nn.Conv2d``.
         bias: mix a bias, too.
@@ -90,7 +86,7 @@ class DyConv2d(BankModule):
         kernel_size: int,
         ratio: float = 0.25,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
@@ -101,6 +97,7 @@ class DyConv2d(BankModule):
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
         integer("kernel_size", kernel_size, 1)
+        _checks.geometry((kernel_size, kernel_size), stride, padding, dilation)
         integer("K", K, 1)
         if not (temperature >= 1 and temperature % 3 == 1):
             raise ValueError(f"temperature must be one of 1, 4, 7, ... (34 by default), got {temperature}")
@@ -134,7 +131,7 @@ class DyConv2d(BankModule):
 
     def update_temperature(self) -> None:
         """Lowers the attention's temperature by 3, not below 1; called after each of the first epochs."""
-        self.attention.update_temperature()
+        self.attention.temperature = max(self.attention.temperature - 3, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tensor[B, in_planes, H, W] -> Tensor[B, out_planes, H', W'], in the dtype of ``x``.
@@ -142,6 +139,7 @@ class DyConv2d(BankModule):
         Raises:
             TypeError, ValueError: as ``ddrf_fast.dynamic_conv``.
         """
+        _checks.image(x, self.in_planes)
         return dynamic_conv(
             x,
             self.weight,

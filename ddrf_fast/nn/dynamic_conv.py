@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.nn.router import Router
 from ddrf_fast.ops import dynamic_conv
+from ddrf_fast.ops._checks import integer, pair, shape, tensor
+from ddrf_fast.reference._common import in_layout_of
 
 Activation = Literal["relu", "leaky_relu"]
 
@@ -38,7 +41,7 @@ class DynamicConv2d(BankModule):
         out_channels: channels of the output.
         kernel_size: int or (height, width).
         stride: int or pair.
-        padding: zeros added at every side, int or pair.
+        padding: zeros added at every side, int or pair; "same" or "valid", as in ``torch.nn.Conv2d``.
         dilation: int or pair.
         groups: as in ``torch.nn.Conv2d``; 1 when there is a code.
         bias: mix a bias, too.
@@ -50,7 +53,8 @@ class DynamicConv2d(BankModule):
         average: the factor 1/N of eq. 6.
 
     Raises:
-        ValueError: a size is not positive, channels are not divisible by the groups, a code comes with
+        TypeError: a size is not an int (or a pair).
+        ValueError: a size is out of range, channels are not divisible by the groups, a code comes with
             groups, or the activation is unknown.
 
     Example:
@@ -65,7 +69,7 @@ class DynamicConv2d(BankModule):
         out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
@@ -77,18 +81,15 @@ class DynamicConv2d(BankModule):
         average: bool = False,
     ) -> None:
         super().__init__()
-        if in_channels < 1 or out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
-                "in_channels and out_channels must be positive multiples of groups, got "
-                f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
-            )
-        if code_channels < 0 or (code_channels and groups != 1):
+        _checks.channels("in_channels", in_channels, "out_channels", out_channels, groups)
+        if integer("code_channels", code_channels, 0) and groups != 1:
             raise ValueError(f"a code needs groups=1, got code_channels={code_channels}, groups={groups}")
         if activation not in (None, "relu", "leaky_relu"):
             raise ValueError(f'activation must be None, "relu" or "leaky_relu", got {activation!r}')
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        _checks.geometry(self.kernel_size, stride, padding, dilation)
         self.stride = stride
         self.padding = padding
         self.dilation = dilation
@@ -160,25 +161,26 @@ class DynamicConv2d(BankModule):
             mean Tensor[B, out_channels].
 
         Raises:
-            ValueError: the code is missing, not wanted, or of another shape.
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: the code is missing or not wanted, or an argument has another shape.
         """
+        _checks.image(x, self.in_channels)
         if (code is not None) != bool(self.code_channels):
             raise ValueError(
                 f"code must {'be given' if self.code_channels else 'not be given'}: "
                 f"this layer has code_channels={self.code_channels}"
             )
         if code is not None:
-            if code.dim() not in (2, 4) or code.shape[1] != self.code_channels:
-                raise ValueError(
-                    f"code must be [B, {self.code_channels}] or [B, {self.code_channels}, h, w], "
-                    f"got {list(code.shape)}"
-                )
+            tensor("code", code, ["[B, D]", "[B, D, h, w]"])
+            shape("code", code, (x.shape[0], self.code_channels, *code.shape[2:]), "[B, D] or [B, D, h, w]")
             code = code.to(x.dtype)
-            if code.dim() == 4:
-                code_map, code = stretch(code, x.shape[2], x.shape[3]), None
-                x = torch.cat((x, code_map), dim=1)
-                if pooled is not None:
-                    pooled = torch.cat((pooled, code_map.mean(dim=(2, 3))), dim=1)
+        if pooled is not None:
+            shape("pooled", tensor("pooled", pooled, ["[B, C]"]), x.shape[:2], "[B, C]")
+        if code is not None and code.dim() == 4:
+            code_map, code = in_layout_of(x, stretch(code, x.shape[2], x.shape[3])), None
+            x = torch.cat((x, code_map), dim=1)
+            if pooled is not None:
+                pooled = torch.cat((pooled, code_map.mean(dim=(2, 3))), dim=1)
         if attention is None:
             scale = 1.0 / self.num_kernels if self.average else 1.0
             attention = self.router(x if pooled is None else pooled, code, scale)

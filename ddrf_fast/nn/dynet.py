@@ -70,7 +70,7 @@ class DyNetConv2d(BankModule):
         out_channels: channels of the output.
         kernel_size: int or (height, width).
         stride: int or pair.
-        padding: zeros at every side, int or pair.
+        padding: zeros at every side, int or pair; "same" or "valid", as in ``torch.nn.Conv2d``.
         dilation: int or pair.
         groups: as in ``torch.nn.Conv2d``.
         group_size: g.
@@ -97,7 +97,7 @@ class DyNetConv2d(BankModule):
         out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         group_size: int = 6,
@@ -110,6 +110,7 @@ class DyNetConv2d(BankModule):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair("kernel_size", kernel_size, 1)
+        _checks.geometry(self.kernel_size, stride, padding, dilation)
         self.stride = stride
         self.padding = padding
         self.dilation = dilation
@@ -143,6 +144,7 @@ class DyNetConv2d(BankModule):
             TypeError: as ``ddrf_fast.dynamic_conv``.
             ValueError: coefficients are missing or of another shape; as ``ddrf_fast.dynamic_conv``.
         """
+        _checks.image(x, self.in_channels)
         expected = (x.shape[0], self.group_size, self.out_channels)
         if coefficients is not None:
             shape("coefficients", coefficients, expected, "[B, group_size, out_channels]")

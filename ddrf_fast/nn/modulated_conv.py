@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, shape, tensor
+from ddrf_fast.ops._library import is_autocast_enabled
 
 EPSILON = 1e-8
 
@@ -24,7 +26,7 @@ EPSILON = 1e-8
 def _demodulation(w: Tensor, s: Tensor, epsilon: float | Tensor) -> Tensor:
     """d [B, O], whatever autocast says: squares leave the range of half precision."""
     power = w.square().sum(dim=(2, 3))
-    if not torch.is_autocast_enabled(s.device.type):
+    if not is_autocast_enabled(s.device.type):
         return (s.square() @ power.T + epsilon).rsqrt()
     with torch.autocast(s.device.type, enabled=False):
         return (s.square() @ power.T + epsilon).rsqrt()
@@ -157,6 +159,7 @@ class ModulatedConv2d(BankModule):
         integer("kernel_size", kernel_size, 1)
         self.demodulate = demodulate
         self.padding = kernel_size // 2 if padding is None else padding
+        _checks.geometry((kernel_size, kernel_size), 1, self.padding, 1)
         self.scale = 1 / math.sqrt(in_channels * kernel_size * kernel_size)
         self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size))
         self.modulation = None if style_dim is None else StyleAffine(style_dim, in_channels)
@@ -181,7 +184,13 @@ class ModulatedConv2d(BankModule):
         Raises:
             TypeError, ValueError: as :func:`modulated_conv2d`.
         """
-        s = style if self.modulation is None else self.modulation(style)
+        _checks.image(x, self.weight.shape[2])
+        if self.modulation is None:
+            s = style
+        else:
+            tensor("style", style, ["[B, style_dim]"])
+            shape("style", style, (x.shape[0], self.modulation.weight.shape[1]), "[B, style_dim]")
+            s = self.modulation(style)
         w, s = _checked(x, self.weight[0], s)
         w = self.scale * w
         if not self.demodulate:

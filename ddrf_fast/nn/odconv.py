@@ -108,7 +108,7 @@ class ODConv2d(BankModule):
         out_planes: channels of the output.
         kernel_size: height and width.
         stride: int or pair.
-        padding: zeros at every side, int or pair.
+        padding: zeros at every side, int or pair; "same" or "valid", as in ``torch.nn.Conv2d``.
         dilation: int or pair.
         groups: as in ``torch.nn.Conv2d``.
         reduction: the attention has int(in_planes * reduction) hidden channels, at least 16.
@@ -136,7 +136,7 @@ class ODConv2d(BankModule):
         out_planes: int,
         kernel_size: int,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         reduction: float = 0.0625,
@@ -145,6 +145,7 @@ class ODConv2d(BankModule):
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
         integer("kernel_size", kernel_size, 1)
+        _checks.geometry((kernel_size, kernel_size), stride, padding, dilation)
         integer("kernel_num", kernel_num, 1)
         self.in_planes = in_planes
         self.out_planes = out_planes
@@ -194,6 +195,7 @@ class ODConv2d(BankModule):
         Raises:
             TypeError, ValueError: as ``ddrf_fast.dynamic_conv``.
         """
+        _checks.image(x, self.in_planes)
         channel, filter_, spatial, kernel = self.attention(x)
         return dynamic_conv(
             x,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ddrf_fast.ops import route
+from ddrf_fast.ops._checks import integer
 
 
 class Router(nn.Module):
@@ -27,6 +28,7 @@ class Router(nn.Module):
             it does not recompile a compiled model.
 
     Raises:
+        TypeError: a size is not an int.
         ValueError: a size or the temperature is not positive.
 
     Example:
@@ -41,20 +43,21 @@ class Router(nn.Module):
         self, in_channels: int, num_kernels: int, reduction: int = 4, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("num_kernels", num_kernels),
-            ("reduction", reduction),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.in_channels = in_channels
-        self.num_kernels = num_kernels
+        self.in_channels = integer("in_channels", in_channels, 1)
+        self.num_kernels = integer("num_kernels", num_kernels, 1)
+        integer("reduction", reduction, 1)
         hidden = max(in_channels // reduction, 8)
         self.squeeze = nn.Linear(in_channels, hidden)
         self.excite = nn.Linear(hidden, num_kernels)
         self.register_buffer("temperature", torch.ones(()))
+        self._first_temperature = temperature
         self.set_temperature(temperature)
+
+    def reset_parameters(self) -> None:
+        """Draws the linear layers as torch does, and sets the temperature that it was made with."""
+        self.squeeze.reset_parameters()
+        self.excite.reset_parameters()
+        self.set_temperature(self._first_temperature)
 
     def set_temperature(self, temperature: float) -> None:
         """Sets the temperature of the softmax.

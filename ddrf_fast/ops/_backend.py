@@ -55,7 +55,8 @@ class use_backend:
 
     Args:
         name: "auto", "reference", "native", "triton" or "cuda". A backend that cannot run an operation then
-            raises `BackendUnavailableError` with the reason instead of giving way to another.
+            raises `BackendUnavailableError` with the reason instead of giving way to another. (`route` is
+            plain torch under any name where something needs a gradient.)
 
     Raises:
         ValueError: `name` is none of these.
@@ -69,11 +70,12 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _forced
-        self._previous = _forced
-        _forced = _checked(name, "name")
+        self._name, self._previous = _checked(name, "name"), _forced
+        self.__enter__()
 
     def __enter__(self) -> "use_backend":
+        global _forced
+        _forced = self._name
         return self
 
     def __exit__(

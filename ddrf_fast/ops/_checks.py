@@ -1,6 +1,7 @@
 """Checks of arguments, with messages for people: the argument, what came, what was expected."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +13,12 @@ INTEGER = (torch.uint8, torch.uint16)
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """An int that may have been NumPy's; torch's symbols stay as they are."""
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
@@ -21,7 +27,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return value
+    return _plain(value)
 
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
@@ -33,7 +39,7 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
         raise TypeError(f"{name} must be an int or two ints, got {value!r}")
     if min(values) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return values[0], values[1]
+    return _plain(values[0]), _plain(values[1])
 
 
 def tensor(

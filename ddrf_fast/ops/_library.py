@@ -82,7 +82,7 @@ def _autocast_rule(name: str, key: str, cast: Callable[[Sequence[Any]], Sequence
 def autocast_to_lower(args: Sequence[Any]) -> Sequence[Any]:
     """Under autocast for the first tensor's device: floats but float64 in its dtype, as for convolutions."""
     device = args[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not is_autocast_enabled(device):
         return args
     return _cast(args, torch.get_autocast_dtype(device))
 
@@ -90,7 +90,12 @@ def autocast_to_lower(args: Sequence[Any]) -> Sequence[Any]:
 def autocast_to_float32(args: Sequence[Any]) -> Sequence[Any]:
     """Under autocast for the first tensor's device: floats but float64 in float32, as for losses."""
     device = args[0].device.type
-    return _cast(args, torch.float32) if torch.is_autocast_enabled(device) else args
+    return _cast(args, torch.float32) if is_autocast_enabled(device) else args
+
+
+def is_autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a kind of device; some, such as "meta", have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _cast(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
@@ -180,6 +185,7 @@ def fake_gradients(tensors: Sequence[Tensor | None], output_mask: int) -> tuple[
 def differentiable(
     name: str,
     num_tensors: int,
+    reference: Callable[..., Tensor],
     reference_backward: Callable[..., tuple[Tensor, ...]],
     backward_arguments: Callable[[Sequence[Any]], tuple[Any, ...]],
     negative_slope: Callable[[Sequence[Any]], float | None] = lambda rest: None,
@@ -193,6 +199,7 @@ def differentiable(
     Args:
         name: The raw operator; its gradient is `<name>_backward`.
         num_tensors: How many of its first arguments are tensors; the rest is called `rest` here.
+        reference: The operator in plain torch.
         reference_backward: The gradient in plain torch, which is differentiated for double backward.
         backward_arguments: From `rest`, what the backward operator takes between its tensors and the output
             mask.
@@ -252,7 +259,7 @@ def differentiable(
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            tensors, output = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
+            *tensors, output = ctx.saved_tensors  # once: checkpointing unpacks nothing twice
             slope = negative_slope(ctx.rest)
             if slope is not None:
                 grad = _through_rectifier(grad, output, slope)
@@ -264,7 +271,11 @@ def differentiable(
     def call(*args: Any) -> Tensor:
         if not needs_gradient(args[:num_tensors]):
             return _backend.run(name, *args)  # a third of the Function's overhead
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        transformed = torch._C._are_functorch_transforms_active()
+        if torch.compiler.is_compiling():
+            # Dynamo cannot trace a Function within a transform.
+            return reference(*args) if transformed else Forward.apply(*args)
+        if transformed:
             return Forward.apply(*args)
         # What Function.apply comes down to, but for binding default arguments, which takes longer than that.
         return super(Function, Forward).apply(*args)

@@ -77,7 +77,7 @@ for _schema in _PLAN_SCHEMAS:
     _library.define_native(_schema)
 
 call, call_backward = _library.differentiable(
-    "degrade", _NUM_TENSORS, reference.degrade_backward, _backward_arguments
+    "degrade", _NUM_TENSORS, reference.degrade, reference.degrade_backward, _backward_arguments
 )
 
 

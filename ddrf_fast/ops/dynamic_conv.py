@@ -101,6 +101,7 @@ _library.define_native(_INTO_SCHEMA)
 call, _ = _library.differentiable(
     "dynamic_conv",
     len(_TENSORS),
+    reference.dynamic_conv,
     reference.dynamic_conv_backward,
     backward_arguments=lambda rest: tuple(rest[:-1]),
     negative_slope=_negative_slope,

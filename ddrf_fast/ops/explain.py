@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from ddrf_fast.ops._backend import Explanation, explain_raw
+from ddrf_fast.ops._library import needs_gradient
 from ddrf_fast.ops.degrade import arguments as degrade_arguments
 from ddrf_fast.ops.degrade_adjoint import arguments as degrade_adjoint_arguments
 from ddrf_fast.ops.dynamic_conv import arguments as dynamic_conv_arguments
@@ -53,5 +56,10 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     arguments, raw = _OPERATIONS[name]
     if name == "dynamic_conv" and kwargs.pop("return_mean", False):
         raw = "dynamic_conv_mean"
-    found = explain_raw(raw, arguments(*args, **kwargs))
+    checked = arguments(*args, **kwargs)
+    found = explain_raw(raw, checked)
+    tensors = [value for value in checked if isinstance(value, Tensor)]
+    if name == "route" and found.backend != "reference" and needs_gradient(tensors):
+        refused = {**found.refused, found.backend: "its gradient is that of plain torch"}
+        return Explanation(name, "reference", False, refused)
     return replace(found, op=name)

@@ -40,7 +40,7 @@ def _fake(
 def _autocast(args: Sequence[Any]) -> list[Any]:
     """Under autocast: the small tensors but the temperature in x's dtype, so that x is never copied."""
     x = args[0]
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _library.is_autocast_enabled(x.device.type):
         return list(args)
     return [a.to(x.dtype) if isinstance(a, Tensor) and i < 6 else a for i, a in enumerate(args)]
 
