@@ -43,6 +43,7 @@ class Container(NamedTuple):
     crf: int
 
 
+_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}
 CONTAINERS = {
     ".mp4": Container("mp4", "libx264", 18),
     ".m4v": Container("mp4", "libx264", 18),
@@ -134,8 +135,9 @@ def fuse_video(
         raise ValueError(f"{output} is an input and would be replaced; choose another output")
     if sync not in get_args(Sync):
         raise ValueError(f"sync must be 'timestamp' or 'frame', got {sync!r}")
-    if smoothing < 1:
-        raise ValueError(f"smoothing must be at least 1 frame, got {smoothing}")
+    for name, number in (("smoothing", smoothing), ("batch_size", batch_size), ("workers", workers)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     report = VideoReport()
     fuser = fuser or Fuser()
     with ExitStack() as stack:
@@ -406,8 +408,13 @@ class _Writer:
                 name = source.audio.codec_context.name
                 if name in self.file.supported_codecs:
                     self.audio = self.file.add_stream_from_template(source.audio)
+                    # An AVI tells but the number of channels, which not all containers take.
+                    layout = _LAYOUTS.get(source.audio.codec_context.layout.name)
+                    if layout is not None:
+                        self.audio.codec_context.layout = layout
                 else:
                     report.notes.append(f"{output.suffix} cannot hold the audio ({name}), it was left out")
+            self.file.start_encoding()
         except (av.FFmpegError, ValueError) as error:
             self.file.close()
             raise ValueError(

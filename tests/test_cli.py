@@ -284,8 +284,15 @@ def test_a_write_that_fails_leaves_nothing_behind(folders, weights):
     assert _names(output) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights, how):
+def _in_the_background() -> None:
+    """As a script starts what it does not wait for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("how", "where"), [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, _in_the_background)]
+)
+def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights, how, where):
     rng = np.random.default_rng(0)
     for index in range(1000):
         for folder in ("vis", "ir"):
@@ -294,7 +301,7 @@ def test_an_interrupt_leaves_whole_results_and_130(tmp_path, weights, how):
     folders = (tmp_path / "vis", tmp_path / "ir")
     process = subprocess.Popen(
         _command("fuse", *folders, "-o", output, "--weights", weights, "--device", "cpu"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=where,
     )  # fmt: skip
     while not (output / "0002.png").exists() and process.poll() is None:
         time.sleep(0.01)

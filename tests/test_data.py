@@ -75,6 +75,16 @@ def test_channels_are_rgb_and_alpha_is_dropped_unless_asked_for(tmp_path, dtype)
         np.testing.assert_array_equal(grey, rgba[..., [2, 2, 2, 3]])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_colours_of_a_tiff_are_not_multiplied_by_its_alpha(tmp_path, mode, compression):
+    values = np.random.default_rng(0).integers(0, 256, (4, 6, len(mode)), np.uint8)
+    Image.fromarray(values, mode).save(tmp_path / "image.tif", compression=compression)
+    expected = values if mode == "RGBA" else values[..., [0, 0, 0, 1]]
+    np.testing.assert_array_equal(read_image(tmp_path / "image.tif", alpha=True), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), expected[..., :3])
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_upright(tmp_path, kind, orientation):

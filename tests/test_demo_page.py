@@ -43,7 +43,7 @@ def address(tmp_path_factory):
 
 
 @contextmanager
-def _served(temporary, *options):
+def _served(temporary, *options, how=signal.SIGINT):
     """Address of the page; the server ends well when it is interrupted, and leaves no uploads behind."""
     server = subprocess.Popen(
         [sys.executable, "-m", "ddrf_fast", "demo", "--no-browser", "--device", "cpu", *options],
@@ -53,9 +53,14 @@ def _served(temporary, *options):
     match = re.match(r"http://127\.0\.0\.1:\d+/", line)
     assert match, line
     yield match.group()
-    server.send_signal(signal.SIGINT)
+    server.send_signal(how)
     assert server.wait(timeout=60) == 0
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+def test_sigterm_ends_it_as_well(tmp_path):
+    with _served(tmp_path, how=signal.SIGTERM) as address:
+        assert address
 
 
 @pytest.fixture(scope="module")

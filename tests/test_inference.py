@@ -618,9 +618,15 @@ def test_a_known_degradation_is_told_to_the_network(fuser):
     for wrong, message in ((np.zeros((3, 3)), "positive sum"), (np.full((3, 3), np.nan), "finite")):
         with pytest.raises(ValueError, match=message):
             Restorer(fuser.network, kernel=wrong)
-    with pytest.raises(ValueError, match="noise_std must be a number from 0 on, got -1"):
-        Restorer(fuser.network, noise_std=-1)
-    for wrong in ((2.0, 0.5), (2.0, -0.5, 1.0)):
+    for wrong in (-1, 5, float("nan")):
+        with pytest.raises(ValueError, match=f"noise_std must be a number from 0 to 1, .* got {wrong}"):
+            Restorer(fuser.network, noise_std=wrong)
+    for name in ("kernel", "noise_std", "tone"):
+        with pytest.raises(TypeError, match=f"{name} must hold numbers, got 'bad'"):
+            Restorer(fuser.network, **{name: "bad"})
+    with pytest.raises(ValueError, match=r"kernel must be \[k, k\]"):
+        Restorer(fuser.network, kernel=3)
+    for wrong in ((2.0, 0.5), (2.0, -0.5, 1.0), (np.inf, 1.0, 1.0), 1.0):
         with pytest.raises(ValueError, match="tone must be three positive numbers, gamma, gain and contrast"):
             Restorer(fuser.network, tone=wrong)
     full = torch.zeros(1, 25, 25)
@@ -713,6 +719,25 @@ def test_a_stream_keeps_the_order_and_reads_only_so_far_ahead(fuser):
     so_far = len(drawn)
     time.sleep(0.05)
     assert len(drawn) == so_far
+
+
+def test_a_stream_keeps_frames_whose_memory_is_used_again(fuser):
+    frames = [_pair(seed) for seed in range(5)]
+
+    def camera():
+        visible, infrared = (np.empty_like(image) for image in frames[0])
+        for frame in frames:
+            visible[...], infrared[...] = frame
+            yield visible, torch.from_numpy(infrared).numpy()
+
+    for fused, frame in zip(fuser.stream(camera()), frames, strict=True):
+        np.testing.assert_array_equal(fused, fuser(*frame))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers"])
+def test_a_stream_needs_one_of_each(fuser, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        next(fuser.stream([_pair()], **{name: 0}))
 
 
 def test_what_goes_wrong_in_a_stream_is_raised_in_its_place(fuser):

@@ -546,13 +546,32 @@ def test_command_applies_its_options_or_refuses_them(clips, weights, tmp_path, c
     assert not (tmp_path / "refused").exists()
 
 
+def test_sound_of_an_unnamed_layout_is_kept(clips, tmp_path, fuser):
+    """An AVI tells the number of its channels and no more."""
+    with av.open(str(tmp_path / "vis.avi"), "w") as file:
+        stream, sound = file.add_stream("mpeg4", rate=25), file.add_stream("pcm_s16le", rate=8000)
+        stream.height, stream.width, stream.pix_fmt = *scene(1)[0].shape[:2], "yuv420p"
+        sound.codec_context.layout = "stereo"
+        for image in scene(4):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1280), np.int16), format="s16", layout="stereo")
+        samples.sample_rate = 8000
+        file.mux(sound.encode(samples))
+        file.mux(stream.encode())
+    report = fuse_video(tmp_path / "vis.avi", clips[1], clips[2], fuser=fuser)
+    assert report.notes == []
+    with av.open(str(clips[2])) as file:
+        assert file.streams.audio[0].layout.name == "stereo"
+
+
 def test_one_process_fuses_a_video(clips, weights, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["fuse", *map(str, clips[:2]), "-o", str(clips[2]), "--weights", str(weights)]) == 2
     assert "one process" in capfd.readouterr().err
 
 
-def test_interrupted_leaves_nothing(weights, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_leaves_nothing(weights, tmp_path, how):
     visible = write(tmp_path / "vis.mp4", scene(250, height=240, width=320))
     infrared = write(tmp_path / "ir.mp4", scene(250, colour=False, height=240, width=320, seed=1))
     process = subprocess.Popen(
@@ -564,7 +583,7 @@ def test_interrupted_leaves_nothing(weights, tmp_path):
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ir.mp4", "vis.mp4"]

@@ -168,12 +168,18 @@ def _matched(pattern: str, path: Path) -> str | None:
             text = wildcard.group()
             group = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}.get(text)
             expression += re.escape(normal[end : wildcard.start()])
-            expression += group or f"({text.replace('[!', '[^')})"
+            expression += group or f"({_set(text)})"
             end = wildcard.end()
         match = re.fullmatch(expression + re.escape(normal[end:]), of_path)
         if match:
             return "/".join(match.groups())
     return None
+
+
+def _set(wildcard: str) -> str:
+    """[...] or [!...] of a pattern as a regular expression, in which [ means nothing else either."""
+    inside = wildcard[1:-1].replace("\\", r"\\").replace("[", r"\[")
+    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ddrf_fast.cli.options import Commands, common_options, fuser_options, session_settings
+from ddrf_fast.cli.options import Commands, common_options, ended_by_sigterm, fuser_options, session_settings
 
 
 def add_parser(commands: Commands) -> None:
@@ -28,9 +28,17 @@ def add_parser(commands: Commands) -> None:
         default="127.0.0.1",
         help="address to serve the page at; 0.0.0.0 lets the whole network use it (default: %(default)s)",
     )
-    demo.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860 on)")
+    demo.add_argument(
+        "--port", type=_port, help="port of the page (default: the first free one from 7860 on)"
+    )
     demo.add_argument("--no-browser", action="store_true", help="print the page's address, open no browser")
     demo.set_defaults(run=run)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,10 +56,11 @@ def run(options: argparse.Namespace) -> int:
         ) from error
     from ddrf_fast.inference import Fuser
 
-    serve(
-        Fuser(**settings),
-        host=options.host,
-        port=options.port,
-        open_browser=not options.no_browser,
-    )
+    with ended_by_sigterm():
+        serve(
+            Fuser(**settings),
+            host=options.host,
+            port=options.port,
+            open_browser=not options.no_browser,
+        )
     return 0

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddrf_fast.cli.options import Parser, one_line, positive, session_settings
+from ddrf_fast.cli.options import Parser, ended_by_sigterm, one_line, positive, session_settings
 
 if TYPE_CHECKING:
     from ddrf_fast import batch
@@ -127,24 +126,22 @@ def execute(
     from ddrf_fast import batch
 
     started = time.perf_counter()
-    previous = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # torchrun's way to end us
     try:
-        report = batch.run(
-            share.of(plan.jobs),
-            work,
-            prepare,
-            verb=options.command,
-            skip_existing=options.skip_existing,
-            stop_at_failure=single or options.debug,
-            batch_size=options.batch,
-            workers=options.jobs,
-            progress=share.rank == 0,
-            **how,
-        )
+        with ended_by_sigterm():
+            report = batch.run(
+                share.of(plan.jobs),
+                work,
+                prepare,
+                verb=options.command,
+                skip_existing=options.skip_existing,
+                stop_at_failure=single or options.debug,
+                batch_size=options.batch,
+                workers=options.jobs,
+                progress=share.rank == 0,
+                **how,
+            )
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(f"{interruption}; with --skip-existing it goes on there") from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     mine: dict[str, Any] = {
         "written": [_told(job) for job in report.written],
         "skipped": [_told(job) for job in report.skipped],

@@ -1,6 +1,9 @@
 """What the commands share: how they are parsed, options, and how an error is told."""
 
 import argparse
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -68,7 +71,8 @@ def session_options() -> Parser:
         default="full",
         metavar="RANGE",
         help="values of the infrared image that become black and white: full (those of its type, default), "
-        "minmax, percentile (1st and 99th of each image), LOW%%,HIGH%% or LOW,HIGH",
+        "minmax, percentile (1st and 99th of each image), LOW%%,HIGH%% or LOW,HIGH (--thermal-range=-20,40 "
+        "where it begins with a minus)",
     )
     return parser
 
@@ -113,6 +117,19 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs within as Ctrl-C does, cleaning up. torchrun, systemd and `kill` send it.
+
+    Python's own handler is named: in the background of a script that of SIGINT is to ignore it.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def is_expected(error: Exception) -> bool:

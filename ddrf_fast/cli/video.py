@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddrf_fast.cli.files import mapped, shared_settings
-from ddrf_fast.cli.options import Parser
+from ddrf_fast.cli.options import Parser, ended_by_sigterm, natural
 
 SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
@@ -44,14 +44,16 @@ def video_options() -> Parser:
         "--codec", help="FFmpeg's name of a video codec (default: libx264; libvpx-vp9 for .webm)"
     )
     group.add_argument(
-        "--crf", type=int, help="the codec's constant quality, smaller is better (default: 18; 24 for VP9)"
+        "--crf",
+        type=natural,
+        help="the codec's constant quality, smaller is better (default: 18; 24 for VP9)",
     )
     return parser
 
 
 def are_videos(*paths: str | os.PathLike[str]) -> bool:
-    """Whether these are files with the extension of a video."""
-    return all(Path(path).suffix.lower() in SUFFIXES and Path(path).is_file() for path in paths)
+    """Whether these have the extension of a video and are no folders."""
+    return all(Path(path).suffix.lower() in SUFFIXES and not Path(path).is_dir() for path in paths)
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], what: str) -> None:
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     if share.count > 1:
         raise ValueError(f"two videos are fused by one process, but torchrun started {share.count}")
     visible, output = Path(options.visible), Path(options.output)
-    if output.is_dir() or not output.suffix:
+    if output.is_dir() or not output.suffix or options.output.endswith(os.sep):
         extension = visible.suffix if options.ext == "auto" else f".{(options.ext or 'mp4').lstrip('.')}"
         output = output / f"{visible.stem}{options.suffix}{extension}"
     told = {"command": options.command, "inputs": [options.visible, options.infrared], "output": str(output)}
@@ -91,19 +93,20 @@ def run(options: argparse.Namespace) -> int:
         homography=options.homography,
         clean=options.clean,
     )
-    report = fuse_video(
-        visible,
-        options.infrared,
-        output,
-        fuser=fuser,
-        sync=options.sync or "timestamp",
-        smoothing=SMOOTHING if options.smoothing is None else options.smoothing,
-        batch_size=options.batch,
-        workers=options.jobs,
-        codec=options.codec,
-        crf=options.crf,
-        progress=True,
-    )
+    with ended_by_sigterm():
+        report = fuse_video(
+            visible,
+            options.infrared,
+            output,
+            fuser=fuser,
+            sync=options.sync or "timestamp",
+            smoothing=SMOOTHING if options.smoothing is None else options.smoothing,
+            batch_size=options.batch,
+            workers=options.jobs,
+            codec=options.codec,
+            crf=options.crf,
+            progress=True,
+        )
     if options.json:
         told |= {"skipped": False, **dataclasses.asdict(report), "device": str(fuser.device)}
         told |= {"thermal_range": options.thermal_range, "seconds": round(time.perf_counter() - started, 3)}

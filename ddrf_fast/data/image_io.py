@@ -10,7 +10,15 @@ from typing import IO, Any
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from ddrf_fast._files import replacing
 
@@ -38,7 +46,7 @@ _HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"II": TiffImagePlugin.TiffImageFile,
     b"MM": TiffImagePlugin.TiffImageFile,
 }
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _BITS_PER_SAMPLE, _EXTRA_SAMPLES = 0x0112, 258, 338
 # What turns an image stored with that orientation upright: transposed or not, then flipped along axes.
 _UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),
@@ -93,12 +101,19 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    (width, height), mode = _announced(io.BytesIO(content))
+    (width, height), mode, by_pillow = _announced(io.BytesIO(content))
     if width * height > max_pixels:
         raise ValueError(
             f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
             "(max_pixels)"
         )
+    if by_pillow:
+        try:
+            with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as file:
+                image = np.array(ImageOps.exif_transpose(file).convert("RGBA"))
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise ValueError(f"{path}: cannot be decoded ({error})") from error
+        return image if alpha else np.ascontiguousarray(image[:, :, :3])
     try:
         image, kinds, metadata = cv2.imdecodeWithMetadata(
             np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
@@ -126,14 +141,18 @@ def count_pixels(path: str | os.PathLike[str]) -> int:
     """How many pixels an image file announces; 0 where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            (width, height), _ = _announced(file)
+            (width, height), *_ = _announced(file)
     except OSError:
         return 0
     return width * height
 
 
-def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str]:
-    """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how."""
+def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str, bool]:
+    """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how.
+
+    And whether Pillow has to decode it: of a TIFF of 8 bit OpenCV multiplies the colours by the alpha, and
+    drops that of a grey one.
+    """
     start = file.read(4)
     file.seek(0)
     for signature, header in _HEADERS.items():
@@ -142,8 +161,10 @@ def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str]:
                 found = header(file)
             except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
                 break
-            return found.size, found.mode
-    return (0, 0), ""
+            tags = getattr(found, "tag_v2", {})
+            separate = found.mode == "LA" or (found.mode == "RGBA" and tags.get(_EXTRA_SAMPLES) == (2,))
+            return found.size, found.mode, separate and set(tags.get(_BITS_PER_SAMPLE, ())) == {8}
+    return (0, 0), "", False
 
 
 def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Degrader: the session that degrades image files, each by its name and the seed alone."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,4 +98,4 @@ class Degrader:
 
 def sample_id(name: str) -> int:
     """A number of 31 bit that stands for a name."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=4).digest(), "big") >> 1

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddrf_fast.degradation import Degradation, estimate_blur
@@ -110,12 +112,15 @@ class Network:
         """
         if kernel is None and noise_std is None and tone is None:
             return None
-        known = self.known(kernel, noise_std)
-        darkness = None if tone is None else torch.tensor([tuple(map(float, tone))], device=self.device)
-        if darkness is not None and not (darkness.shape == (1, 3) and bool((darkness > 0).all())):
-            raise ValueError(f"tone must be three positive numbers, gamma, gain and contrast, got {tone}")
+        known, darkness = self.known(kernel, noise_std), None
+        if tone is not None:
+            numbers = _numbers("tone", tone)
+            if numbers.shape != (3,) or not (np.isfinite(numbers).all() and (numbers > 0).all()):
+                raise ValueError(f"tone must be three positive numbers, gamma, gain and contrast, got {tone}")
+            darkness = torch.from_numpy(numbers)[None].float().to(self.device)
+        margin = (self.model.config.kernel_size - known.kernels.shape[-1]) // 2
         with torch.no_grad():
-            return self.model.encode(known.kernels[:, 0], known.noise_std, darkness)
+            return self.model.encode(F.pad(known.kernels[:, 0], (margin,) * 4), known.noise_std, darkness)
 
     def find_blur(
         self, modality: Modality, image: Tensor, noise_std: float | None = None
@@ -161,26 +166,35 @@ class Network:
             ValueError: a kernel or a noise level that cannot be.
         """
         size = self.model.config.kernel_size
-        known = np.ones((1, 1)) if kernel is None else np.asarray(kernel, np.float64)
-        side = known.shape[0]
-        if known.shape != (side, side) or side % 2 == 0 or side > size:
+        known = np.ones((1, 1)) if kernel is None else _numbers("kernel", kernel)
+        if known.ndim != 2 or known.shape[0] != known.shape[1] or known.shape[0] not in range(1, size + 1, 2):
             raise ValueError(f"kernel must be [k, k] with k odd and at most {size}, got {list(known.shape)}")
         if not np.isfinite(known).all() or known.sum() <= 0:
             raise ValueError("kernel must hold finite numbers with a positive sum")
-        noise = 0.0 if noise_std is None else float(noise_std)
-        if not 0 <= noise < np.inf:
-            raise ValueError(f"noise_std must be a number from 0 on, got {noise_std}")
-        taps = torch.from_numpy(np.pad(known / known.sum(), (size - side) // 2)).float()
+        noise = np.zeros(()) if noise_std is None else _numbers("noise_std", noise_std)
+        if noise.shape != () or not 0 <= noise <= 1:
+            raise ValueError(
+                "noise_std must be a number from 0 to 1, for images in [0, 1] (one grey level of 8 bit is "
+                f"1/255), got {noise_std}"
+            )
+        taps = torch.from_numpy(known / known.sum()).float()
         return Degradation(
             kernels=taps[None, None],
             weights=torch.ones(1, 1),
-            noise_std=torch.tensor([noise]),
+            noise_std=torch.tensor([float(noise)]),
             seed=torch.tensor(0),
             sample_ids=torch.tensor([0]),
         ).to(self.device)
 
     def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
         return None if code is None else code.to(self.device).expand(len(images), *code.shape[1:])
+
+
+def _numbers(name: str, value: Any) -> NDArray[np.float64]:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must hold numbers, got {value!r}") from None
 
 
 def cached_network(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,9 +155,14 @@ class Session(ABC):
             The results, in order.
 
         Raises:
-            TypeError, ValueError: as a call, when the result would be due.
+            TypeError, ValueError: as a call, when the result would be due; batch_size or workers below 1.
         """
-        requests = ahead(images, lambda pair: self.prepare(*pair), workers, workers + batch_size)
+        for name, number in (("batch_size", batch_size), ("workers", workers)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        # Copies, as a source may put the next frame where this one is.
+        pairs = (tuple(map(_copied, pair)) for pair in images)
+        requests = ahead(pairs, lambda pair: self.prepare(*pair), workers, workers + batch_size)
         told = False
         for group in grouped(requests, batch_size, key=lambda request: request.key):
             for request, output in zip(group, self.compute(group), strict=True):
@@ -183,6 +189,12 @@ class Session(ABC):
         if channels == 1 or self._code is not None:
             return None
         return self.network.tone(picture.luma()).repeat_interleave(channels, 0)
+
+
+def _copied(image: Any) -> Any:
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    return image.clone() if isinstance(image, Tensor) else image
 
 
 def refuse_colour(thermal: Picture, seen: Picture | None = None) -> None:
