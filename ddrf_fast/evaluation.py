@@ -93,7 +93,10 @@ def measure(
 
 
 def summary(results: Sequence[MethodScores]) -> str:
-    """A table of the means in Markdown; of several methods with their mean ranks, the best first."""
+    """A table of the means in Markdown; of several methods with their mean ranks, the best first.
+
+    They are ranked by the images that all of them have.
+    """
     table = {result.name: result.means() for result in results if result.images}
     if not table:
         return "nothing could be measured"
@@ -103,11 +106,21 @@ def summary(results: Sequence[MethodScores]) -> str:
     rows = {name: [name, counts[name], *scores.values()] for name, scores in table.items()}
     if len(table) == 1:
         return _tables.markdown(header, rows.values())
+    measured = [result for result in results if result.images]
+    shared = set.intersection(*(set(result.images) for result in measured))
+    if not shared:
+        return _tables.markdown(header, rows.values()) + "\n\nNot ranked: no image was measured of all."
+    alike = {
+        result.name: _tables.means([result.images[name] for name in sorted(shared)]) for result in measured
+    }
     ranks = _tables.mean_ranks(
-        table, [name for name in columns if not metrics.MEASURES[name].higher_is_better]
+        alike, [name for name in columns if not metrics.MEASURES[name].higher_is_better]
     )
     ranked = sorted(ranks, key=ranks.__getitem__)
-    return _tables.markdown([*header, "mean rank"], [[*rows[name], f"{ranks[name]:.2f}"] for name in ranked])
+    text = _tables.markdown([*header, "mean rank"], [[*rows[name], f"{ranks[name]:.2f}"] for name in ranked])
+    if max(counts.values()) > len(shared):
+        text += f"\n\nRanked by the {len(shared)} images that were measured of all."
+    return text
 
 
 def per_image(results: Sequence[MethodScores]) -> tuple[list[str], list[list[object]]]:

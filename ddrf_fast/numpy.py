@@ -160,6 +160,7 @@ def degrade(
             f"image of {size[0]}x{size[1]} is too small for padding={padding!r} with kernels of "
             f"{kernels.shape[2]}x{kernels.shape[2]}: each side must be at least {max(limit, 1)}"
         )
+    scale = min(scale, max(size))  # a larger one keeps the same site
     sites, first, kernel_padding = size, offset, padding
     if padding == "valid":  # the kernel fits at the sites r .. H-1-r only, and reads nothing outside
         sites, first, kernel_padding = (size[0] - radius, size[1] - radius), offset + radius, "zeros"

@@ -507,12 +507,44 @@ def read_at_the_end_of_memory() -> None:
             tensors = case.tensors(5, dtype)
             moved = [None if t is None else at_the_end_of_memory(t) for t in tensors]
             assert torch.equal(forward(case, moved), forward(case, tensors)), (name, dtype)
+    # Fewer pixels than a vector, in the last samples and in those before.
+    for case in (
+        Case(channels=(1, 1), size=(1, 1), kernel=(1, 1)),
+        Case(batch=5, channels=(2, 2), size=(1, 3), kernel=(1, 1)),
+        Case(batch=3, channels=(5, 3), size=(4, 4), kernel=(4, 4), stride=(4, 4)),
+    ):
+        for dtype in DTYPES:
+            tensors = case.tensors(6, dtype)
+            y = forward(case, tensors)
+            grad = random_like(y, 7)
+            moved = [None if t is None else at_the_end_of_memory(t) for t in tensors]
+            assert torch.equal(forward(case, moved), y), (case, dtype)
+            found = backward(case, at_the_end_of_memory(grad), moved)
+            for mine, expected in zip(found, backward(case, grad, tensors), strict=True):
+                assert torch.equal(mine, expected), (case, dtype)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect is looked up in the process itself")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_nothing_is_read_behind_the_tensors(capability: str):
     run_capability("import test_dynamic_conv_cpu as t; t.read_at_the_end_of_memory()", capability)
+
+
+@pytest.mark.parametrize("reach", [5000, 2**31 - 1])
+def test_taps_that_lie_far_apart_take_no_memory(reach: int):
+    case = Case(
+        batch=1, channels=(16, 16), size=(2, 2), groups=16, padding=(reach,) * 2, dilation=(reach,) * 2
+    )
+    tensors = case.tensors(0)
+    y = forward(case, tensors)
+    tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(forward(case, tensors), y)
+
+
+def test_a_bank_without_input_channels_is_refused():
+    tensors = Case(channels=(0, 5)).tensors(0)
+    with pytest.raises(RuntimeError, match="weight: expected an input channel or a code"):
+        forward(Case(channels=(0, 5)), tensors)
 
 
 @settings(max_examples=40, deadline=None)

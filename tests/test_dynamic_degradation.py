@@ -395,6 +395,14 @@ def test_it_is_saved_with_a_model(bank):
     assert not list(degradation.parameters())
 
 
+def test_settings_of_the_wrong_kind_are_named():
+    for wrong in ({"noise_std": 0.1}, {"noise_std": None}, {"grid_size": 8}, {"padding": "foo"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            DynamicDegradation("paper", **wrong)
+    with pytest.raises(TypeError, match="scale must be an int, got '4'"):
+        DynamicDegradation("paper", scale="4")
+
+
 def test_modules_of_one_configuration_are_apart(bank):
     config = DegradationConfig(bank, num_mixed=3)
     DynamicDegradation(config).to("meta")

@@ -1,6 +1,7 @@
 """`ddrf-fast eval`: tables of anybody's results, and the tables' arithmetic."""
 
 import csv
+import shutil
 
 import cv2
 import numpy as np
@@ -87,6 +88,20 @@ def test_several_methods_are_ranked_and_written(folders, capfd):
     ]  # fmt: skip
     mean = np.mean([float(row["PSNR"]) for row in rows if row["method"] == "mean"])
     assert table["mean"]["PSNR"] == f"{mean:.4f}"
+
+
+def test_methods_are_ranked_by_the_images_that_all_have(folders, capfd):
+    shutil.copytree(folders / "dark", folders / "easy")
+    (folders / "easy" / "street.png").unlink()
+    arguments = (folders / "dark", folders / "easy", folders / "vis", folders / "ir", "--ignore-unpaired")
+    code, stdout, _ = _eval(capfd, *arguments, "--metrics", "EN,SSIM")
+    assert code == 0
+    assert {row["mean rank"] for row in _table(stdout[: stdout.rindex("|")]).values()} == {"1.50"}
+    assert "Ranked by the 2 images that were measured of all." in stdout
+    for name in ("bridge", "field"):
+        (folders / "dark" / f"{name}.png").unlink()
+    code, stdout, _ = _eval(capfd, *arguments, "--metrics", "EN,SSIM")
+    assert "Not ranked: no image was measured of all." in stdout and "mean rank" not in stdout
 
 
 def test_restored_images_against_clean_ones(folders, capfd):

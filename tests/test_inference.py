@@ -619,7 +619,7 @@ def test_a_known_degradation_is_told_to_the_network(fuser):
         with pytest.raises(ValueError, match=message):
             Restorer(fuser.network, kernel=wrong)
     for wrong in (-1, 5, float("nan")):
-        with pytest.raises(ValueError, match=f"noise_std must be a number from 0 to 1, .* got {wrong}"):
+        with pytest.raises(ValueError, match=rf"noise_std must be a number from 0 to 1, .* got {wrong}"):
             Restorer(fuser.network, noise_std=wrong)
     for name in ("kernel", "noise_std", "tone"):
         with pytest.raises(TypeError, match=f"{name} must hold numbers, got 'bad'"):

@@ -172,6 +172,11 @@ def test_a_split_is_a_folder_or_a_list_of_names(msrs):
     (msrs / "test.txt").write_text("# a comment\n00055D.png\n\ntrain/00004N\n")
     for split in ("test.txt", msrs / "test.txt"):
         assert [p.name for p in find_pairs(msrs, split=split).pairs] == ["test/00055D", "train/00004N"]
+    (msrs / "test.txt").write_text("\ufeff00055D\n00055D.png\n", encoding="utf-8")
+    assert [p.name for p in find_pairs(msrs, split="test.txt").pairs] == ["test/00055D"]
+    (msrs / "test.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"test\.txt is no text"):
+        find_pairs(msrs, split="test.txt")
     (msrs / "test.txt").write_text("00055D\nmissing\n")
     with pytest.raises(ValueError, match=r"test\.txt: names of no pair in .*: missing"):
         find_pairs(msrs, split="test.txt")

@@ -75,6 +75,15 @@ def test_the_numbers_of_the_torch_operation(weights_at, shape, dtype):
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_a_scale_beyond_the_size_keeps_one_site():
+    image, kernels = random_image((8, 9), np.uint8), random_bank(2, 3)
+    expected = numpy_side.degrade(image, kernels, np.float32([0.5, 0.5]), scale=9)
+    assert expected.shape == (1, 1)
+    for scale in (10, 2**31, 2**60, 2**62):
+        actual = numpy_side.degrade(image, kernels, np.float32([0.5, 0.5]), scale=scale)
+        np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.skipif(not _native.status()["_C"][0], reason=_native.status()["_C"][1])
 @pytest.mark.parametrize("correlation", [False, True])
 def test_valid_padding_offsets_and_noise_maps(correlation):

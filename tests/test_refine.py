@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import ddrf_fast
-from ddrf_fast.degradation import DynamicDegradation, isotropic_gaussian_kernel, refine
+from ddrf_fast.degradation import DynamicDegradation, estimate_blur, isotropic_gaussian_kernel, refine
+from ddrf_fast.degradation.estimate import is_enlarged
 from ddrf_fast.degradation.refine import ROUNDING_STD
 from ddrf_fast.inference import Restorer
 from ddrf_fast.metrics import psnr
@@ -90,6 +91,16 @@ def test_a_real_image_gains(clean: Tensor, scale: int, gain: float):
     assert psnr(refined, clean) > psnr(told, clean) + gain
 
 
+def test_integers_stand_for_0_to_1():
+    image = torch.randint(256, (1, 1, 70, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    recipe = DynamicDegradation("paper", noise_std=(0.0, 0.0))(image, seed=0).recipe
+    refined = refine(image, image, recipe)
+    torch.testing.assert_close(refined, refine(image.float() / 255, image.float() / 255, recipe))
+    found, expected = estimate_blur(image), estimate_blur(image.float() / 255)
+    torch.testing.assert_close(found.weights, expected.weights)
+    assert is_enlarged(image).tolist() == is_enlarged(image.float() / 255).tolist()
+
+
 def test_an_image_need_only_be_as_large_as_its_own_kernel():
     image = torch.rand(1, 12, 40, generator=torch.Generator().manual_seed(0))
     refined = ddrf_fast.restore(image, kernel=torch.full((3, 3), 1.0), refine=True)
@@ -113,7 +124,7 @@ def test_restore_refines_no_known_darkness(settings):
 
 
 def test_a_noise_level_that_cannot_be_is_refused_before_any_image():
-    with pytest.raises(ValueError, match="noise_std must be a number from 0 to 1, .* got -1"):
+    with pytest.raises(ValueError, match=r"noise_std must be a number from 0 to 1, .* got -1"):
         Restorer(noise_std=-1, refine=True)
 
 

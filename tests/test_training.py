@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from ddrf_fast.models import DDRFOutput, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.models.tone import ToneEstimator, light_means
 from ddrf_fast.training import PairSource, TrainingConfig, load_config, train
+from ddrf_fast.training.callbacks import BestCheckpoint
 from ddrf_fast.training.config import PRESETS
 from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule, darkness_loss
@@ -123,6 +126,7 @@ def test_the_papers_settings():
         ("noise_std=[0]", r"noise_std=\[0\]: .*length 1"),
         ("precision=8-true", "precision=8-true: Invalid value '8-true', expected one of"),
         ("device=tpu", "device=tpu: Invalid value 'tpu'"),
+        ("seed=3000000000000000000", r"seed must be below 2\^60, got 3000000000000000000"),
         ("ema_decay=2", r"ema_decay must be in \[0, 1\], got 2"),
         ("scales=[1,5]", r"scales must be divisors of the crop of 96, got \[1, 5\]"),
         ("degraded_positive_fusion=mean", "degraded_positive_fusion must be one of average, .*got 'mean'"),
@@ -135,6 +139,11 @@ def test_the_papers_settings():
 def test_a_wrong_setting_is_named(override, message):
     with pytest.raises(ValueError, match=message):
         load_config([], [override])
+
+
+def test_an_early_stop_needs_a_validation():
+    with pytest.raises(ValueError, match="early_stop_patience needs validation_pairs, got 0"):
+        load_config([], ["early_stop_patience=2", "validation_pairs=0"])
 
 
 def test_crops_are_large_enough_for_the_fidelity_loss():
@@ -595,6 +604,80 @@ def test_early_stop_exports_the_best_weights(folder, tmp_path):
     assert best["global_step"] == 1
     for name, tensor in load_model(path).state_dict().items():
         assert torch.equal(tensor, best["state_dict"][f"average.{name}"]), name
+    # Resumed, here or where it was moved to, it has nothing to do.
+    moved = tmp_path.with_name("moved")
+    shutil.copytree(tmp_path, moved)
+    for output in (tmp_path, moved):
+        again = train(settings(folder, output, *overrides, files=["static"]), resume=True)
+        assert checkpoint(output)["global_step"] == 3
+        assert torch.load(output / "best.ckpt", weights_only=True)["global_step"] == 1
+        for name, tensor in load_model(again).state_dict().items():
+            assert torch.equal(tensor, best["state_dict"][f"average.{name}"]), name
+
+
+def test_the_best_is_known_in_a_folder_that_was_moved(tmp_path):
+    best = BestCheckpoint(tmp_path / "there", "best", monitor="loss")
+    state = best.state_dict() | {
+        "dirpath": str(tmp_path / "here"),
+        "best_model_score": torch.tensor(0.5),
+        "best_model_path": str(tmp_path / "here" / "best.ckpt"),
+        "best_k_models": {str(tmp_path / "here" / "best.ckpt"): torch.tensor(0.5)},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best.load_state_dict(state)
+    assert best.best_model_score == 0.5
+    assert best.best_model_path == str(tmp_path / "there" / "best.ckpt")
+    assert list(best.best_k_models) == [best.best_model_path]
+
+
+def test_a_training_is_resumed_with_its_own_pairs_alone(folder, tmp_path, monkeypatch):
+    config = settings(folder, tmp_path / "run")
+    train(config)
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    saved["pairs"]["training"].append("another")
+    torch.save(saved, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(ValueError, match="was written with other pairs of images"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_damaged_checkpoint_is_named(folder, tmp_path, content):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as a checkpoint"):
+        train(settings(folder, tmp_path), resume=True)
+    torch.save({"a": 1}, tmp_path / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is no checkpoint of a training: it lacks pairs, settings"
+    ):
+        train(settings(folder, tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("validation", [1, 0])
+def test_a_training_that_diverges_says_so(folder, tmp_path, validation):
+    overrides = ["learning_rate=1e30", "gradient_clip=0", f"validation_pairs={validation}"]
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is no number: try a lower learning_rate"):
+        train(settings(folder, tmp_path / "run", *overrides))
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_second_interrupt_ends_at_once(folder, tmp_path, monkeypatch):
+    def interrupting(self, sample_id):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RandomCrops, "__getitem__", interrupting)
+    with pytest.raises(KeyboardInterrupt, match=r"after 0 steps$"):
+        train(settings(folder, tmp_path / "run"))
+
+
+def test_what_a_loading_process_says_is_told_in_its_words(folder, tmp_path, monkeypatch):
+    def failing(self, sample_id):
+        raise ValueError("pair.png: it is cut off")
+
+    monkeypatch.setattr(RandomCrops, "__getitem__", failing)
+    with pytest.raises(ValueError, match=r"^pair\.png: it is cut off$"):
+        train(settings(folder, tmp_path / "run", "num_workers=1"))
 
 
 def test_a_time_limit_runs_the_learning_rate_down(folder, tmp_path):

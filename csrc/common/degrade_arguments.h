@@ -60,10 +60,12 @@ inline DegradeShape<int64_t> check_arguments(const DegradeArguments& in) {
                   "image: expected sizes below ", kMaxSize, ", got shape ",
                   shape_text(in.image.sizes()));
   STD_TORCH_CHECK(p.scale >= 1 && p.scale < kMaxSize, "scale: expected at least 1, got ", p.scale);
-  STD_TORCH_CHECK(p.offset >= 0, "offset: expected at least 0, got ", p.offset);
-  STD_TORCH_CHECK(p.out_height >= 0 && p.out_width >= 0,
-                  "out_size: expected no negative size, got [", p.out_height, ", ", p.out_width,
-                  "]");
+  STD_TORCH_CHECK(p.offset >= 0 && p.offset < kMaxSize, "offset: expected from 0 to below ",
+                  kMaxSize, ", got ", p.offset);
+  STD_TORCH_CHECK(
+      std::min(p.out_height, p.out_width) >= 0 && std::max(p.out_height, p.out_width) < kMaxSize,
+      "out_size: expected sizes from 0 to below ", kMaxSize, ", got [", p.out_height, ", ",
+      p.out_width, "]");
 
   STD_TORCH_CHECK(in.kernels.dim() == 3 || in.kernels.dim() == 4,
                   "kernels: expected [M, k, k] or [B, M, k, k], got shape ",

@@ -81,6 +81,9 @@ DynamicConvShape checked_shape(const Arguments& a) {
     shape.out_size[axis] = (padded - reach) / shape.stride[axis] + 1;
   }
 
+  STD_TORCH_CHECK(shape.row_size() > 0, "weight: expected an input channel or a code, got shape ",
+                  shape_text(a.weight.sizes()));
+
   const int64_t batch = shape.batch, out = shape.out_channels;
   const int64_t own = shape.has_attention ? shape.bank : batch;
   check_tensor(

@@ -439,12 +439,13 @@ class Correlation {
     });
   }
 
-  // One tap that reads each position where it is, in rows of pixels.
+  // One tap that reads each position where it is, in rows of pixels. Where vectors are read whole,
+  // what is read beyond a row is to lie in the next one.
   bool reads_directly(const Image<const Scalar>& image) const {
     return std::is_same_v<Scalar, Acc> && taps() == 1 && !has_ones_ && y_.count == 1 &&
-           y_.in_size == 1 && y_.shift[0] == 0 && x_.shift[0] == 0 && x_.in_step == 1 &&
-           x_.count == x_.in_size && image.stride[3] == 1 && image.stride[1] >= x_.count &&
-           image.stride[1] <= kMostStride &&
+           (DDRF_VECTOR_BYTES == 64 || x_.count >= kLanes<Acc>) && y_.in_size == 1 &&
+           y_.shift[0] == 0 && x_.shift[0] == 0 && x_.in_step == 1 && x_.count == x_.in_size &&
+           image.stride[3] == 1 && image.stride[1] >= x_.count && image.stride[1] <= kMostStride &&
            image.stride[0] >= groups_ * channels_ * image.stride[1];
   }
 

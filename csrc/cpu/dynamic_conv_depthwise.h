@@ -147,7 +147,7 @@ class Depthwise {
                       activation,
                       from_sample(result, first),
                       sums == nullptr ? nullptr : sums + first * channels_};
-      if (image.stride[1] == 1 && result.stride[1] == 1) {
+      if (image.stride[1] == 1 && result.stride[1] == 1 && strip_fits()) {
         parallel_for(count * ceil_div(channels_, kLanes<Acc>),
                      std::max<int64_t>(1, kMinWork / (work * kLanes<Acc>)),
                      [&](int64_t begin, int64_t end) { across(task, begin, end); });
@@ -198,6 +198,7 @@ class Depthwise {
   static constexpr int64_t kMinWork = 1 << 16, kTileBytes = 128 * 1024;
   static constexpr int64_t kKernelBytes = 16 << 20;
   static constexpr int64_t kStripBytes = 192 * 1024;
+  static constexpr double kMostStripBytes = 16 << 20;
 
   struct Task {
     const Acc *kernels, *bias;
@@ -685,15 +686,24 @@ class Depthwise {
 
   // ---- channels_last: a vector of channels at a time ----
 
+  // Positions of an axis that the taps of an output lie apart, and where the first one lies.
+  static std::pair<int64_t, int64_t> range(const TapAxis& axis) {
+    if (axis.shift.empty()) return {0, 0};
+    const auto [low, high] = std::minmax_element(axis.shift.begin(), axis.shift.end());
+    return {*low, *high - *low};
+  }
+
+  // Whether the rows under a kernel are worth a copy; taps that lie far apart are not.
+  bool strip_fits() const {
+    const double columns = static_cast<double>((x_.count - 1) * x_.in_step + range(x_).second + 1);
+    const double rows = static_cast<double>(range(y_).second + 1);
+    return rows * columns * kLanes<Acc> * sizeof(Acc) <= kMostStripBytes;
+  }
+
   // The channels of some rows are copied with their padding, then summed over taps for some
   // columns at once, which share each loaded weight.
   void across(const Task& task, int64_t begin, int64_t end) const {
     constexpr int kLane = kLanes<Acc>;
-    const auto range = [](const TapAxis& axis) {
-      if (axis.shift.empty()) return std::pair<int64_t, int64_t>{0, 0};
-      const auto [low, high] = std::minmax_element(axis.shift.begin(), axis.shift.end());
-      return std::pair<int64_t, int64_t>{*low, *high - *low};
-    };
     const auto [top, reach_y] = range(y_);
     const auto [left, reach_x] = range(x_);
     const int64_t columns = (x_.count - 1) * x_.in_step + reach_x + 1;

@@ -9,11 +9,15 @@ namespace ddrf_fast {
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
+constexpr size_t kLargest = size_t{1} << 62;
 constexpr size_t kSmallest = 4096, kMostKept = size_t{16} << 20;  // bytes of a block; of a thread
 
 // Blocks come in sizes of a power of two, so that those of one call fit the next one of about its
 // size. The part of a block that is not asked for is never touched, and costs no memory.
-size_t block_size(size_t bytes) { return std::bit_ceil(bytes < kSmallest ? kSmallest : bytes); }
+size_t block_size(size_t bytes) {
+  if (bytes > kLargest) throw std::bad_alloc();
+  return std::bit_ceil(bytes < kSmallest ? kSmallest : bytes);
+}
 
 class Kept {
  public:

@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
         choices=("uniform", "spatial", "none"),
         help="one kernel for the whole image (default), kernels that vary over it, or no blur",
     )
-    degrade.add_argument("--seed", default=0, type=natural, metavar="N", help="(default: 0)")
+    degrade.add_argument("--seed", default=0, type=_seed, metavar="N", help="(default: 0)")
     degrade.add_argument(
         "--recipes", action="store_true", help="write what was drawn as JSON beside each result"
     )
@@ -53,6 +53,12 @@ def noise_range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected STD or LOW,HIGH, got {text!r}") from None
     return low, high
+
+
+def _seed(text: str) -> int:
+    if natural(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number below 2^63, got {text}")
+    return natural(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     names = [by_lower_case.get(name.lower(), name) for name in given]
     if options.csv and not options.csv.absolute().parent.is_dir():
         raise ValueError(f"--csv {options.csv}: its folder does not exist")
+    if options.csv and options.csv.is_dir():
+        raise ValueError(f"--csv {options.csv} is a folder; give a file in it")
 
     results = evaluation.measure(methods, references, names, options.convention, options.device)
     if options.per_image:

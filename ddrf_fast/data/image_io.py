@@ -68,7 +68,8 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image in its bit depth, upright as EXIF says.
 
-    The format is recognised by the content, whatever the ending.
+    The format is recognised by the content, whatever the ending. Of a file of several pages or frames the
+    first is read.
 
     Args:
         path: a PNG, TIFF, JPEG, BMP or WebP file.

@@ -221,12 +221,22 @@ def _select(root: Path, found: Pairing, split: str | os.PathLike[str]) -> Pairin
             )
         unpaired = [path for path in found.unpaired if split in path.relative_to(root).parts[:-1]]
         return Pairing(found.layout, chosen, unpaired)
-    by_name = {pair.name.rpartition("/")[2]: pair for pair in found.pairs} | {p.name: p for p in found.pairs}
-    lines = [line.strip() for line in file.read_text().splitlines()]
+    by_name: dict[str, list[PairPaths]] = {}
+    for pair in found.pairs:
+        for name in {pair.name, pair.name.rpartition("/")[2]}:
+            by_name.setdefault(name, []).append(pair)
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: {error}") from None
     wanted = [line for line in lines if line and not line.startswith("#")]
-    names = [name if name in by_name else os.path.splitext(name)[0] for name in wanted]
+    names = list(dict.fromkeys(n if n in by_name else os.path.splitext(n)[0] for n in wanted))
     missing = [name for name in names if name not in by_name]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ValueError(f"{file}: names of no pair in {root}: {shown}")
-    return Pairing(found.layout, [by_name[name] for name in names], [])
+    for name in names:
+        if len(by_name[name]) > 1:
+            which = ", ".join(pair.name for pair in by_name[name])
+            raise ValueError(f"{file}: {name} is the name of several pairs in {root}: {which}")
+    return Pairing(found.layout, list(dict.fromkeys(by_name[name][0] for name in names)), [])

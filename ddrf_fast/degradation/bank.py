@@ -13,6 +13,7 @@ from ddrf_fast.degradation.kernels import (
     isotropic_gaussian_kernel,
     motion_kernel,
 )
+from ddrf_fast.ops._checks import integer
 
 FAMILIES = ("motion", "isotropic", "anisotropic")
 
@@ -94,6 +95,7 @@ class KernelBank(KernelDistribution):
         Args:
             kernel_size: k, odd; the originals have 25.
         """
+        integer("kernel_size", kernel_size, 1)
         return cls._parametric(kernel_size, 25 / kernel_size, _KAIR_ANISOTROPIC, ("any",))
 
     @classmethod

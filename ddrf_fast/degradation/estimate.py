@@ -11,6 +11,7 @@ from ddrf_fast.degradation.bank import KernelBank
 from ddrf_fast.degradation.mixtures import correlated, smoothing
 from ddrf_fast.degradation.recipe import Degradation
 from ddrf_fast.degradation.refine import ROUNDING_STD
+from ddrf_fast.reference._common import unit_range
 
 WINDOW, _STEP = 64, 32  # side of the windows whose spectra are taken, and from one to the next
 _WHITE = 255.0  # spectra are in squares of grey levels
@@ -95,7 +96,13 @@ def estimate_blur(
     # Gradients even where the caller records none.
     with torch.inference_mode(False), torch.enable_grad():
         found = [
-            _estimate(sample.detach().clone().float(), kernels.clone(), bank.per_family, noise_std, grid_size)
+            _estimate(
+                unit_range(sample.detach().clone(), torch.float32),
+                kernels.clone(),
+                bank.per_family,
+                noise_std,
+                grid_size,
+            )
             for sample in image
         ]
     weights = torch.stack([weights for weights, _ in found])
@@ -129,7 +136,7 @@ def is_enlarged(image: Tensor) -> Tensor:
     _, x, y = _Frequencies.of(image)
     corners = [(x - 0.2).abs().maximum((sign * y - 0.2).abs()) < 0.04 for sign in (-1, 1)]
     axes = [((a.abs() - 0.31).abs() < 0.05) & (b.abs() < 0.07) for a, b in ((x, y), (y, x))]
-    logs = torch.stack([_Spectra.of(sample.float(), (1, 1)).logs[0] for sample in image])
+    logs = torch.stack([_Spectra.of(unit_range(sample, torch.float32), (1, 1)).logs[0] for sample in image])
     inside, outside = (
         torch.stack([logs[:, part].mean(1) for part in parts], dim=1) for parts in (corners, axes)
     )

@@ -1,6 +1,8 @@
 """What a degradation is drawn from: the settings, and those of the papers that restoration is trained by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from ddrf_fast.degradation.bank import KernelBank
 from ddrf_fast.degradation.distributions import (
@@ -9,6 +11,7 @@ from ddrf_fast.degradation.distributions import (
     RealESRGANKernels,
     SRMDKernels,
 )
+from ddrf_fast.ops._checks import integer
 from ddrf_fast.ops.degrade import Padding
 
 Range = tuple[float, float]
@@ -72,18 +75,23 @@ class DegradationConfig:
             raise TypeError(f"kernels must be a KernelDistribution, got {type(self.kernels).__name__}")
         for name in ("noise_std", "shot_std", "gamma", "gain", "contrast"):
             value = getattr(self, name)
-            if len(value) != 2 or not 0 <= value[0] <= value[1]:
+            if not _are_two(value) or not 0 <= value[0] <= value[1]:
                 raise ValueError(f"{name} must be (lowest, highest) with 0 <= lowest <= highest, got {value}")
         for name in ("sharp_fraction", "white_fraction", "shot_fraction", "gray_fraction", "dark_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("num_mixed", "num_mixed_spatial", "scale"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
+            integer(name, getattr(self, name), 1)
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}, got {self.padding!r}")
+        if not _are_two(self.grid_size) or min(self.grid_size) < 1:
             raise ValueError(f"grid_size must be two positive numbers, got {self.grid_size}")
         if not self.smoothness > 0:
             raise ValueError(f"smoothness must be positive, got {self.smoothness}")
+
+
+def _are_two(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
 
 
 PRESETS = ("paper", "low_light", "kair", "srmd", "bsrgan", "real_esrgan")

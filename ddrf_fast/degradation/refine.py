@@ -8,6 +8,7 @@ from torch import Tensor
 from ddrf_fast.degradation.recipe import Degradation
 from ddrf_fast.ops.degrade import degrade
 from ddrf_fast.ops.degrade_adjoint import degrade_adjoint
+from ddrf_fast.reference._common import unit_range
 
 ROUNDING_STD = 1 / 255 / math.sqrt(12)  # of the error of an image that was rounded to 8 bit
 
@@ -88,8 +89,8 @@ def refine(
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum((1, 2, 3), keepdim=True)
 
-    result = restored.to(dtype)
-    residual = transposed(degraded.to(dtype) - blurred(result))
+    result = unit_range(restored, dtype)
+    residual = transposed(unit_range(degraded, dtype) - blurred(result))
     direction, power = residual, dot(residual, residual)
     for _ in range(steps):
         image = transposed(blurred(direction)) + share * direction
@@ -100,4 +101,4 @@ def refine(
         residual = residual - rate * image
         previous, power = power, dot(residual, residual)
         direction = residual + torch.where(previous > 0, power / previous, 0) * direction
-    return result.to(restored.dtype)
+    return result.to(restored.dtype) if restored.is_floating_point() else result

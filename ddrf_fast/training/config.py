@@ -186,6 +186,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {value}")
+        if self.seed >= 2**60:
+            raise ValueError(f"seed must be below 2^60, got {self.seed}")
+        if self.early_stop_patience is not None and self.validation_pairs == 0:
+            raise ValueError("early_stop_patience needs validation_pairs, got 0 of them")
         for name in ("learning_rate", "max_minutes", "checkpoint_minutes", "annealing_fraction"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -47,6 +47,7 @@ class TrainingModule(lightning.LightningModule):
     Args:
         config: the settings.
         steps_per_epoch: steps in an epoch.
+        pairs: names of the pairs it is trained and validated on, for its checkpoints.
 
     Attributes:
         model: the network that is trained.
@@ -56,10 +57,13 @@ class TrainingModule(lightning.LightningModule):
         ValueError: the degradation's codes do not fit the network's.
     """
 
-    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, config: TrainingConfig, steps_per_epoch: int, pairs: dict[str, list[str]] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self.pairs = pairs or {}
         self.model = DDRFNet(config.model)
         # A part of the images is left sharp and a part free of noise, so that the network leaves such alone.
         self.degradation = DynamicDegradation(
@@ -310,7 +314,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
-        self.trainer.should_stop |= self.progress() >= 1  # resumed when its time is over
+        early = self.trainer.early_stopping_callback
+        stopped = early is not None and early.wait_count >= early.patience
+        self.trainer.should_stop |= stopped or self.progress() >= 1  # resumed when it was over
 
     def on_train_epoch_start(self) -> None:
         self._window = (self.global_step, time.monotonic())
@@ -339,6 +345,7 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["curve"] = self.curve()
         checkpoint["seconds"] = self.seconds()
         checkpoint["settings"] = dataclasses.asdict(self.config)
+        checkpoint["pairs"] = self.pairs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._earlier_curve, self._earlier_seconds = checkpoint["curve"].cpu(), checkpoint["seconds"]
@@ -347,6 +354,11 @@ class TrainingModule(lightning.LightningModule):
         """The loss of each step, earlier runs included: Tensor[steps] on the CPU."""
         now = [torch.stack(self._curve).cpu()] if self._curve else []
         return torch.cat([self._earlier_curve, *now])
+
+    def first_step_without_loss(self) -> int | None:
+        """The number of the first step whose loss was not finite."""
+        wrong = (~self.curve().isfinite()).nonzero()
+        return int(wrong[0]) if len(wrong) else None
 
     def seconds(self) -> float:
         """How long the training took so far, earlier runs of it included."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from ddrf_fast.models import load_model, save_model
-from ddrf_fast.training.callbacks import Checkpoints, Interrupted, ProgressBar
+from ddrf_fast.training.callbacks import BestCheckpoint, Checkpoints, Interrupted, ProgressBar
 from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule
@@ -41,7 +41,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
 
     Raises:
         ValueError: there is no data or no such device, a pair is smaller than the crop, the folder holds a
-            training already, or the one to be resumed had other settings.
+            training already, the one to be resumed had other settings or pairs or its checkpoint cannot be
+            read, or the loss is no number any more.
         KeyboardInterrupt: a signal ended the training, after a checkpoint was written.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -50,7 +51,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     last = output / "last.ckpt"
     resuming = resume and last.is_file()
     if resuming:
-        _check_same(config, torch.load(last, map_location="cpu", weights_only=True)["settings"], last)
+        before = _read_checkpoint(last)
+        _check_same(config, before["settings"], last)
     elif last.exists():
         raise ValueError(f"{output} holds a training already: resume it, or choose another output")
     if config.threads is not None:
@@ -70,9 +72,12 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         progress_bar=config.progress_bar and trainer.is_global_zero,
         fusions=config.positive_fusions,
     )
+    pairs = {"training": training.names, "validation": validation.names}
+    if resuming and before["pairs"] != pairs:
+        raise ValueError(f"{last} was written with other pairs of images: resume with those, or train anew")
     steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
     torch.manual_seed(config.seed)
-    module = TrainingModule(config, steps)
+    module = TrainingModule(config, steps, pairs)
     if config.initial_weights is not None and not resuming:
         of_package = config.initial_weights == "package"
         module.start_from(load_model(None if of_package else config.initial_weights))
@@ -109,9 +114,14 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
                 weights_only=True,
             )
         except Interrupted:
-            raise KeyboardInterrupt(
-                f"after {trainer.global_step} steps; resumed, it goes on from {last}"
-            ) from None
+            goes_on = f"; resumed, it goes on from {last}" if last.is_file() else ""
+            raise KeyboardInterrupt(f"after {trainer.global_step} steps{goes_on}") from None
+        except ValueError as error:
+            # Of a process that loads data torch tells the whole traceback; the last line of it is ours.
+            _, of_worker, message = str(error).rpartition("\nValueError: ")
+            if not of_worker:
+                raise
+            raise ValueError(message.strip()) from error
         seconds = module.seconds()
         best = output / "best.ckpt"
         if config.early_stop_patience is not None and best.is_file():
@@ -137,13 +147,25 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     return path
 
 
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """What :class:`Checkpoints` wrote, on the CPU."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"settings", "pairs"} - set(checkpoint)
+    except Exception as error:  # whatever a damaged file makes of the unpickling
+        raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}") from error
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of a training: it lacks {', '.join(sorted(missing))}")
+    return checkpoint
+
+
 def _trainer(config: TrainingConfig, output: Path, checkpoints: Checkpoints) -> lightning.Trainer:
     callbacks: list[Callback] = [checkpoints]
     if config.validation_pairs:
         loss = "validation/loss"
         # Both decide when a validation ends, so that the checkpoint at the end of an epoch knows of it.
         callbacks.append(
-            ModelCheckpoint(
+            BestCheckpoint(
                 output, "best", monitor=loss, save_on_train_epoch_end=False, enable_version_counter=False
             )
         )
