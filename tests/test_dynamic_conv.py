@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from helpers import assert_accurate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import ddrf_fast
+import ddrf_fast.flops
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -301,3 +303,23 @@ def test_sample_conv2d_names_wrong_arguments():
         ddrf_fast.sample_conv2d(x, torch.rand(2, 4, 3, 3, 3), torch.rand(4, 2))
     with pytest.raises(TypeError, match="weight must be a Tensor"):
         ddrf_fast.sample_conv2d(x, None)
+
+
+def test_operations_are_counted():
+    x, weight, attention, grad = (
+        torch.rand(shape) for shape in ((2, 8, 9, 9), (3, 6, 8, 3, 3), (2, 3), (2, 6, 7, 7))
+    )
+    convolution, mixing = 2 * 2 * 6 * 7 * 7 * 8 * 9, 2 * 2 * 3 * 6 * 8 * 9
+    arguments = (x, weight, attention, None, None, None, None, None, [1, 1], [0, 0], [1, 1], 1)
+    operators = torch.ops.ddrf_fast
+
+    def count(operator, *arguments):
+        with FlopCounterMode(display=False) as counter:
+            operator(*arguments)
+        return counter.get_total_flops()
+
+    for operator in (operators.dynamic_conv, operators.dynamic_conv_mean):
+        assert count(operator, *arguments, "none") == convolution + mixing
+    of_inputs, of_kernels = convolution + mixing, convolution + 2 * mixing
+    for mask, expected in ((1, of_inputs), (2, convolution + mixing), (7, of_inputs + of_kernels), (0, 0)):
+        assert count(operators.dynamic_conv_backward, grad, *arguments, mask) == expected
