@@ -143,8 +143,8 @@ def serve(
             raise OSError(
                 f"the page cannot be served at {where}: the port is taken, or no such host"
             ) from error
-        print(f"{address}   (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"{address}   (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
 
 
