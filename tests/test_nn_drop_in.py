@@ -611,9 +611,21 @@ def test_kernels_are_initialised_one_by_one():
     assert modulated.modulation.bias.eq(1).all()
 
 
-def test_condconv_takes_device_and_dtype():
-    layer = fast.CondConv2d(4, 4, bias=True, device="meta", dtype=torch.bfloat16)
-    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.bfloat16)}
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fast.CondConv2d,
+        fast.DyConv2d,
+        fast.ODConv2d,
+        fast.DyNetConv2d,
+        fast.DynamicConv2d,
+        fast.ModulatedConv2d,
+    ],
+)
+def test_every_layer_takes_device_and_dtype(layer, device):
+    made = layer(4, 4, 3, device=device, dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in made.parameters()} == {(device, torch.bfloat16)}
 
 
 @pytest.mark.parametrize(

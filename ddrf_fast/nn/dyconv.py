@@ -1,5 +1,7 @@
 """Dynamic Convolution in the form most models use it: constructor and state dict of `Dynamic_conv2d`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,8 @@ class DyConv2d(BankModule):
         K: number of kernels.
         temperature: where the softmax starts, one of 1, 4, 7, ...; see :meth:`update_temperature`.
         init_weight: False leaves parameters as torch makes them, the kernels uninitialised: for a state dict.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Attributes:
         weight: Parameter[K, O, I/g, k, k].
@@ -93,6 +97,8 @@ class DyConv2d(BankModule):
         K: int = 4,
         temperature: float = 34,
         init_weight: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
@@ -117,6 +123,7 @@ class DyConv2d(BankModule):
         self.bias = nn.Parameter(torch.zeros(K, out_planes)) if bias else None
         if init_weight:
             self.reset_parameters()
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the kernels, each with its own fan-in, and the attention's layers; biases are zero."""

@@ -1,7 +1,7 @@
 """The dynamic convolution as a module: a bank of kernels, and the router that mixes it."""
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class DynamicConv2d(BankModule):
         code_channels: length D of the code; 0 for none.
         activation: None, "relu" or "leaky_relu" (slope 0.01), fused into the convolution.
         average: the factor 1/N of eq. 6.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         TypeError: a size is not an int (or a pair).
@@ -79,6 +81,8 @@ class DynamicConv2d(BankModule):
         code_channels: int = 0,
         activation: Activation | None = None,
         average: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _checks.channels("in_channels", in_channels, "out_channels", out_channels, groups)
@@ -103,6 +107,7 @@ class DynamicConv2d(BankModule):
         self.weight = nn.Parameter(torch.zeros(num_kernels, out_channels, mixed_channels, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(num_kernels, out_channels)) if bias else None
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the kernels (class docstring) and sets the biases to zero."""

@@ -1,6 +1,7 @@
 """DyNet's dynamic convolution: every output channel mixes a group of kernels of its own."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ class DyNetConv2d(BankModule):
         group_size: g.
         reduction: of the predictor, :class:`CoefficientPredictor`.
         predict: False for a layer without a predictor, which is given its coefficients.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Attributes:
         weight: Parameter[g, O, I/g', kh, kw], g' being ``groups``.
@@ -103,6 +106,8 @@ class DyNetConv2d(BankModule):
         group_size: int = 6,
         reduction: int | None = None,
         predict: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _checks.channels("in_channels", in_channels, "out_channels", out_channels, groups)
@@ -123,6 +128,7 @@ class DyNetConv2d(BankModule):
             torch.empty(group_size, out_channels, in_channels // groups, *self.kernel_size)
         )
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the kernels (class docstring)."""

@@ -9,6 +9,7 @@ matrix product of s^2 [B, I] and sum_{u,v} w^2 [I, O].
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,8 @@ class ModulatedConv2d(BankModule):
         style_dim: length of the style; None for a layer without A, which takes s itself.
         demodulate: normalise the kernels; without, d is 1 (StyleGAN's layer to RGB).
         padding: zeros at every side, int or pair; None for ``kernel_size // 2``.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Attributes:
         weight: Parameter[1, O, I, k, k].
@@ -152,6 +155,8 @@ class ModulatedConv2d(BankModule):
         style_dim: int | None = None,
         demodulate: bool = True,
         padding: int | tuple[int, int] | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         integer("in_channels", in_channels, 1)
@@ -164,6 +169,7 @@ class ModulatedConv2d(BankModule):
         self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size))
         self.modulation = None if style_dim is None else StyleAffine(style_dim, in_channels)
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the kernel with unit variance (class docstring), and the affine layer."""

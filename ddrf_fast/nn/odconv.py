@@ -1,5 +1,7 @@
 """Omni-dimensional dynamic convolution: attention over kernels, taps, input and output channels."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,6 +115,8 @@ class ODConv2d(BankModule):
         groups: as in ``torch.nn.Conv2d``.
         reduction: the attention has int(in_planes * reduction) hidden channels, at least 16.
         kernel_num: number of kernels K.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Attributes:
         weight: Parameter[K, O, I/g, k, k]; there is no bias.
@@ -141,6 +145,8 @@ class ODConv2d(BankModule):
         groups: int = 1,
         reduction: float = 0.0625,
         kernel_num: int = 4,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
@@ -169,6 +175,7 @@ class ODConv2d(BankModule):
             torch.empty(kernel_num, out_planes, in_planes // groups, kernel_size, kernel_size)
         )
         self.reset_parameters()
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the kernels, each with its own fan-out, and the attention's layers; biases are zero."""
