@@ -40,9 +40,7 @@ def _dynamic_conv(
     x: Shape, weight: Shape, attention: Shape | None, bias: Any, code: Shape | None, *_: Any, out_shape: Any
 ) -> int:
     """Two for each multiplication, as torch counts."""
-    out = (
-        out_shape[0] if isinstance(out_shape, tuple) and not isinstance(out_shape, torch.Size) else out_shape
-    )
+    out = out_shape if isinstance(out_shape, torch.Size) else out_shape[0]  # the mean comes second
     return _convolution(x, weight, code, out) + _mixing(x, weight, attention)
 
 

@@ -30,6 +30,7 @@ from ddrf_fast.inference import Fuser
 from ddrf_fast.inference.session import Request
 from ddrf_fast.inference.streaming import ahead, grouped
 from ddrf_fast.inference.thermal import SteadyRange, ThermalRange
+from ddrf_fast.ops._checks import integer
 
 Sync = Literal["timestamp", "frame"]
 PathLike = str | os.PathLike[str]
@@ -135,9 +136,10 @@ def fuse_video(
         raise ValueError(f"{output} is an input and would be replaced; choose another output")
     if sync not in get_args(Sync):
         raise ValueError(f"sync must be 'timestamp' or 'frame', got {sync!r}")
-    for name, number in (("smoothing", smoothing), ("batch_size", batch_size), ("workers", workers)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    if smoothing < 1:
+        raise ValueError(f"smoothing must be at least 1 frame, got {smoothing}")
+    integer("batch_size", batch_size, 1)
+    integer("workers", workers, 1)
     report = VideoReport()
     fuser = fuser or Fuser()
     with ExitStack() as stack:

@@ -399,6 +399,9 @@ def test_settings_of_the_wrong_kind_are_named():
     for wrong in ({"noise_std": 0.1}, {"noise_std": None}, {"grid_size": 8}, {"padding": "foo"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             DynamicDegradation("paper", **wrong)
+    DynamicDegradation(
+        "paper", noise_std=np.float32([0.1, 0.2]), grid_size=np.array([4, 4]), scale=np.int64(2)
+    )
     with pytest.raises(TypeError, match="scale must be an int, got '4'"):
         DynamicDegradation("paper", scale="4")
 

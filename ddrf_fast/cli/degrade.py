@@ -56,9 +56,10 @@ def noise_range(text: str) -> tuple[float, float]:
 
 
 def _seed(text: str) -> int:
-    if natural(text) >= 2**63:
+    seed = natural(text)
+    if seed >= 2**63:
         raise argparse.ArgumentTypeError(f"expected a number below 2^63, got {text}")
-    return natural(text)
+    return seed
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,5 @@
 """What a degradation is drawn from: the settings, and those of the papers that restoration is trained by."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -91,7 +90,7 @@ class DegradationConfig:
 
 
 def _are_two(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+    return hasattr(value, "__len__") and len(value) == 2
 
 
 PRESETS = ("paper", "low_light", "kair", "srmd", "bsrgan", "real_esrgan")

@@ -15,6 +15,7 @@ from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead, grouped
 from ddrf_fast.inference.thermal import ThermalRange
 from ddrf_fast.models.ddrfnet import Modality
+from ddrf_fast.ops._checks import integer
 
 ImageT = TypeVar("ImageT")
 Color = Literal["ycbcr", "rgb", "gray"]
@@ -157,9 +158,8 @@ class Session(ABC):
         Raises:
             TypeError, ValueError: as a call, when the result would be due; batch_size or workers below 1.
         """
-        for name, number in (("batch_size", batch_size), ("workers", workers)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        integer("batch_size", batch_size, 1)
+        integer("workers", workers, 1)
         # Copies, as a source may put the next frame where this one is.
         pairs = (tuple(map(_copied, pair)) for pair in images)
         requests = ahead(pairs, lambda pair: self.prepare(*pair), workers, workers + batch_size)

@@ -1,12 +1,8 @@
 """Checks that the dynamic convolutions share."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from ddrf_fast.ops._checks import integer, tensor
-from ddrf_fast.ops.dynamic_conv import Size, convolution_geometry
 
 
 def channels(in_name: str, in_channels: int, out_name: str, out_channels: int, groups: int) -> None:
@@ -20,16 +16,6 @@ def channels(in_name: str, in_channels: int, out_name: str, out_channels: int, g
     for name, value in ((in_name, in_channels), (out_name, out_channels)):
         if integer(name, value, 1) % groups:
             raise ValueError(f"{name} must be a multiple of groups={groups}, got {value}")
-
-
-def geometry(kernel_size: Sequence[int], stride: Size, padding: Size | str, dilation: Size) -> None:
-    """The convolution accepts them.
-
-    Raises:
-        TypeError: One is neither an int nor two ints.
-        ValueError: One is out of range, or "same" cannot be.
-    """
-    convolution_geometry(torch.empty(tuple(kernel_size), device="meta"), stride, padding, dilation)
 
 
 def image(x: Tensor, in_channels: int) -> None:

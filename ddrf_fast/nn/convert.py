@@ -177,9 +177,9 @@ def _outcome(module: nn.Module) -> nn.Module | str | None:
         return None
     build = _KNOWN.get(type(module).__name__)
     if build is None:
-        known = [base.__name__ for base in type(module).__mro__ if base.__name__ in _KNOWN]
-        if known:
-            return f"a subclass of {known[0]}, which may compute something else"
+        known = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _KNOWN), None)
+        if known is not None:
+            return f"a subclass of {known}, which may compute something else"
         own = any(True for _ in module.parameters(recurse=False)) or is_parametrized(module)
         looks = own and _LOOKS_DYNAMIC.search(type(module).__name__)
         return f"not one of the classes {', '.join(_KNOWN)}" if looks else None

@@ -10,6 +10,7 @@ from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer
+from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
 
 class DyConvAttention(nn.Module):
@@ -103,7 +104,7 @@ class DyConv2d(BankModule):
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
         integer("kernel_size", kernel_size, 1)
-        _checks.geometry((kernel_size, kernel_size), stride, padding, dilation)
+        convolution_geometry((kernel_size, kernel_size), stride, padding, dilation)
         integer("K", K, 1)
         if not (temperature >= 1 and temperature % 3 == 1):
             raise ValueError(f"temperature must be one of 1, 4, 7, ... (34 by default), got {temperature}")

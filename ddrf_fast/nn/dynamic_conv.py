@@ -12,6 +12,7 @@ from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.nn.router import Router
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape, tensor
+from ddrf_fast.ops.dynamic_conv import convolution_geometry
 from ddrf_fast.reference._common import in_layout_of
 
 Activation = Literal["relu", "leaky_relu"]
@@ -93,7 +94,7 @@ class DynamicConv2d(BankModule):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair("kernel_size", kernel_size, 1)
-        _checks.geometry(self.kernel_size, stride, padding, dilation)
+        convolution_geometry(self.kernel_size, stride, padding, dilation)
         self.stride = stride
         self.padding = padding
         self.dilation = dilation

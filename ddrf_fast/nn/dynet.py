@@ -10,6 +10,7 @@ from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape
+from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
 
 class CoefficientPredictor(nn.Module):
@@ -115,7 +116,7 @@ class DyNetConv2d(BankModule):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair("kernel_size", kernel_size, 1)
-        _checks.geometry(self.kernel_size, stride, padding, dilation)
+        convolution_geometry(self.kernel_size, stride, padding, dilation)
         self.stride = stride
         self.padding = padding
         self.dilation = dilation

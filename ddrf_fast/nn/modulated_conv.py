@@ -20,6 +20,7 @@ from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, shape, tensor
 from ddrf_fast.ops._library import is_autocast_enabled
+from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
 EPSILON = 1e-8
 
@@ -164,7 +165,7 @@ class ModulatedConv2d(BankModule):
         integer("kernel_size", kernel_size, 1)
         self.demodulate = demodulate
         self.padding = kernel_size // 2 if padding is None else padding
-        _checks.geometry((kernel_size, kernel_size), 1, self.padding, 1)
+        convolution_geometry((kernel_size, kernel_size), 1, self.padding, 1)
         self.scale = 1 / math.sqrt(in_channels * kernel_size * kernel_size)
         self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size))
         self.modulation = None if style_dim is None else StyleAffine(style_dim, in_channels)

@@ -10,6 +10,7 @@ from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer
+from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
 
 class ODConvAttention(nn.Module):
@@ -151,7 +152,7 @@ class ODConv2d(BankModule):
         super().__init__()
         _checks.channels("in_planes", in_planes, "out_planes", out_planes, groups)
         integer("kernel_size", kernel_size, 1)
-        _checks.geometry((kernel_size, kernel_size), stride, padding, dilation)
+        convolution_geometry((kernel_size, kernel_size), stride, padding, dilation)
         integer("kernel_num", kernel_num, 1)
         self.in_planes = in_planes
         self.out_planes = out_planes

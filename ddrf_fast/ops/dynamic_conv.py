@@ -109,9 +109,11 @@ call, _ = _library.differentiable(
 
 
 def convolution_geometry(
-    weight: Tensor, stride: Size, padding: Size | str, dilation: Size
+    kernel: Sequence[int], stride: Size, padding: Size | str, dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(stride, padding, dilation) as pairs; the strings "same" and "valid" are resolved as torch does.
+    """(stride, padding, dilation) as pairs, for a kernel of (kh, kw).
+
+    The strings "same" and "valid" are resolved as torch does.
 
     Raises:
         TypeError: One of them is neither an int nor two ints.
@@ -122,11 +124,11 @@ def convolution_geometry(
     if padding == "valid":
         return strides, (0, 0), dilations
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(dilations, weight.shape[-2:], strict=True)]
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
         if strides != (1, 1) or any(r % 2 for r in reach):
             raise ValueError(
                 f'padding="same" needs stride 1 and an odd kernel size, got stride {strides} and '
-                f"a kernel of {tuple(weight.shape[-2:])} with dilation {dilations}"
+                f"a kernel of {tuple(kernel)} with dilation {dilations}"
             )
         return strides, (reach[0] // 2, reach[1] // 2), dilations
     if isinstance(padding, str):
@@ -212,7 +214,7 @@ def arguments(
     if num_kernels < 1:
         raise ValueError("weight must hold at least one kernel, got N = 0")
 
-    geometry = convolution_geometry(weight, stride, padding, dilation)
+    geometry = convolution_geometry(kernel, stride, padding, dilation)
     check_convolution(x, weight, geometry, groups, 0 if code is None else code.shape[1], activation)
     tensors = (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
     return *tensors, *geometry, groups, activation or "none"

@@ -35,7 +35,7 @@ def arguments(
     if bias is not None:
         _checks.shape("bias", _checks.tensor("bias", bias, ["[B, O]"]), weight.shape[:2], "[B, O]")
         _checks.like("bias", bias, "x", x)
-    geometry = convolution_geometry(weight, stride, padding, dilation)
+    geometry = convolution_geometry(weight.shape[-2:], stride, padding, dilation)
     check_convolution(x, weight, geometry, groups, 0, activation)
     return x, weight, None, bias, None, None, None, None, *geometry, groups, activation or "none"
 

@@ -17,10 +17,8 @@ def unit_range(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether an operation on `x` answers in channels_last; what is dense in both senses counts as NCHW."""
-    if not torch._C._are_functorch_transforms_active():
-        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    if torch.compiler.is_compiling():
-        return False
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False  # Dynamo would not come to the exception
     try:
         return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     except RuntimeError:  # a tensor that vmap has batched does not tell

@@ -85,7 +85,7 @@ class TrainingModule(lightning.LightningModule):
         if config.compile:
             self.model.compile(dynamic=False)
         self._curve: list[Tensor] = []
-        # Of earlier runs, where this one goes on:
+        # Of earlier steps, and runs where this one goes on:
         self._earlier_curve, self._earlier_seconds = torch.zeros(0), 0.0
         self._started = time.monotonic()
         self._window = (0, time.monotonic())
@@ -352,8 +352,10 @@ class TrainingModule(lightning.LightningModule):
 
     def curve(self) -> Tensor:
         """The loss of each step, earlier runs included: Tensor[steps] on the CPU."""
-        now = [torch.stack(self._curve).cpu()] if self._curve else []
-        return torch.cat([self._earlier_curve, *now])
+        if self._curve:
+            self._earlier_curve = torch.cat([self._earlier_curve, torch.stack(self._curve).cpu()])
+            self._curve.clear()
+        return self._earlier_curve
 
     def first_step_without_loss(self) -> int | None:
         """The number of the first step whose loss was not finite."""
