@@ -1,5 +1,6 @@
 """Work ahead of a consumer, in threads: bounded, and in order."""
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -61,8 +62,8 @@ def ahead(
             results.put(None)
 
     drawing = threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True)
-    drawing.start()
     try:
+        drawing.start()  # within: an interrupt may come while it waits for the thread
         while (entry := results.get()) is not None:
             result, price = entry
             value = result.result()
@@ -71,7 +72,8 @@ def ahead(
     finally:
         room.close()
         pool.shutdown(cancel_futures=True)
-        drawing.join(PATIENCE)  # a thread that still runs when Python ends can abort it
+        with contextlib.suppress(RuntimeError):  # it never began
+            drawing.join(PATIENCE)  # a thread that still runs when Python ends can abort it
 
 
 class _Room:
