@@ -39,13 +39,20 @@ def test_table_and_json_tell_the_same(tmp_path, weights, capsys, threads):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--size", "40"], ["--size", "0x3"], ["--batch", "0"], ["--threads", "x"], ["--seconds", "nan"]]
+    ("wrong", "message"),
+    [
+        (["--size", "40"], "must be WIDTHxHEIGHT, got '40'"),
+        (["--size", "0x3"], "must be WIDTHxHEIGHT, got '0x3'"),
+        (["--batch", "0"], "expected a whole number from 1 on, got '0'"),
+        (["--threads", "x"], "expected a whole number from 1 on, got 'x'"),
+        (["--seconds", "nan"], "must be a positive number of seconds, got 'nan'"),
+    ],
 )
-def test_wrong_options_are_refused(wrong, capsys):
+def test_wrong_options_are_refused(wrong, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", *wrong])
     assert stop.value.code == 2
-    assert f"argument {wrong[0]}: must be" in capsys.readouterr().err
+    assert f"argument {wrong[0]}: {message}" in capsys.readouterr().err
 
 
 def test_plain_torch_computes_the_same():

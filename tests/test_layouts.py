@@ -177,6 +177,9 @@ def test_a_split_is_a_folder_or_a_list_of_names(msrs):
     (msrs / "test.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"test\.txt is no text"):
         find_pairs(msrs, split="test.txt")
+    (msrs / "test.txt").write_text("# nothing yet\n")
+    with pytest.raises(ValueError, match=r"test\.txt: expected the name of a pair in each line, got none"):
+        find_pairs(msrs, split="test.txt")
     (msrs / "test.txt").write_text("00055D\nmissing\n")
     with pytest.raises(ValueError, match=r"test\.txt: names of no pair in .*: missing"):
         find_pairs(msrs, split="test.txt")

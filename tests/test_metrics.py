@@ -520,6 +520,17 @@ def test_wrong_images_are_named(change, error, message):
         evaluate(*change(*images))
 
 
+@pytest.mark.parametrize("name", [name for name in metrics.MEASURES if name != "NIQE"])
+def test_small_images_are_measured_as_far_as_they_go(name):
+    """Each measure asks for no more pixels than it needs."""
+    smallest = metrics.MEASURES[name].smallest
+    images = torch.rand(3, 1, 1, smallest, smallest)
+    assert evaluate(*images, metrics=(name,))[name].isfinite().all()
+    if smallest > 1:
+        with pytest.raises(ValueError, match=f"fused must be at least {smallest}x{smallest} pixels"):
+            evaluate(*images[..., 1:], metrics=(name,))
+
+
 def test_wrong_measures_and_conventions_are_named(images):
     with pytest.raises(ValueError, match=r"metrics must be among EN, .*got 'LPIPS'"):
         evaluate(*images, metrics=("EN", "LPIPS"))

@@ -5,7 +5,7 @@ import math
 import re
 from pathlib import Path
 
-from ddrf_fast.cli.options import Commands, common_options, network_options
+from ddrf_fast.cli.options import Commands, common_options, network_options, positive
 
 
 def add_parser(commands: Commands) -> None:
@@ -28,8 +28,8 @@ def add_parser(commands: Commands) -> None:
         metavar="WxH",
         help="size of the images; may be given several times (default: 400x400 640x480 1280x1024)",
     )
-    bench.add_argument("--batch", type=_positive, default=1, help="also fuse so many pairs at a time")
-    bench.add_argument("--threads", type=_positive, help="threads of the CPU (default: torch's choice)")
+    bench.add_argument("--batch", type=positive, default=1, help="also fuse so many pairs at a time")
+    bench.add_argument("--threads", type=positive, help="threads of the CPU (default: torch's choice)")
     bench.add_argument(
         "--seconds", type=_seconds, default=1.0, help="how long each case is timed (default: %(default)g)"
     )
@@ -81,9 +81,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
     return seconds
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return int(text)

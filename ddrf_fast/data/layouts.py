@@ -230,6 +230,8 @@ def _select(root: Path, found: Pairing, split: str | os.PathLike[str]) -> Pairin
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text: {error}") from None
     wanted = [line for line in lines if line and not line.startswith("#")]
+    if not wanted:
+        raise ValueError(f"{file}: expected the name of a pair in each line, got none")
     names = list(dict.fromkeys(n if n in by_name else os.path.splitext(n)[0] for n in wanted))
     missing = [name for name in names if name not in by_name]
     if missing:

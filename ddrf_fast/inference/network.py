@@ -144,8 +144,7 @@ class Network:
         """
         image = image.to(self.device)
         with torch.inference_mode():
-            visible, infrared = self.model.estimate_codes(image, image)
-            code = visible if modality == "visible" else infrared
+            code = self.model.estimate_code(modality, image)
             kernels, _, tone = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
             middles = kernels @ self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
             places = (~is_dark(tone) & ~is_enlarged(image)).nonzero().flatten()

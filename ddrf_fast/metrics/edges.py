@@ -38,7 +38,7 @@ def qabf(fused: Tensor, visible: Tensor, infrared: Tensor, *, convention: Conven
         Tensor[B] in [0, 1], higher is better. Sources without any edge give 1. Differentiable.
 
     Raises:
-        ValueError: also where the convention is unknown.
+        ValueError: also where the image is smaller than 2x2, or the convention is unknown.
 
     Example:
         >>> image = torch.rand(16, 16, dtype=torch.float64)
@@ -46,7 +46,7 @@ def qabf(fused: Tensor, visible: Tensor, infrared: Tensor, *, convention: Conven
         0.975
     """
     check_convention(convention)
-    fused, *sources = prepare(fused, visible, infrared, names=("fused", "visible", "infrared"))
+    fused, *sources = prepare(fused, visible, infrared, smallest=2, names=("fused", "visible", "infrared"))
     border = "reflect" if convention == "standard" else "constant"
     strength_fused, orientation_fused = _edges(fused, border)
     kept = fused.new_zeros(len(fused))

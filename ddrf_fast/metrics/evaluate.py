@@ -23,35 +23,46 @@ class Measure:
         compute: of an image, its references, and the convention, Tensor[B].
         references: how many references it takes: "none", "any" or "two".
         higher_is_better: which direction ranks read as better.
+        smallest: rows and columns that it needs (those of NIQE depend on one another; it checks them itself).
     """
 
     compute: Callable[[Tensor, Sequence[Tensor], Convention], Tensor]
     references: str = "any"
     higher_is_better: bool = True
+    smallest: int = 1
 
 
 MEASURES: dict[str, Measure] = {
     "EN": Measure(lambda image, references, convention: entropy(image), "none"),
     "AG": Measure(
-        lambda image, references, convention: average_gradient(image, convention=convention), "none"
+        lambda image, references, convention: average_gradient(image, convention=convention),
+        "none",
+        smallest=2,
     ),
-    "SSIM": Measure(lambda image, references, convention: ssim(image, *references, convention=convention)),
-    "VIF": Measure(lambda image, references, convention: vif(image, *references)),
-    "VIFF": Measure(lambda image, references, convention: viff(image, *references), "two"),
+    "SSIM": Measure(
+        lambda image, references, convention: ssim(image, *references, convention=convention), smallest=11
+    ),
+    "VIF": Measure(lambda image, references, convention: vif(image, *references), smallest=41),
+    "VIFF": Measure(lambda image, references, convention: viff(image, *references), "two", smallest=41),
     "PSNR": Measure(lambda image, references, convention: psnr(image, *references, convention=convention)),
     "Qabf": Measure(
-        lambda image, references, convention: qabf(image, *references, convention=convention), "two"
+        lambda image, references, convention: qabf(image, *references, convention=convention),
+        "two",
+        smallest=2,
     ),
     "MI": Measure(
         lambda image, references, convention: mutual_information(image, *references, convention=convention)
     ),
     "SF": Measure(
-        lambda image, references, convention: spatial_frequency(image, convention=convention), "none"
+        lambda image, references, convention: spatial_frequency(image, convention=convention),
+        "none",
+        smallest=2,
     ),
     "SD": Measure(lambda image, references, convention: standard_deviation(image), "none"),
     "NIQE": Measure(lambda image, references, convention: niqe(image), "none", higher_is_better=False),
     "Mean": Measure(
-        lambda image, references, convention: paper_mean(image, *references, convention=convention)
+        lambda image, references, convention: paper_mean(image, *references, convention=convention),
+        smallest=41,
     ),
 }
 """The measures by name."""
@@ -116,8 +127,9 @@ def evaluate(
         Name of the measure -> Tensor[B].
 
     Raises:
-        ValueError: the shapes differ, an image is smaller than 41x41 (for NIQE than 96x192), values are
-            out of range, or a measure or the convention is unknown.
+        ValueError: the shapes differ, an image is smaller than a measure needs (for VIF and VIFF 41x41, for
+            SSIM 11x11, for AG, SF and Qabf 2x2, for NIQE 96x192), values are out of range, or a measure or
+            the convention is unknown.
         TypeError: an image is no tensor of numbers.
 
     Example:
@@ -180,7 +192,8 @@ def _evaluate(images: dict[str, Tensor], metrics: Sequence[str], convention: Con
             for c in range(3)
         ]
         return {name: torch.stack([scores[name] for scores in channels]).mean(0) for name in metrics}
-    # By their own names, and with the size that VIF needs.
+    # By their own names, and before anything is computed.
     image, *references = images.values()
-    prepare(image, *references, smallest=41, names=tuple(images))
+    smallest = max((MEASURES[name].smallest for name in metrics), default=1)
+    prepare(image, *references, smallest=smallest, names=tuple(images))
     return {name: MEASURES[name].compute(image, references, convention) for name in metrics}

@@ -196,11 +196,25 @@ class DDRFNet(PretrainedMixin, nn.Module):
         Returns:
             Two Tensor[B, 19], for the visible and the infrared images, in the units in which codes are given.
         """
-        visible, infrared = pad_to_even(visible), pad_to_even(infrared)
-        return (
-            with_tone(self.visible_estimator(visible) / self.code_scale, self.visible_tone(visible)),
-            with_tone(self.infrared_estimator(infrared) / self.code_scale, self.infrared_tone(infrared)),
-        )
+        return self.estimate_code("visible", visible), self.estimate_code("infrared", infrared)
+
+    def estimate_code(self, modality: Modality, image: Tensor) -> Tensor:
+        """Predicts the degradation code of images of one modality: as :meth:`estimate_codes`.
+
+        Args:
+            modality: "visible" or "infrared".
+            image: Tensor[B, 1, H, W] in [0, 1].
+
+        Returns:
+            Tensor[B, 19].
+
+        Raises:
+            ValueError: another modality, or an image of another shape.
+        """
+        check_image(modality, image)
+        image = pad_to_even(image)
+        estimator, tone = self._estimators(modality)
+        return with_tone(estimator(image) / self.code_scale, tone(image))
 
     def encode(self, kernels: Tensor, noise_std: Tensor, tone: Tensor | None = None) -> Tensor:
         """Codes of known degradations, in the basis that the network was trained with.
@@ -246,20 +260,25 @@ class DDRFNet(PretrainedMixin, nn.Module):
         self, modality: Modality, name: str, code: Tensor | None, image: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The code in the network's units, Tensor[B, D], or Tensor[B, D, H/2, W/2] for a map; the tone."""
-        visible = modality == "visible"
+        estimator, tone_estimator = self._estimators(modality)
         tone = None
         if code is not None:
             code, tone = split_code(name, code.to(image.dtype), image.shape[0], self.config.code_channels)
         if tone is None:
-            tone = (self.visible_tone if visible else self.infrared_tone)(image)
+            tone = tone_estimator(image)
         elif tone.dim() == 4:
             tone = tone.mean(dim=(2, 3))
         if code is None:
-            return (self.visible_estimator if visible else self.infrared_estimator)(image), tone
+            return estimator(image), tone
         if code.dim() == 2:
             return code * self.code_scale, tone
         size = image.shape[2] // 2, image.shape[3] // 2
         return stretch(code, *size) * self.code_scale.view(-1, 1, 1), tone
+
+    def _estimators(self, modality: Modality) -> tuple[CodeEstimator, ToneEstimator]:
+        if modality == "visible":
+            return self.visible_estimator, self.visible_tone
+        return self.infrared_estimator, self.infrared_tone
 
 
 class Pooled(NamedTuple):
