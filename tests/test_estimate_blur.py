@@ -11,7 +11,7 @@ from torch import Tensor
 import ddrf_fast
 from ddrf_fast.cli import main
 from ddrf_fast.data import read_image, write_image
-from ddrf_fast.degradation import DynamicDegradation, KernelBank, estimate_blur, refine
+from ddrf_fast.degradation import DynamicDegradation, KernelBank, enlarge, estimate_blur, refine
 from ddrf_fast.degradation.estimate import is_enlarged
 from ddrf_fast.inference import Restorer
 from ddrf_fast.metrics import psnr
@@ -137,7 +137,7 @@ def test_restore_finds_the_blur_where_there_is_one(clean: Tensor):
     """A blurred, a sharp, an enlarged and a dark image, one after the other and as a batch."""
     blurred = DynamicDegradation("paper", spatial=True, noise_std=(0.0, 0.0))(clean, seed=0).image
     noisy = DynamicDegradation("paper", sharp_fraction=1.0, noise_std=(0.02, 0.02))(clean, seed=0).image
-    enlarged = F.interpolate(noisy[..., ::2, ::2], size=clean.shape[2:], mode="bicubic")
+    enlarged = enlarge(noisy[..., ::2, ::2], clean.shape[2:], 2)
     images = to_bytes(torch.cat([blurred, clean, enlarged, clean**3]))
     plain, refining = Restorer(dtype="float32"), Restorer(dtype="float32", refine=True)
     refined = torch.stack([refining(image) for image in images])

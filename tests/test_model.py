@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -505,6 +506,26 @@ def test_classical_fusions():
     flat, detail = torch.full((1, 1, 32, 32), 0.5), torch.full((1, 1, 32, 32), 0.5)
     detail[..., 16, 16] = 1.0
     assert laplacian_pyramid(flat, detail)[0, 0, 16, 16] > 0.95
+
+
+@pytest.mark.parametrize("size", [(38, 50), (37, 49)])
+def test_laplacian_pyramid_gives_what_opencv_makes_of_it(size):
+    visible, infrared = (np.random.default_rng(seed).random(size, np.float32) for seed in (0, 1))
+    levels = [(visible, infrared)]
+    for _ in range(2):
+        levels.append(tuple(cv2.pyrDown(image) for image in levels[-1]))
+    expected = sum(levels[-1]) / 2
+    for finer, coarser in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        shape = finer[0].shape[::-1]
+        details = [image - cv2.pyrUp(low, dstsize=shape) for image, low in zip(finer, coarser, strict=True)]
+        larger = np.where(np.abs(details[0]) >= np.abs(details[1]), *details)
+        expected = larger + cv2.pyrUp(expected, dstsize=shape)
+    fused = laplacian_pyramid(
+        *(torch.from_numpy(image)[None, None] for image in (visible, infrared)), levels=2
+    )
+    # At its right and lower border pyrUp repeats pixels instead of reflecting them.
+    inside = (slice(-10), slice(-10))
+    torch.testing.assert_close(fused[0, 0][inside], torch.from_numpy(expected[inside]), atol=1e-5, rtol=0)
 
 
 def test_guided_filter_gives_what_its_authors_code_gives(data_dir):

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 import ddrf_fast
-from ddrf_fast.degradation import DynamicDegradation, estimate_blur, isotropic_gaussian_kernel, refine
+from ddrf_fast.degradation import (
+    DynamicDegradation,
+    enlarge,
+    estimate_blur,
+    isotropic_gaussian_kernel,
+    refine,
+)
 from ddrf_fast.degradation.estimate import is_enlarged
 from ddrf_fast.degradation.refine import ROUNDING_STD
 from ddrf_fast.inference import Restorer
@@ -82,7 +88,7 @@ def test_noise_leaves_the_restoration_alone():
 def test_a_real_image_gains(clean: Tensor, scale: int, gain: float):
     degradation = DynamicDegradation("paper", spatial=True, scale=scale, noise_std=(0.0, 0.0))
     degraded = degradation(clean, seed=0)
-    start = torch.nn.functional.interpolate(degraded.image, size=clean.shape[2:], mode="bicubic")
+    start = enlarge(degraded.image, clean.shape[2:], scale)
     model = load_model()
     code = degraded.recipe.codes(model.kernel_code)
     with torch.inference_mode():

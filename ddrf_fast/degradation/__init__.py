@@ -8,6 +8,7 @@ from ddrf_fast.degradation.distributions import (
     RealESRGANKernels,
     SRMDKernels,
 )
+from ddrf_fast.degradation.enlarge import enlarge
 from ddrf_fast.degradation.estimate import estimate_blur
 from ddrf_fast.degradation.kernels import (
     anisotropic_gaussian_kernel,
@@ -34,6 +35,7 @@ __all__ = [
     "SRMDKernels",
     "anisotropic_gaussian_kernel",
     "brighten",
+    "enlarge",
     "estimate_blur",
     "isotropic_gaussian_kernel",
     "low_light",

@@ -6,12 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast import metrics
 from ddrf_fast.data import rgb_to_ycbcr
-from ddrf_fast.degradation import DynamicDegradation, KernelBank
+from ddrf_fast.degradation import DynamicDegradation, KernelBank, enlarge
 from ddrf_fast.degradation.bank import FAMILIES
 from ddrf_fast.demo.sample import MEASURES, timed
 from ddrf_fast.inference import Fuser, Restorer
@@ -70,9 +69,7 @@ class Damage:
         tone = torch.tensor([[1 + 4 * darkness, 1 - darkness / 2, 1 - darkness / 2]])
         noise_std = torch.tensor([self.noise / 255])
         low = replace(recipe, tone=tone, noise_std=noise_std, scale=self.scale).apply(image)
-        if self.scale > 1:  # as in training
-            low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
-        return low.clamp(0, 1)
+        return enlarge(low, image.shape[2:], self.scale).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -128,17 +128,23 @@ CLASSICAL_FUSIONS: dict[str, Fusion] = {
 
 def _reduce(image: Tensor) -> Tensor:
     """Binomial blur and every second pixel: Tensor[B, C, H, W] to Tensor[B, C, ceil(H/2), ceil(W/2)]."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype, device=image.device) / 16
-    channels = image.shape[1]
     image = F.pad(image, (2, 2, 2, 2), mode="reflect")
-    image = F.conv2d(
-        image, taps.view(1, 1, 1, 5).expand(channels, -1, -1, -1), stride=(1, 2), groups=channels
-    )
-    return F.conv2d(image, taps.view(1, 1, 5, 1).expand(channels, -1, -1, -1), stride=(2, 1), groups=channels)
+    image = F.conv2d(image, _binomial(image, (1, 5)), stride=(1, 2), groups=image.shape[1])
+    return F.conv2d(image, _binomial(image, (5, 1)), stride=(2, 1), groups=image.shape[1])
 
 
 def _expand(image: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(image, size=like.shape[2:], mode="bilinear", align_corners=False)
+    """The same blur of twice the image with zeros in between: each pixel is back where it was taken."""
+    image = 2 * F.pad(image, (1, 1, 1, 1), mode="reflect")
+    image = F.conv_transpose2d(image, _binomial(image, (1, 5)), stride=(1, 2), groups=image.shape[1])
+    image = F.conv_transpose2d(2 * image, _binomial(image, (5, 1)), stride=(2, 1), groups=image.shape[1])
+    return image[..., 4 : 4 + like.shape[2], 4 : 4 + like.shape[3]]
+
+
+def _binomial(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Five binomial taps for each channel of an image, along one axis."""
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype, device=image.device) / 16
+    return taps.view(1, 1, *size).expand(image.shape[1], -1, -1, -1)
 
 
 def _saliency(image: Tensor) -> Tensor:

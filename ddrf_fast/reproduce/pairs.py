@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddrf_fast.data import pair_folders
-from ddrf_fast.degradation import Degradation, DynamicDegradation
+from ddrf_fast.degradation import Degradation, DynamicDegradation, enlarge
 from ddrf_fast.evaluation import read_plane
 
 
@@ -67,7 +66,7 @@ def degraded_pairs(data: Path, name: str, limit: int | None = None) -> tuple[lis
     pairs = []
     for index, pair in enumerate(clean):
         visible, infrared = (
-            full_size(degrade(scales[index % 2], image, 2 * index + offset).image, image)
+            degrade(scales[index % 2], image, 2 * index + offset).enlarged(image)
             for offset, image in enumerate((pair.visible, pair.infrared))
         )
         pairs.append(pair._replace(visible=visible, infrared=infrared))
@@ -80,20 +79,15 @@ class Degraded(NamedTuple):
     image: Tensor
     recipe: Degradation
 
+    def enlarged(self, like: Tensor) -> Tensor:
+        """The image, brought back to the size of another if it was down-sampled, uint8."""
+        return to_bytes(enlarge(self.image.float() / 255, like.shape[2:], self.recipe.scale))
+
 
 def degrade(degradation: DynamicDegradation, image: Tensor, index: int) -> Degraded:
     """Degrades image number `index` of a set; always alike, and rounded as in a file."""
     batch = degradation(image.float() / 255, seed=0, sample_ids=torch.tensor([index]))
     return Degraded(to_bytes(batch.image), batch.recipe)
-
-
-def full_size(image: Tensor, like: Tensor) -> Tensor:
-    """A down-sampled image brought back to its size by cubic interpolation, uint8."""
-    if image.shape == like.shape:
-        return image
-    return to_bytes(
-        F.interpolate(image.float() / 255, size=like.shape[2:], mode="bicubic", align_corners=False)
-    )
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from ddrf_fast.reproduce.pairs import (
     clean_pairs,
     degrade,
     degraded_pairs,
-    full_size,
     to_bytes,
 )
 from ddrf_fast.reproduce.scoring import write_values
@@ -93,7 +92,7 @@ def _degradations(
             for offset, modality in enumerate(("visible", "infrared")):
                 clean = getattr(pair, f"clean_{modality}")
                 degraded = degrade(degradation, clean, 2 * index + offset)
-                samples.append(Sample(pair.name, modality, clean, full_size(degraded.image, clean), degraded))
+                samples.append(Sample(pair.name, modality, clean, degraded.enlarged(clean), degraded))
         yield kind, samples
     if (settings.data / f"{name}_degraded" / "test").is_dir():
         given, how = degraded_pairs(settings.data, name, settings.limit)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, draws, undo_darkness
+from ddrf_fast.degradation import DynamicDegradation, draws, enlarge, undo_darkness
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
@@ -135,9 +135,7 @@ class TrainingModule(lightning.LightningModule):
             if clean is not None:
                 recipe = degradation.cleared(recipe, clean)
             low = dataclasses.replace(recipe, scale=scale).apply(image)
-            if scale > 1:
-                low = F.interpolate(low, image.shape[2:], mode="bicubic", align_corners=False)
-            degraded.append(low.clamp(0, 1))
+            degraded.append(enlarge(low, image.shape[2:], scale).clamp(0, 1))
             codes.append(recipe.codes(pca).to(low.dtype))
             tones.append(low.new_ones(len(low), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
         return degraded, codes[:2], tones[:2]
