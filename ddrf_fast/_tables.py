@@ -1,6 +1,7 @@
 """Tables of scores: means, ranks, Markdown and CSV."""
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +19,8 @@ def means(rows: Iterable[Scores]) -> dict[str, float]:
 def mean_ranks(table: Mapping[str, Scores], lower_is_better: Iterable[str] = ()) -> dict[str, float]:
     """The rank of each row, in the mean over the columns: 1 is best, and equal values share their ranks.
 
+    What is no number (NIQE of a flat image) ranks last.
+
     Args:
         table: rows by name, each with the same columns.
         lower_is_better: the columns where the least value ranks first.
@@ -30,6 +33,7 @@ def mean_ranks(table: Mapping[str, Scores], lower_is_better: Iterable[str] = ())
     for column in next(iter(table.values()), {}):
         sign = 1 if column in lower_is_better else -1
         values = {row: sign * scores[column] for row, scores in table.items()}
+        values = {row: math.inf if math.isnan(value) else value for row, value in values.items()}
         for row, value in values.items():
             better = sum(other < value for other in values.values())
             equal = sum(other == value for other in values.values())

@@ -160,7 +160,10 @@ def read_plane(path: str | os.PathLike[str], channels: bool = False) -> torch.Te
 def _scores(
     files: Sequence[Path], names: Sequence[str], convention: metrics.Convention, device: torch.device
 ) -> dict[str, float]:
-    images = [read_plane(path, channels=convention == "vifb").to(device) for path in files]
+    images = [read_plane(files[0], channels=convention == "vifb")]
+    # VIFB measures a grey image against the luminance of its sources.
+    images += [read_plane(path, channels=images[0].shape[1] == 3) for path in files[1:]]
+    images = [image.to(device) for image in images]
     for path, image in zip(files[1:], images[1:], strict=True):
         if image.shape[2:] != images[0].shape[2:]:
             sizes = [f"{values.shape[3]}x{values.shape[2]}" for values in (images[0], image)]

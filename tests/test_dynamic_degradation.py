@@ -542,3 +542,10 @@ def test_backends_agree_on_the_recipe(bank):
     found = everything(bank)(images(), seed=3)
     torch.testing.assert_close(found.image, expected.image, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.codes, expected.codes, atol=1e-5, rtol=0)
+
+
+def test_levels_of_both_noises_are_drawn_apart():
+    degradation = DynamicDegradation("paper", shot_std=(0.0, 0.1), white_fraction=1.0, shot_fraction=1.0)
+    recipe = degradation.sample(4000, seed=0)
+    levels = torch.stack((recipe.noise_std, recipe.shot_noise.sqrt()))
+    assert torch.corrcoef(levels)[0, 1].abs() < 0.06

@@ -1,6 +1,7 @@
 """`ddrf-fast eval`: tables of anybody's results, and the tables' arithmetic."""
 
 import csv
+import math
 import shutil
 
 import cv2
@@ -116,9 +117,10 @@ def test_files(folders, capfd):
     files = (folders / "mean/field.png", folders / "vis/field.png", folders / "ir/field.tif")
     code, stdout, _ = _eval(capfd, *files, "--convention", "vifb", "--metrics", "PSNR")
     assert code == 0
-    colour = torch.from_numpy(cv2.imread(str(files[1]))).permute(2, 0, 1)[None]
-    grey = [torch.from_numpy(cv2.imread(str(path), 0))[None, None] for path in (files[0], files[2])]
-    expected = metrics.evaluate(grey[0], colour, grey[1], ["PSNR"], "vifb")["PSNR"].item()
+    # The visible image is in colour, the fused one is not: by its luminance.
+    grey = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2GRAY) for path in files]
+    grey = [torch.from_numpy(image)[None, None] for image in grey]
+    expected = metrics.evaluate(*grey, ["PSNR"], "vifb")["PSNR"].item()
     assert float(_table(stdout)["field.png"]["PSNR"]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -204,4 +206,8 @@ def test_ranks_share_where_values_are_equal():
     table = {"a": {"x": 1.0, "y": 3.0}, "b": {"x": 2.0, "y": 3.0}, "c": {"x": 0.0, "y": 1.0}}
     assert _tables.mean_ranks(table) == {"a": (2 + 1.5) / 2, "b": (1 + 1.5) / 2, "c": 3.0}
     assert _tables.mean_ranks(table, ["x"])["c"] == (1 + 3) / 2
+    table["c"]["x"] = math.nan
+    for columns in ([], ["x"]):
+        assert _tables.mean_ranks(table, columns)["c"] == 3
+    table["c"]["x"] = 0.0
     assert _tables.means(table.values()) == {"x": 1.0, "y": pytest.approx(7 / 3)}

@@ -370,12 +370,19 @@ SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
 def test_colour_is_measured_channel_by_channel_where_vifb_does(images):
     gray = images.float() / 255
     colour = gray.expand(-1, -1, 3, -1, -1) * torch.tensor([1.0, 0.5, 0.25]).view(3, 1, 1)
-    for name, value in evaluate(*colour, convention="vifb").items():
+    measured = evaluate(*colour, convention="vifb")
+    sf = measured.pop("SF")
+    torch.testing.assert_close(
+        sf, metrics.spatial_frequency(torch.cat(colour[0].split(1, dim=1), dim=3), convention="vifb")
+    )
+    for name, value in measured.items():
         channels = [evaluate(*colour[:, :, c : c + 1], convention="vifb")[name] for c in range(3)]
         torch.testing.assert_close(value, torch.stack(channels).mean(0))
-    only_visible = evaluate(gray[0], colour[1], gray[2], convention="vifb")
-    channels = [evaluate(gray[0], colour[1, :, c : c + 1], gray[2], convention="vifb") for c in range(3)]
-    torch.testing.assert_close(only_visible["SSIM"], sum(scores["SSIM"] for scores in channels) / 3)
+    gray_infrared = evaluate(*colour[:2], gray[2], convention="vifb")
+    channels = [evaluate(*colour[:2, :, c : c + 1], gray[2], convention="vifb") for c in range(3)]
+    torch.testing.assert_close(gray_infrared["SSIM"], sum(scores["SSIM"] for scores in channels) / 3)
+    with pytest.raises(ValueError, match=r"visible .*luminance.*got \[2, 3, 54, 61\]"):
+        evaluate(gray[0], colour[1], gray[2], convention="vifb")
     with pytest.raises(ValueError, match=r"fused .*luminance.*got \[2, 3, 54, 61\]"):
         evaluate(*colour)
 

@@ -16,7 +16,7 @@ from ddrf_fast.inference.engine import Engine
 from ddrf_fast.metrics import psnr
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS, guided_filter, laplacian_pyramid
-from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
+from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend, to_pixels
 from ddrf_fast.models.tone import ToneEstimator, light_means, with_tone
 from ddrf_fast.nn import DynamicConv2d
 from ddrf_fast.reproduce.pairs import clean_pairs
@@ -217,15 +217,17 @@ def test_blend_takes_bands_where_the_shares_say():
     torch.testing.assert_close(blended(none, none, none), (infrared + visible) / 2)
     # With caution the base is shared equally and the correction is half as large.
     base = bases[:, -1]
-    expected = visible + base.mean(dim=1, keepdim=True) - base[:, 1:] + (expected - infrared) / 2
-    torch.testing.assert_close(blended(all_, all_, correction, caution=1.0), expected)
+    change = to_pixels(base.mean(dim=1, keepdim=True) - base[:, 1:])
+    torch.testing.assert_close(
+        blended(all_, all_, correction, caution=1.0), visible + change + (expected - infrared) / 2
+    )
     low_infrared, low_visible = bases[:, 0].split(1, dim=1)
-    torch.testing.assert_close(blended(all_, -all_, none), low_visible + infrared - low_infrared)
+    torch.testing.assert_close(blended(all_, -all_, none), infrared + to_pixels(low_visible - low_infrared))
     # Each band has its share, the last one what remains.
     shares = torch.tensor([50.0, -50.0, 50.0, 0.0], dtype=torch.float64).view(1, 4, 1, 1).expand(2, 4, 4, 5)
     levels = [base.split(1, dim=1) for base in bases.unbind(dim=1)]  # (infrared, visible) of each
     of_bands = levels[0][1] - levels[1][1] + levels[1][0] - levels[2][0] + levels[2][1] - levels[3][1]
-    expected = of_bands + (levels[3][0] + levels[3][1]) / 2 + infrared - low_infrared
+    expected = infrared + to_pixels(of_bands + (levels[3][0] + levels[3][1]) / 2 - low_infrared)
     torch.testing.assert_close(blended(shares, -all_, none), expected)
 
 
@@ -234,14 +236,29 @@ def test_blend_prefers_the_livelier_of_every_band_but_the_last():
     images = torch.rand(1, 8, 6, 5, dtype=torch.float64)
     bases = base_images(images)
     output = torch.zeros(1, 12, 6, 5, dtype=torch.float64)
-    bands = [images.unflatten(1, (2, 4)) - bases[:, 0, :, None]]  # [1, (infrared, visible), channels, 6, 5]
-    bands += [(bases[:, k] - bases[:, k + 1])[:, :, None] for k in range(3)]
-    expected = bases[:, 3].mean(dim=1, keepdim=True)
-    for infrared, visible in (band.unbind(dim=1) for band in bands):
-        expected = expected + torch.where(visible.abs() > infrared.abs(), visible, infrared)
+
+    def livelier(band):
+        infrared, visible = band.chunk(2, dim=1)
+        return torch.where(visible.abs() > infrared.abs(), visible, infrared)
+
+    base = bases[:, 3].mean(dim=1, keepdim=True)
+    base = base + sum(livelier(bases[:, k] - bases[:, k + 1]) for k in range(3))
+    expected = to_pixels(base) + livelier(images - to_pixels(bases[:, 0]))
     torch.testing.assert_close(
         blend(images, bases, output, output.mean(dim=(2, 3)), 1e9, torch.rand(1)), expected
     )
+
+
+def test_a_slope_and_a_flat_image_are_blended_without_steps():
+    """Detail of the slope over the base of the flat one: bases lie at pixels, not on squares of them."""
+    slope = (torch.arange(40.0) / 100).expand(1, 1, 20, 40)
+    images = F.pixel_unshuffle(torch.cat((torch.full_like(slope, 0.3), slope), dim=1), 2)
+    output = torch.zeros(1, 12, 10, 20)
+    output[:, :4], output[:, 4:8] = -50.0, 50.0
+    fused = F.pixel_shuffle(
+        blend(images, base_images(images), output, output.mean(dim=(2, 3)), 0.0, torch.zeros(1)), 2
+    )
+    torch.testing.assert_close(fused[..., 6:-6], torch.full((1, 1, 20, 28), 0.3))
 
 
 def test_pairs_of_degraded_codes_are_fused_with_caution():

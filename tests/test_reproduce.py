@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from ddrf_fast import cli, metrics
+from ddrf_fast.degradation import DynamicDegradation
 from ddrf_fast.evaluation import MethodScores
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.reproduce import TABLES, paper, scoring
 from ddrf_fast.reproduce.ablations import LOSSES, STATIC_DYNAMIC
 from ddrf_fast.reproduce.denoise import non_local_means
-from ddrf_fast.reproduce.pairs import clean_pairs, degraded_pairs
+from ddrf_fast.reproduce.pairs import Degraded, clean_pairs, degraded_pairs
 
 
 @pytest.fixture
@@ -127,6 +128,10 @@ def test_non_local_means_remove_noise():
     gain = metrics.psnr(non_local_means(noisy), clean) - metrics.psnr(noisy, clean)
     assert gain.item() > 5
     assert torch.equal(non_local_means(clean), clean)
+    recipe = DynamicDegradation("paper", scale=2).sample(1, seed=0)
+    enlarged = Degraded(noisy, recipe).enlarged(torch.empty(1, 1, 128, 128))
+    large = clean.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert metrics.psnr(non_local_means(enlarged, 2), large) > metrics.psnr(enlarged, large) + 3
 
 
 def test_the_verdict():

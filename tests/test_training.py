@@ -336,7 +336,7 @@ def test_known_parts_of_the_degradations(folder):
     for spatial in (False, True):
         degraded, codes, _ = module.degrade(module.degradation, crops, 0, spatial)
         for image, clean in zip(degraded, crops[1:], strict=True):
-            torch.testing.assert_close(image, clean)
+            torch.testing.assert_close(image, (clean * 255).round() / 255)
     # The network knows the basis in which its codes are given.
     recipe = module.degradation.sample(2, seed=0, spatial=False)
     codes = module.degradation.replay(crops.visible, recipe).codes
@@ -361,8 +361,35 @@ def test_down_sampled_images_come_back_to_their_size(folder):
     module, crops = module_and_batch(folder, "scales=[1,2,4]", "sharp_fraction=1", "noiseless_fraction=1")
     degraded, _, _ = module.degrade(module.degradation, crops, 0, False, 4)
     assert degraded[0].shape == crops.visible.shape
-    assert torch.equal(degraded[0], enlarge(crops.visible[:, :, ::4, ::4], (32, 32), 4).clamp(0, 1))
+    large = enlarge(crops.visible[:, :, ::4, ::4], (32, 32), 4).clamp(0, 1)
+    torch.testing.assert_close(degraded[0], (large * 255).round() / 255)
     assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "lowest", "highest"),
+    [("paper", 25, 0, 25), ("srmd", 15, 0, 75), ("bsrgan", 25, 2, 25), ("real_esrgan", 21, 0.5, 34)],
+)
+def test_noise_is_that_of_the_preset_and_of_a_part_of_the_images(folder, preset, size, lowest, highest):
+    module, _ = module_and_batch(
+        folder, f"degradation={preset}", "noiseless_fraction=0.4", f"model.kernel_size={size}"
+    )
+    recipe = module.degradation.sample(4000, seed=0, spatial=False)
+    noisy = recipe.noise_level > 0
+    assert (~noisy).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    levels = 255 * recipe.noise_level[noisy]
+    assert lowest <= levels.min() < lowest + 1 and highest - 4 < levels.max() <= highest
+    if recipe.shot_noise is not None:
+        assert not ((recipe.shot_noise > 0) & (recipe.noise_std > 0)).any()
+
+
+@pytest.mark.parametrize(("preset", "dark"), [("paper", 0.0), ("paper", 0.3), ("low_light", 0.0)])
+def test_validations_are_as_dark_as_trainings(folder, preset, dark):
+    module, _ = module_and_batch(folder, f"degradation={preset}", f"dark_fraction={dark}")
+    for degradation in (module.degradation, module.validation_degradation):
+        tone = degradation.sample(2000, seed=0, spatial=False).tone
+        part = 0.0 if tone is None else (tone != 1).any(dim=1).float().mean().item()
+        assert part == pytest.approx(dark, abs=0.04)
 
 
 def test_clean_pairs_stay_as_they_are(folder):
@@ -371,7 +398,7 @@ def test_clean_pairs_stay_as_they_are(folder):
     for spatial in (False, True):
         degraded, codes, _ = module.degrade(module.degradation, crops, 0, spatial, clean=clean)
         for image, expected in zip(degraded, crops[1:], strict=True):
-            torch.testing.assert_close(image[clean], expected[clean])
+            torch.testing.assert_close(image[clean], (expected[clean] * 255).round() / 255)
             assert (image[1] - expected[1]).abs().mean() > 1e-3
         assert (codes[0][clean][:, -1] == 0).all()
 

@@ -117,9 +117,9 @@ class DynamicDegradation(nn.Module):
         spatial = config.spatial if spatial is None else spatial
         num_mixed = config.num_mixed_spatial if spatial else config.num_mixed
         grid = config.grid_size if spatial else (1, 1)
-        counts = (_NUM_CHANCES, num_mixed * config.kernels.num_draws, num_mixed * grid[0] * grid[1])
+        counts = (_NUM_CHANCES, num_mixed * config.kernels.num_draws, num_mixed * grid[0] * grid[1], 1)
         numbers = draws.standard_normal(seed, sample_ids, sum(counts))
-        chances, for_kernels, normal = numbers.split(counts, dim=1)
+        chances, for_kernels, normal, for_shots = numbers.split(counts, dim=1)
 
         kernels = self.kernels(draws.uniform(for_kernels).unflatten(1, (num_mixed, -1)))
         sharp, noisy, level, gray, dark, gamma, gain, contrast = draws.uniform(chances).unbind(1)
@@ -138,7 +138,8 @@ class DynamicDegradation(nn.Module):
         noise_std = between(config.noise_std, level) * (noisy >= 1 - config.white_fraction)
         shot_noise = tone = None
         if config.shot_fraction > 0:
-            shot_noise = (between(config.shot_std, level) * (noisy < config.shot_fraction)).square().float()
+            shot_std = between(config.shot_std, draws.uniform(for_shots)[:, 0])
+            shot_noise = (shot_std * (noisy < config.shot_fraction)).square().float()
         if config.dark_fraction > 0:
             ranges = ((config.gamma, gamma), (config.gain, gain), (config.contrast, contrast))
             tone = torch.stack([between(*pair) for pair in ranges], dim=1)

@@ -114,7 +114,8 @@ def preset(name: str, scale: int = 1) -> DegradationConfig:
     "bsrgan"      BSRGAN (Zhang et al., ICCV 2021): one blur; white noise of 2/255 to 25/255, 40 % of it gray.
                   (Its 20 % of noise with correlated channels are independent here.)
     "real_esrgan" Real-ESRGAN (Wang et al., ICCVW 2021), the first of two stages: blur, sinc filters; either
-                  white noise of 1/255 to 30/255 or shot noise, 40 % of both gray.
+                  white noise of 1/255 to 30/255 or shot noise, 40 % of both gray. (Its gray shot noise is
+                  that of the gray image; here each channel scales it by its own signal.)
     ============= ============================================================================================
 
     Args:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ddrf_fast.degradation.photometric import brighten, is_dark
 from ddrf_fast.inference.layers import Branch, Code, Estimator, Fusion, Layer, NetworkLayers
-from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend
+from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend_bands, to_pixels
 from ddrf_fast.models.estimator import details
 from ddrf_fast.models.tone import light
 
@@ -161,16 +161,30 @@ class Strips:
             return self._convolved(fusion.output, self._read(x, *pictures), attention, code)
 
         mean, caution = self._mean(outputs()), fusion.caution(code)
-        first, reach = 0, sum(BASE_DISTANCES)
-        for output in outputs():
-            last = first + output.shape[2]
-            # With the rows above and below, where there are some, that the bases depend on.
-            above, below = max(first - reach, 0), min(last + reach, self.height)
-            images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
-            rows = slice(first - above, last - above)
-            bases, images = base_images(images)[..., rows, :], images[:, :, rows]
-            yield torch.cat((images, blend(images, bases, output, mean, fusion.selectivity, caution)), dim=1)
-            first = last
+        reach = sum(BASE_DISTANCES) + 1
+
+        def bands() -> Iterator[Tensor]:
+            """Both images, and the fused one but for its base, which comes last."""
+            first = 0
+            for output in outputs():
+                last = first + output.shape[2]
+                # With the rows above and below, where there are some, that bases and details depend on.
+                above, below = max(first - reach, 0), min(last + reach, self.height)
+                images = torch.cat([picture.read(above, below) for picture in pictures], dim=1)
+                bases = base_images(images)
+                details = images - to_pixels(bases[:, 0])
+                images, details, bases = (
+                    x[..., first - above : last - above, :] for x in (images, details, bases)
+                )
+                parts = blend_bands(details, bases, output, mean, fusion.selectivity, caution)
+                yield torch.cat((images, *parts), dim=1)
+                first = last
+
+        def with_base(x: Tensor) -> Tensor:
+            return torch.cat((x[:, :8], x[:, 8:12] + to_pixels(x[:, 12:])), dim=1)
+
+        # The base needs a row above and below, as a convolution does.
+        return convolved(bands(), self.height, with_base, 1, functools.partial(self._scratch.join, "bands"))
 
     def _expanded(self, expand: Layer, x: "_Store", attention: Tensor, code: Tensor) -> Iterator[Tensor]:
         return self._convolved(expand, self._read(x), attention, code)

@@ -5,7 +5,8 @@ function says which one it is, and takes the others by name:
 
 - ``"standard"``: what the publication of the measure, or most image processing software, means by it.
 - ``"vifb"``: the benchmark VIFB of Zhang et al. (colour is measured channel by channel there).
-- ``"tang"``: the MATLAB code of Tang et al. ("General Evaluation Metric"), as SeAFusion and others use it.
+- ``"tang"``: the MATLAB code of Tang et al. ("General Evaluation Metric", that of 2026; in the one
+  that came with SeAFusion, SSIM is another measure, MEF-SSIM).
 - ``"cddfuse"``: the Python evaluator of CDDFuse, which many later repositories copy.
 
 Measures whose documentation shows no table are the same in all of them. What they take and give is alike:

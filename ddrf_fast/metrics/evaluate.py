@@ -118,7 +118,7 @@ def evaluate(
     Args:
         fused: Tensor[B, 1, H, W] or Tensor[H, W], in [0, 1] or uint8; in the convention "vifb" also
             Tensor[B, 3, H, W], measured channel by channel and averaged.
-        visible: the same shape, but for its channels.
+        visible: the same shape, or where channels are measured one or three of them.
         infrared: likewise.
         metrics: names of :data:`MEASURES`.
         convention: one of :data:`CONVENTIONS`.
@@ -182,18 +182,21 @@ def check_metrics(metrics: Sequence[str], sources: int) -> None:
 def _evaluate(images: dict[str, Tensor], metrics: Sequence[str], convention: Convention) -> dict[str, Tensor]:
     check_convention(convention)
     check_metrics(metrics, len(images) - 1)
-    if convention == "vifb" and any(image.ndim == 4 and image.shape[1] == 3 for image in images.values()):
-        channels = [
-            _evaluate(
-                {name: image[:, c % image.shape[1], None] for name, image in images.items()},
-                metrics,
-                convention,
-            )
-            for c in range(3)
-        ]
-        return {name: torch.stack([scores[name] for scores in channels]).mean(0) for name in metrics}
-    # By their own names, and before anything is computed.
     image, *references = images.values()
+    if convention == "vifb" and image.ndim == 4 and image.shape[1] == 3:
+        return _by_channels(images, metrics)
+    # By their own names, and before anything is computed.
     smallest = max((MEASURES[name].smallest for name in metrics), default=1)
     prepare(image, *references, smallest=smallest, names=tuple(images))
     return {name: MEASURES[name].compute(image, references, convention) for name in metrics}
+
+
+def _by_channels(images: dict[str, Tensor], metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Of colour images in the convention "vifb"; a source may be gray."""
+    parts = [{name: image[:, c % image.shape[1], None] for name, image in images.items()} for c in range(3)]
+    scores = [_evaluate(part, metrics, "vifb") for part in parts]
+    result = {name: torch.stack([values[name] for values in scores]).mean(0) for name in metrics}
+    if "SF" in metrics:  # which its code takes of the channels side by side
+        wide = {name: torch.cat([part[name] for part in parts], dim=3) for name in images}
+        result |= _evaluate(wide, ("SF",), "vifb")
+    return result

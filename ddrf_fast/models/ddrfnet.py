@@ -406,17 +406,18 @@ def blend(
     r"""The fused image, from the restored ones and the last layer's shares m, n and correction r.
 
     .. math::
-        P &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) + M(H - L_1, n + s' d_0)
-            + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
+        P &= E(B) + M(H - E(L_1), n + s' d_0) + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
+        B &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) \\
         M(D, q) &= D_2 + \sigma(q) (D_1 - D_2)
 
-    with the bases L of each restored image H (:func:`base_images`), and of each band the difference of
-    magnitudes d between modality 1, visible, and 2, infrared. So the livelier band is taken unless the
-    network knows better, as fusions of Laplacian pyramids do: an average would have half of it. What
-    remains, of scales beyond what the layers see, is shared as the network says. The correction does not
-    change the brightness of the whole, which is that of the sources. With caution, c of 0 to 1, the base
-    goes over into the mean of both, the correction into half of it, and bands are chosen by liveliness more
-    sharply: what the layers make of degraded pairs is less certain than these rules.
+    with the bases L of each restored image H (:func:`base_images`), E that brings them to the image's pixels
+    (:func:`to_pixels`), and of each band the difference of magnitudes d between modality 1, visible, and 2,
+    infrared. So the livelier band is taken unless the network knows better, as fusions of Laplacian pyramids
+    do: an average would have half of it. What remains, of scales beyond what the layers see, is shared as the
+    network says. The correction does not change the brightness of the whole, which is that of the sources.
+    With caution, c of 0 to 1, the base goes over into the mean of both, the correction into half of it, and
+    bands are chosen by liveliness more sharply: what the layers make of degraded pairs is less certain than
+    these rules.
 
     Args:
         images: Tensor[B, 8, h, w], H2 and H1 (infrared and visible), unshuffled.
@@ -429,20 +430,59 @@ def blend(
     Returns:
         Tensor[B, 4, h, w], P unshuffled.
     """
-    band_shares, detail_share, correction = output.to(images.dtype).chunk(3, dim=1)
-    caution = caution.to(images.dtype).view(-1, 1, 1, 1)
+    details = images - to_pixels(bases[:, 0])
+    fused, base = blend_bands(details, bases, output, output_mean, selectivity, caution)
+    return fused.add_(to_pixels(base))
+
+
+def blend_bands(
+    details: Tensor,
+    bases: Tensor,
+    output: Tensor,
+    output_mean: Tensor,
+    selectivity: Tensor | float,
+    caution: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The two parts of :func:`blend`, each of which depends on its own pixel alone.
+
+    Args:
+        details: Tensor[B, 8, h, w], H - E(L1).
+        bases, output, output_mean, selectivity, caution: as for :func:`blend`.
+
+    Returns:
+        P - E(B), Tensor[B, 4, h, w] unshuffled, and B, Tensor[B, 1, h, w].
+    """
+    band_shares, detail_share, correction = output.to(details.dtype).chunk(3, dim=1)
+    caution = caution.to(details.dtype).view(-1, 1, 1, 1)
     selectivity = (1 + caution) * selectivity
-    infrared, visible = (images.unflatten(1, (2, 4)) - bases[:, 0, :, None]).unbind(dim=1)
+    infrared, visible = details.chunk(2, dim=1)
     share = torch.addcmul(detail_share, selectivity, visible.abs().sub_(infrared.abs()))
     fused = torch.lerp(infrared, visible, share.sigmoid_())
     infrared, visible = (bases[:, :-1] - bases[:, 1:]).unbind(dim=2)
     share = torch.addcmul(band_shares[:, :-1], selectivity, visible.abs().sub_(infrared.abs()))
-    fused.add_(torch.lerp(infrared, visible, share.sigmoid_()).sum(dim=1, keepdim=True))
+    base = torch.lerp(infrared, visible, share.sigmoid_()).sum(dim=1, keepdim=True)
     infrared, visible = bases[:, -1].chunk(2, dim=1)
     share = (1 - caution) * band_shares[:, -1:]
-    fused.add_(torch.lerp(infrared, visible, share.sigmoid_()))
-    correction_mean = output_mean[:, 8:].to(images.dtype).mean(dim=1).view(-1, 1, 1, 1)
-    return fused.add_((correction - correction_mean).mul_(1 - caution / 2))
+    base = base + torch.lerp(infrared, visible, share.sigmoid_())
+    correction_mean = output_mean[:, 8:].to(details.dtype).mean(dim=1).view(-1, 1, 1, 1)
+    return fused.add_((correction - correction_mean).mul_(1 - caution / 2)), base
+
+
+def to_pixels(base: Tensor) -> Tensor:
+    """What has a value for each 2x2 pixels, at each pixel: linear between their centres.
+
+    Args:
+        base: Tensor[B, n, h, w].
+
+    Returns:
+        Tensor[B, 4 n, h, w], unshuffled.
+
+    Example:
+        >>> F.pixel_shuffle(to_pixels(torch.tensor([[[[0.0, 4.0, 8.0]]]])), 2)[0, 0, 0]
+        tensor([0., 1., 3., 5., 7., 8.])
+    """
+    pixels = F.interpolate(base, scale_factor=2, mode="bilinear", align_corners=False)
+    return F.pixel_unshuffle(pixels, 2)
 
 
 BASE_DISTANCES = (1, 2, 4, 8)

@@ -348,7 +348,8 @@ def degrade(
             channel and the pixel only. None draws one from torch's default generator.
         sample_ids (Tensor[B], optional): int64 identity of each sample, by default 0 .. B-1; give the
             sample's place in the data set and its noise stays its own in any batch and on any rank.
-        gray_noise (bool or bool Tensor[B]): Whether all channels of a sample have the same noise.
+        gray_noise (bool or bool Tensor[B]): Whether all channels of a sample have the same noise (of shot
+            noise the same draw, which each channel scales by its own signal).
         shot_noise (float or Tensor[B]): Variance of the photons' noise where the image is 1: together with
             the white noise the variance is shot_noise S + noise_std^2 for the blurred image S, 0 where S is
             negative (Foi et al., Practical Poissonian-Gaussian noise modeling and fitting, 2008).

@@ -14,13 +14,17 @@ from ddrf_fast.evaluation import read_plane
 
 
 class SourcePair(NamedTuple):
-    """A pair as the methods see it, and as it was before it was degraded: uint8 Tensor[1, 1, H, W] each."""
+    """A pair as the methods see it, and as it was before it was degraded: uint8 Tensor[1, 1, H, W] each.
+
+    `scale` is that of the down-sampling from which both images came back.
+    """
 
     name: str
     visible: Tensor
     infrared: Tensor
     clean_visible: Tensor
     clean_infrared: Tensor
+    scale: int = 1
 
 
 def clean_pairs(data: Path, name: str, limit: int | None = None) -> list[SourcePair]:
@@ -62,14 +66,15 @@ def degraded_pairs(data: Path, name: str, limit: int | None = None) -> tuple[lis
             for pair in clean
         ]
         return pairs, f"as in `{name}_degraded`"
-    scales = [DynamicDegradation("paper", spatial=True, scale=scale) for scale in (1, 2)]
+    degradations = [DynamicDegradation("paper", spatial=True, scale=scale) for scale in (1, 2)]
     pairs = []
     for index, pair in enumerate(clean):
+        scale = 1 + index % 2
         visible, infrared = (
-            degrade(scales[index % 2], image, 2 * index + offset).enlarged(image)
+            degrade(degradations[scale - 1], image, 2 * index + offset).enlarged(image)
             for offset, image in enumerate((pair.visible, pair.infrared))
         )
-        pairs.append(pair._replace(visible=visible, infrared=infrared))
+        pairs.append(pair._replace(visible=visible, infrared=infrared, scale=scale))
     return pairs, "by `DynamicDegradation('paper', spatial=True)`, every second one down-sampled by two"
 
 

@@ -67,7 +67,10 @@ def _table(
         results[method] = results_of(_classical(fusion), pairs)
     if not clean:
         cleaned = [
-            pair._replace(visible=non_local_means(pair.visible), infrared=non_local_means(pair.infrared))
+            pair._replace(
+                visible=non_local_means(pair.visible, pair.scale),
+                infrared=non_local_means(pair.infrared, pair.scale),
+            )
             for pair in pairs
         ]
         for method, fusion in CLASSICAL_FUSIONS.items():

@@ -108,7 +108,8 @@ def _degradations(
 
 def _restored(sample: Sample, settings: Settings, restorer: Restorer) -> dict[str, Tensor]:
     """The degraded image, and what each method makes of it: name -> uint8 Tensor[1, 1, H, W]."""
-    results = {"degraded": sample.degraded, "non-local means": non_local_means(sample.degraded)}
+    scale = 1 if sample.known is None else sample.known.recipe.scale
+    results = {"degraded": sample.degraded, "non-local means": non_local_means(sample.degraded, scale)}
     image = sample.degraded.to(settings.torch_device).float() / 255
     model = settings.fuser.model
     results |= _by_network(model, image, sample.modality, None, "blind")

@@ -79,7 +79,7 @@ class TrainingConfig:
         cache: keep all pairs in memory (three bytes a pixel) instead of reading them for each crop.
         degradation: preset of :class:`~ddrf_fast.degradation.DynamicDegradation`.
         scales: of the down-sampling, one drawn for each step; the image is brought back to its size.
-        noise_std: (lowest, highest) noise level for images in [0, 1].
+        noise_std: (lowest, highest) noise level for images in [0, 1]; None: as the preset says.
         dark_fraction: part of the images that are taken in the dark; None: as the preset says.
         sharp_fraction: part of the images that are not blurred, so that sharp ones are left sharp.
         noiseless_fraction: part of the images that get no noise.
@@ -137,7 +137,7 @@ class TrainingConfig:
     cache: bool = True
     degradation: str = "paper"
     scales: tuple[int, ...] = (1,)
-    noise_std: tuple[float, float] = (0.0, 25 / 255)
+    noise_std: tuple[float, float] | None = None
     dark_fraction: float | None = None
     sharp_fraction: float = 0.4
     noiseless_fraction: float = 0.4

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, draws, enlarge, undo_darkness
+from ddrf_fast.degradation import DynamicDegradation, draws, enlarge, preset, undo_darkness
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
@@ -65,15 +65,19 @@ class TrainingModule(lightning.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.pairs = pairs or {}
         self.model = DDRFNet(config.model)
+        asked = {name: getattr(config, name) for name in ("noise_std", "dark_fraction")}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        usual = preset(config.degradation)
+        noisy = (1 - config.noiseless_fraction) / (usual.white_fraction + usual.shot_fraction)
         # A part of the images is left sharp and a part free of noise, so that the network leaves such alone.
         self.degradation = DynamicDegradation(
             config.degradation,
-            noise_std=config.noise_std,
             sharp_fraction=config.sharp_fraction,
-            white_fraction=1 - config.noiseless_fraction,
-            **({} if config.dark_fraction is None else {"dark_fraction": config.dark_fraction}),
+            white_fraction=noisy * usual.white_fraction,
+            shot_fraction=noisy * usual.shot_fraction,
+            **asked,
         )
-        self.validation_degradation = DynamicDegradation(config.degradation, noise_std=config.noise_std)
+        self.validation_degradation = DynamicDegradation(config.degradation, **asked)
         if self.model.code_basis.shape != self.degradation.components.shape:
             raise ValueError(
                 f"degradation {config.degradation} has codes [number, kernel_size²] = "
@@ -123,8 +127,8 @@ class TrainingModule(lightning.LightningModule):
             clean: bool Tensor[B], the samples that are neither blurred, darkened nor given noise.
 
         Returns:
-            The visible, infrared and positive images, degraded and clipped as any image from a file is, and
-            the codes and the tones Tensor[B, 3] of the first two.
+            The visible, infrared and positive images, degraded, as a file of 8 bit holds them, and the codes
+            and the tones Tensor[B, 3] of the first two.
         """
         degraded, codes, tones = [], [], []
         pca = self.model.kernel_code  # need not be that of this degradation
@@ -134,8 +138,8 @@ class TrainingModule(lightning.LightningModule):
             )
             if clean is not None:
                 recipe = degradation.cleared(recipe, clean)
-            low = dataclasses.replace(recipe, scale=scale).apply(image)
-            degraded.append(enlarge(low, image.shape[2:], scale).clamp(0, 1))
+            low = as_in_a_file(dataclasses.replace(recipe, scale=scale).apply(image))
+            degraded.append(low if scale == 1 else as_in_a_file(enlarge(low, image.shape[2:], scale)))
             codes.append(recipe.codes(pca).to(low.dtype))
             tones.append(low.new_ones(len(low), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
         return degraded, codes[:2], tones[:2]
@@ -392,6 +396,11 @@ def darkness_loss(estimator: ToneEstimator, degraded: Tensor, clean: Tensor, ton
     error = undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean
     deviation = (error.square().mean(dim=(1, 2, 3)) + 1e-4).sqrt()
     return recognition + 10 * (deviation * dark).sum() / dark.sum().clamp(min=1)
+
+
+def as_in_a_file(image: Tensor) -> Tensor:
+    """Clipped and rounded to 8 bit."""
+    return (image.clamp(0, 1) * 255).round() / 255
 
 
 def _full_precision(image: Tensor) -> contextlib.AbstractContextManager[None]:
