@@ -90,11 +90,9 @@ class Luma:
         """With all its bits; of a frame in RGB, what a conversion gives."""
         bits = _bits(frame)
         if not _LUMA_FIRST.fullmatch(frame.format.name):
-            grey = len(frame.format.components) == 1
+            grey = len(frame.format.components) == 1 and not _is_rgb(frame)
             name = "gray" if grey else "yuv444p"
-            frame = frame.reformat(
-                format=name if bits == 8 else f"{name}16le", dst_color_range=None if grey else "MPEG"
-            )
+            frame = _converted(frame, name if bits == 8 else f"{name}16le", None if grey else "MPEG")
             bits = 8 if bits == 8 else 16
         black, white = _levels(frame, bits)
         return cls(_plane(frame, 0, np.uint8 if bits == 8 else np.uint16), black, white)
@@ -120,7 +118,7 @@ def planar(frame: Any, width: int, height: int) -> Any:
     """The frame in yuv420p and that size."""
     if (frame.format.name, frame.width, frame.height) == ("yuv420p", width, height):
         return frame
-    return frame.reformat(width, height, "yuv420p", dst_color_range="MPEG", interpolation="BICUBIC")
+    return _converted(frame, "yuv420p", "MPEG", width=width, height=height, interpolation="BICUBIC")
 
 
 def is_colour(frame: Any) -> bool:
@@ -187,6 +185,19 @@ def check_depth(frame: Any) -> None:
     """
     if _bits(frame) > 16:
         raise ValueError(f"frames of {_bits(frame)} bits ({frame.format.name}) cannot be read, only up to 16")
+
+
+def _is_rgb(frame: Any) -> bool:
+    return bool(frame.format.is_rgb or frame.format.has_palette)
+
+
+def _converted(frame: Any, name: str, color_range: str | None, **settings: Any) -> Any:
+    """The frame in a format of luma and chroma, and tagged with the matrix that leads back."""
+    matrix = None
+    if _is_rgb(frame):
+        # RGB has none. Any would do, as it is told; players that pass over the tag go by the size.
+        matrix = "ITU709" if frame.width >= 1280 or frame.height > 576 else "ITU601"
+    return frame.reformat(format=name, dst_colorspace=matrix, dst_color_range=color_range, **settings)
 
 
 def _bits(frame: Any) -> int:

@@ -231,7 +231,10 @@ class _Source:
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
         self.audio = self.container.streams.audio[0] if self.container.streams.audio else None
-        self.rate = self.stream.average_rate or self.stream.guessed_rate or 25
+        # Of a raw stream, whose frames have no times, the average is FFmpeg's default.
+        average = None if self.first.pts is None else self.stream.average_rate
+        self.rate = average or self.stream.guessed_rate or 25
+        self.step = max(1, round(1 / (self.rate * self.stream.time_base)))
 
     def __enter__(self) -> "_Source":
         return self
@@ -262,9 +265,13 @@ class _Source:
     def frames(
         self, report: VideoReport, copy_audio: Callable[[Any], None] | None = None
     ) -> Iterator[tuple[float, Any]]:
-        """The frames, each with its time in seconds after the first; audio packets go to `copy_audio`."""
+        """The frames, each with its time in seconds after the first; audio packets go to `copy_audio`.
+
+        The times, and the frames' own time stamps, increase.
+        """
         streams = [self.stream] if copy_audio is None or self.audio is None else [self.stream, self.audio]
-        size, start, time, damaged, count = (self.first.width, self.first.height), None, 0.0, 0, 0
+        size, time, damaged, count = (self.first.width, self.first.height), 0.0, 0, 0
+        start = last = None
         try:
             for packet in self.container.demux(streams):
                 if packet.stream is not self.stream:
@@ -280,9 +287,9 @@ class _Source:
                     damaged += frame.is_corrupt
                     if (frame.width, frame.height) != size:
                         raise ValueError(f"{self.path}: its size changes after {count} frames")
-                    now = float(count / self.rate) if frame.time is None else frame.time
-                    start = now if start is None else start
-                    time, count = now - start, count + 1
+                    frame.pts = last = self._time_stamp(frame, last)
+                    start = last if start is None else start
+                    time, count = float((last - start) * self.stream.time_base), count + 1
                     yield time, frame
         except av.FFmpegError as error:
             report.problems.append(f"{self.path}: cannot be read after {time:.1f} s ({error.strerror})")
@@ -291,6 +298,21 @@ class _Source:
         length = self._length()
         if time + MISSING < length:
             report.problems.append(f"{self.path}: ends after {time:.1f} of {length:.1f} s")
+
+    def _time_stamp(self, frame: Any, last: int | None) -> int:
+        """Of a frame after one with the time stamp `last`, in units of the stream's time base."""
+        # AVI tells no times to show frames at, and what FFmpeg makes of that is wrong for B-frames. A frame's
+        # dts is that of the packet with which it came out of the decoder, and those are in order.
+        by_packet = self.container.format.name == "avi" or frame.pts is None
+        stamp: int | None = frame.dts if by_packet else frame.pts
+        if last is None:
+            return stamp or 0
+        # Raw streams tell no times, frames that were left in the decoder no dts, and where recordings were
+        # joined the time may start anew.
+        if stamp is None or stamp < last - self.step:
+            return last + self.step
+        # Frames of one time stamp would stop the pairing, and muxers refuse them.
+        return max(stamp, last + 1)
 
     def _length(self) -> float:
         """In seconds, as the file says it; 0 where it does not."""

@@ -45,9 +45,10 @@ def write(
     crf="4",
     audio=None,
     turned=None,
+    stamps=None,
     **attributes,
 ):
-    """Grey images of uint16 are stored as they are; `turned`: how players are to show it."""
+    """Grey images of uint16 are stored as they are; `turned`: how players are to show it; `stamps`: in ms."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=rate, options={"crf": crf})
         stream.height, stream.width = images[0].shape[:2]
@@ -57,9 +58,13 @@ def write(
         if turned is not None:
             stream.set_display_rotation(**turned)
         sound = file.add_stream(audio, rate=8000) if audio else None
-        for image in images:
+        if stamps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(images):
             kind = "rgb24" if image.ndim == 3 else "gray" if image.dtype == np.uint8 else pix_fmt
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
+            if stamps is not None:
+                frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
         if sound is not None:
@@ -168,14 +173,17 @@ def levels(path):
 class FirstOfInfrared:
     """In place of the network: the infrared image as it is, so that a result tells which frame it was."""
 
-    def fuse(self, visible, infrared, code=None, tone=None):
+    def estimate(self, modality, image):
+        return torch.zeros(len(image), 19)
+
+    def fuse(self, visible, infrared, *settings):
         return infrared
 
 
 class FirstOfVisible:
     """Likewise, the visible image."""
 
-    def fuse(self, visible, infrared, code=None, tone=None):
+    def fuse(self, visible, infrared, *settings):
         return visible
 
     def tone(self, visible):
@@ -191,6 +199,12 @@ def showing_infrared(weights, **settings):
 @pytest.fixture
 def passing(weights):
     return showing_infrared(weights)
+
+
+def showing_visible(weights, **settings):
+    fuser = Fuser(weights, "cpu", **settings)
+    fuser.network = FirstOfVisible()
+    return fuser
 
 
 def flat(values):
@@ -212,6 +226,76 @@ def test_frames_of_other_rates_are_paired_by_time_or_by_number(passing, tmp_path
     assert report.frames == 10
     assert "the frame rates are 30 and 10" in report.notes[0] and "ir.mp4 ended first" in report.notes[1]
     np.testing.assert_allclose(levels(output), shown, atol=2)
+
+
+BURST = [0, 40, 80, 120, 240, 240, 240, *range(280, 480, 40)]  # as of a camera whose link was busy
+
+
+def times(path):
+    return [frame.time for frame in frames(path)]
+
+
+def test_infrared_frames_of_one_time_stamp_do_not_stop_the_pairing(passing, tmp_path):
+    visible = write(tmp_path / "vis.mkv", scene(12), codec="ffv1")
+    infrared = write(tmp_path / "ir.mkv", flat(range(60, 180, 10)), codec="ffv1", stamps=BURST)
+    assert times(infrared) == [stamp / 1000 for stamp in BURST]
+    fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=passing, smoothing=1, codec="ffv1")
+    shown = levels(infrared)
+    nearest = [shown[n] for n in (0, 1, 2, 3, 3, 4, 4, 7, 8, 9, 10, 11)]
+    np.testing.assert_allclose(levels(tmp_path / "out.mkv"), nearest, atol=1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_visible_frames_of_one_time_stamp_are_written(weights, tmp_path, suffix):
+    visible = write(tmp_path / "vis.mkv", flat(range(60, 180, 10)), codec="ffv1", stamps=BURST)
+    infrared = write(tmp_path / "ir.mkv", scene(12, colour=False), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / f"out{suffix}"
+    fuse_video(visible, infrared, output, fuser=showing_visible(weights), smoothing=1)
+    np.testing.assert_allclose(levels(output), levels(visible), atol=2)
+    np.testing.assert_allclose(times(output), times(visible), atol=0.003)
+    assert (np.diff(times(output)) > 0).all()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_frames_of_an_avi_keep_their_order(weights, passing, tmp_path, suffix):
+    """Which tells no times to show frames at: with B-frames, those which FFmpeg gives go back and forth."""
+    film = write(tmp_path / "film.avi", flat(range(60, 180, 5)))
+    assert np.diff([frame.pts for frame in frames(film)]).min() < 0
+    visible = write(tmp_path / "vis.mkv", scene(24), codec="ffv1")
+    infrared = write(tmp_path / "ir.mkv", scene(24, colour=False), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / f"out{suffix}"
+    for fuser, pair in ((passing, (visible, film)), (showing_visible(weights), (film, infrared))):
+        report = fuse_video(*pair, output, fuser=fuser, smoothing=1)
+        assert (report.frames, report.notes, report.problems) == (24, [], [])
+        np.testing.assert_allclose(levels(output), levels(film), atol=2)
+        np.testing.assert_allclose(np.diff(times(output)), 0.04, atol=0.001)
+
+
+@pytest.mark.parametrize("rate", [25, 50, Fraction(30000, 1001)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_of_a_raw_stream_follow_at_its_rate(weights, tmp_path, suffix, rate):
+    visible = write(tmp_path / "vis.h264", flat(range(60, 180, 5)), rate=rate)
+    assert times(visible) == [None] * 24
+    infrared = write(tmp_path / "ir.mkv", scene(24, colour=False), rate=rate, codec="ffv1", pix_fmt="gray")
+    output = tmp_path / f"out{suffix}"
+    report = fuse_video(visible, infrared, output, fuser=showing_visible(weights), smoothing=1)
+    assert (report.frames, report.notes, report.problems) == (24, [], [])
+    np.testing.assert_allclose(levels(output), levels(visible), atol=2)
+    np.testing.assert_allclose(times(output), np.arange(24) / float(rate), atol=0.001)
+
+
+def test_joined_recordings_whose_time_starts_anew_go_on(weights, passing, tmp_path):
+    parts = [write(tmp_path / f"{low}.ts", flat(range(low, low + 60, 5))) for low in (60, 120)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert min(np.diff(times(joined))) < 0
+    visible = write(tmp_path / "vis.mkv", scene(24), codec="ffv1")
+    infrared = write(tmp_path / "ir.mkv", scene(24, colour=False), codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mp4"
+    for fuser, pair in ((passing, (visible, joined)), (showing_visible(weights), (joined, infrared))):
+        assert fuse_video(*pair, output, fuser=fuser, smoothing=1).frames == 24
+        np.testing.assert_allclose(levels(output), levels(joined), atol=2)
+        np.testing.assert_allclose(np.diff(times(output)), 0.04, atol=0.001)
 
 
 def test_ends_where_the_first_of_both_ends(passing, tmp_path):
@@ -360,9 +444,7 @@ def test_visible_videos_of_ten_bits(weights, tmp_path):
     images = scene(2)
     visible = write(tmp_path / "vis.mkv", images, codec="libx265", pix_fmt="yuv420p10le", crf="0")
     infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
-    fuser = Fuser(weights, "cpu")
-
-    fuser.network = FirstOfVisible()
+    fuser = showing_visible(weights)
     fuse_video(visible, infrared, tmp_path / "out.mkv", fuser=fuser, codec="ffv1", smoothing=1)
     for source, result in zip(frames(visible), frames(tmp_path / "out.mkv"), strict=True):
         ten = np.frombuffer(source.planes[0], np.uint16).reshape(HEIGHT, -1)[:, :WIDTH]
@@ -422,14 +504,71 @@ def test_colours_mean_what_they_did(weights, tmp_path, codec, color_range, color
     visible = write(tmp_path / "vis.mkv", scene(2), codec=codec, **tags)
     infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
     output = tmp_path / "out.mp4"
-    fuser = Fuser(weights, "cpu", color=color)
-    fuser.network = FirstOfVisible()
-    fuse_video(visible, infrared, output, fuser=fuser, crf=1, smoothing=1)
+    fuse_video(visible, infrared, output, fuser=showing_visible(weights, color=color), crf=1, smoothing=1)
     with av.open(str(output)) as file:
         context = file.streams.video[0].codec_context
         assert {name: getattr(context, name) for name in tags} == tags
     seen, result = (frame.to_ndarray(format="rgb24").astype(int) for frame in map(first, (visible, output)))
     assert np.abs(seen - result).mean() < 3
+
+
+PALETTE = np.array(
+    [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [10, 200, 120], [128] * 3, [0] * 3, [255] * 3],
+    np.uint8,
+)
+# As which of them, in squares of 16 pixels, two rows of four.
+SQUARES = np.arange(8, dtype=np.uint8).reshape(2, 4).repeat(16, axis=0).repeat(16, axis=1)
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize(("suffix", "wide"), [(".mp4", False), (".webm", False), (".mp4", True)])
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("vis.mp4", "libx264rgb", "bgr24"),
+        ("vis.mov", "png", "rgb24"),
+        ("vis.webm", "libvpx-vp9", "gbrp"),
+        ("vis.mkv", "ffv1", "bgr0"),
+        ("deep.mkv", "ffv1", "gbrp10le"),
+    ],
+)
+def test_videos_in_rgb_are_written_with_a_matrix_that_is_told(
+    weights, tmp_path, name, codec, pix_fmt, suffix, wide, color
+):
+    """Those that FFmpeg tags as RGB, and those of which it says nothing."""
+    squares = np.tile(SQUARES, (1, 20 if wide else 1))
+    visible = write(tmp_path / name, [PALETTE[squares]] * 2, codec=codec, pix_fmt=pix_fmt)
+    assert first(visible).format.is_rgb
+    check_colours(visible, tmp_path / f"out{suffix}", showing_visible(weights, color=color))
+
+
+def test_videos_with_a_palette_are_in_rgb(weights, tmp_path):
+    visible = tmp_path / "vis.mov"
+    palette = np.zeros((256, 4), np.uint8)
+    palette[:8] = np.insert(PALETTE, 0, 255, axis=1)
+    with av.open(str(visible), "w") as file:
+        stream = file.add_stream("png", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *SQUARES.shape, "pal8"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray((SQUARES, palette), format="pal8")))
+        file.mux(stream.encode())
+    assert first(visible).format.has_palette
+    check_colours(visible, tmp_path / "out.mp4", showing_visible(weights))
+
+
+def check_colours(visible, output, fuser):
+    """Within a few levels, but for edges, where chroma of half the size is between the two sides."""
+    seen = first(visible).to_ndarray(format="rgb24").astype(int)
+    thermal = scene(1, colour=False, height=seen.shape[0], width=seen.shape[1])
+    infrared = write(output.parent / "ir.mkv", thermal, codec="ffv1", pix_fmt="gray")
+    fuse_video(visible, infrared, output, fuser=fuser, crf=1, smoothing=1)
+    with av.open(str(output)) as file:
+        frame = next(file.decode(video=0))
+        context = file.streams.video[0].codec_context
+    matrix = 1 if frame.width >= 1280 else 6  # BT.709 for HD, else BT.601; in limited range
+    for tagged in (frame, context):
+        assert (tagged.colorspace, tagged.color_range) == (matrix, 1)
+    inside = np.tile(np.pad(np.ones((8, 8), bool), 4), (2, frame.width // 16))
+    assert np.abs(seen - frame.to_ndarray(format="rgb24"))[inside].max() <= 4
 
 
 def test_colour(weights, tmp_path):
