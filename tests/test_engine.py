@@ -105,6 +105,21 @@ def test_maps_of_codes_are_left_to_the_network(model):
     assert torch.equal(engine.restore("infrared", infrared, codes), restored)
 
 
+@pytest.mark.parametrize("tile", ["never", 1, 16])
+def test_contrast_comes_back_about_a_mean_that_is_given(model, tile):
+    engine, images = Engine(model, torch.float32, tile=tile), pair(2, 1, 40, 30)
+    tone = torch.tensor([[2.0, 0.8, 0.5], [3.0, 0.9, 0.8]])
+    usual = engine(*images, tone)
+    mean = usual.visible.mean((1, 2, 3))
+    torch.testing.assert_close(engine(*images, tone, None, mean).visible, usual.visible, atol=2e-5, rtol=0)
+    moved = engine(*images, tone, None, mean + 0.1)
+    shift = (0.1 * (1 - 1 / tone[:, 2])).view(-1, 1, 1, 1).expand_as(mean.view(-1, 1, 1, 1))
+    torch.testing.assert_close(moved.visible, usual.visible + shift, atol=5e-5, rtol=0)
+    torch.testing.assert_close(moved.infrared, usual.infrared)
+    assert (moved.fused - usual.fused).abs().mean() > 1e-3
+    assert torch.equal(engine.fuse(*images, tone, None, mean + 0.1), moved.fused)
+
+
 @pytest.mark.gpu
 def test_recorded_launches_give_what_the_cpu_gives(model):
     engine = Engine(copy.deepcopy(model).cuda(), torch.float32)

@@ -14,13 +14,13 @@ from helpers import run_capability
 
 import ddrf_fast
 from ddrf_fast.data import read_image
-from ddrf_fast.degradation import DynamicDegradation
+from ddrf_fast.degradation import DynamicDegradation, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures, thermal
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
 from ddrf_fast.inference.thermal import SteadyRange, ThermalRange, percentiles
-from ddrf_fast.models import DDRFNet, DDRFNetConfig, save_model
+from ddrf_fast.models import DDRFNet, DDRFNetConfig, ddrfnet, save_model
 from ddrf_fast.models.ddrfnet import pad_to_even
 
 SIZE = (45, 62)
@@ -498,7 +498,8 @@ def test_a_homography_takes_infrared_pixels_to_visible_ones(fuser, tmp_path):
         [[0.9 * np.cos(angle), -np.sin(angle), 5], [np.sin(angle), np.cos(angle), -3], [1e-4, -2e-4, 1]]
     )
     planes = [torch.from_numpy(image)[None, None] for image in (infrared, _luma(visible).astype(np.float64))]
-    warped = warp(planes[0], homography, onto=planes[1])[0, 0].numpy()
+    warped, reach = warp(planes[0], homography, onto=planes[1])
+    warped, reach = warped[0, 0].numpy(), reach[0, 0].numpy()
     expected = cv2.warpPerspective(infrared, homography, SIZE[::-1], flags=cv2.INTER_LINEAR)
     inside = cv2.warpPerspective(np.ones(SIZE), homography, SIZE[::-1], flags=cv2.INTER_LINEAR) == 1
     assert 0.3 < inside.mean() < 0.95
@@ -506,16 +507,62 @@ def test_a_homography_takes_infrared_pixels_to_visible_ones(fuser, tmp_path):
     outside = cv2.warpPerspective(np.ones(SIZE), homography, SIZE[::-1], flags=cv2.INTER_LINEAR) == 0
     outside = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) == 1
     np.testing.assert_array_equal(warped[outside], _luma(visible)[outside])
+    assert reach[inside].all() and not reach[outside].any()
 
-    expected = fuser(visible, warped)
+    luma, thermal, stand_in = (
+        torch.from_numpy(image)[None, None].float() for image in (_luma(visible), infrared, warped)
+    )
+    with torch.inference_mode():
+        own = fuser.model.estimate_code("infrared", thermal)
+        output = fuser.model(luma, stand_in, None, own)
+    change = torch.where(torch.from_numpy(reach), output.fused, output.visible) - luma
+    expected = (visible + change[0, 0, ..., None].numpy()).clip(0, 1)
+    assert (output.fused - output.visible).abs().mean() > 0.01
+    assert (own - fuser.model.estimate_code("infrared", stand_in)).abs().max() > 1e-3
     np.savetxt(tmp_path / "h.txt", homography, delimiter=", ")
     np.save(tmp_path / "h.npy", homography)
     (tmp_path / "h.json").write_text(str(homography.tolist()))
     for given in (homography, tmp_path / "h.txt", str(tmp_path / "h.npy"), tmp_path / "h.json"):
         fused = Fuser(fuser.network, homography=given)(visible, infrared)
         np.testing.assert_allclose(fused, expected, atol=1e-5)
-    unmoved = Fuser(fuser.network, homography=2 * np.eye(3))(visible, infrared)
-    np.testing.assert_allclose(unmoved, fuser(visible, infrared), atol=1e-6)
+    everywhere = Fuser(fuser.network, homography=2 * np.eye(3))
+    np.testing.assert_allclose(everywhere(visible, infrared), fuser(visible, infrared), atol=1e-6)
+    assert everywhere.prepare(visible, infrared).reach is None
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("color", ["ycbcr", "rgb", "gray"])
+def test_where_no_infrared_image_reaches_the_visible_one_is_restored_alone(weights, color, tile, clean):
+    network = Network(weights, "cpu", "float32", tile)
+    with torch.no_grad():
+        network.model.visible_tone.head.bias[0] = 3.0  # takes every image for dark
+    size = (46, 62)
+    pairs = [_pair(seed, size) for seed in range(2)]
+    pairs[1] = pairs[1][0], pairs[1][1][:30]  # two thermal images that need not have one size
+    homography = np.array([[1, 0, 20], [0, 1, 10], [0, 0, 1]])
+    session = Fuser(network, color=color, homography=homography, clean=clean)
+    restorer = Restorer(network, color=color, **({"noise_std": 0.0} if clean else {}))
+    for (visible, infrared), fused in zip(pairs, session.stream(pairs, batch_size=2), strict=True):
+        restored, outside = restorer(visible), np.ones(size, bool)
+        outside[10 : 10 + len(infrared), 20:] = False
+        np.testing.assert_allclose(fused[outside], restored[outside], atol=2e-5)
+        assert np.abs(fused - restored)[~outside].mean() > 0.01
+        np.testing.assert_allclose(fused, session(visible, infrared), atol=2e-5)
+        changed = session(visible, 1 - infrared)
+        np.testing.assert_allclose(changed[outside], restored[outside], atol=2e-5)
+
+
+def test_the_noise_of_the_visible_image_is_not_taken_for_that_of_the_infrared_one():
+    visible, infrared = (read_image(path) for path in (SAMPLE_VISIBLE, SAMPLE_INFRARED))
+    noise = np.random.default_rng(0).normal(0, 25, visible.shape)
+    noisy = (visible + noise).round().clip(0, 255).astype(np.uint8)
+    part = np.s_[90:270, 120:360]
+    homography = np.array([[1, 0, 120], [0, 1, 90], [0, 0, 1]])
+    fuser = Fuser(device="cpu", dtype="float32", homography=homography)
+    request = fuser.prepare(noisy, infrared[part])
+    composite = fuser.network.estimate("infrared", request.infrared)
+    assert composite[0, 15] > request.infrared_code[0, 15] + 4 / 255
 
 
 def test_homographies_that_are_none_are_named(tmp_path):
@@ -645,21 +692,68 @@ def test_a_known_degradation_is_told_to_the_network(fuser):
     assert brighter.mean() > expected.mean() + 0.1
 
 
-def test_the_channels_of_an_image_are_brightened_alike(weights):
+@pytest.mark.parametrize("settings", [{}, {"kernel": np.ones((5, 5))}, {"kernel": np.eye(3), "refine": True}])
+def test_luma_has_less_noise_than_the_channels(fuser, settings):
+    network = fuser.network
+    visible = _pair()[0].astype(np.float32)
+    luma, noise_std = _luma(visible), 0.1 * np.sqrt(0.299**2 + 0.587**2 + 0.114**2)
+    expected = Restorer(network, noise_std=noise_std, **settings)(luma)
+    told_more = Restorer(network, noise_std=0.1, **settings)(luma)
+    assert np.abs(told_more - expected).max() > 2e-3
+    gray, ycbcr, rgb = (
+        Restorer(network, noise_std=0.1, color=color, **settings) for color in ("gray", "ycbcr", "rgb")
+    )
+    np.testing.assert_allclose(gray(visible), expected, atol=2e-4)
+    np.testing.assert_allclose(_luma(ycbcr(visible)), expected, atol=2e-4)
+    # Channels by themselves, grey images and those of three equal channels have all of it.
+    grey = np.repeat(luma[..., None], 3, axis=2)
+    np.testing.assert_allclose(rgb(visible)[..., 1], gray(visible[..., 1]), atol=2e-4)
+    for image in (luma, grey):
+        np.testing.assert_allclose(gray(image), told_more, atol=2e-4)
+    streamed = gray.stream(((image, None) for image in (visible, visible, grey)), batch_size=3)
+    for found, reference in zip(streamed, (expected, expected, told_more), strict=True):
+        np.testing.assert_allclose(found, reference, atol=2e-4)
+
+
+def test_the_blur_of_luma_is_found_at_its_noise(fuser, monkeypatch):
+    told = []
+
+    def find_blur(modality, image, noise_std, tone):
+        told.append(noise_std)
+        return torch.empty(0, dtype=torch.int64), None
+
+    monkeypatch.setattr(fuser.network, "find_blur", find_blur)
+    visible = _pair(size=(64, 64))[0]
+    for color, image in (("ycbcr", visible), ("gray", visible), ("rgb", visible), ("ycbcr", visible[..., 0])):
+        Restorer(fuser.network, color=color, noise_std=0.1, refine=True)(image)
+    share = np.sqrt(0.299**2 + 0.587**2 + 0.114**2)
+    assert told == pytest.approx([0.1 * share, 0.1 * share, 0.1, 0.1])
+
+
+def test_the_channels_of_an_image_are_brightened_alike(weights, monkeypatch):
     network = Network(weights, "cpu", "float32")
     with torch.no_grad():
         network.model.visible_tone.head.bias[0] = 3.0  # takes every image for dark
         network.model.infrared_tone.head.bias[0] = -3.0
-    visible, infrared = (image.astype(np.float32) for image in _pair())
+    visible, infrared = (image.astype(np.float32) for image in _pair(size=(46, 62)))
     visible[..., 0] /= 3
     planes = torch.from_numpy(visible).permute(2, 0, 1)[:, None]
     infrared_planes = torch.from_numpy(infrared)[None, None].expand_as(planes)
     with torch.inference_mode():
         tone = network.model.visible_tone(pad_to_even(torch.from_numpy(_luma(visible))[None, None]))
         apart = network.model.visible_tone(pad_to_even(planes))
-        expected = network.model.restore("visible", planes, tone.expand(3, -1)).clamp(0, 1)
+        each = network.model.restore("visible", planes, tone.expand(3, -1))
+        # Contrast comes back about the mean of all channels, as it was reduced.
+        monkeypatch.setattr(
+            ddrfnet,
+            "undo_darkness",
+            lambda image, tone: undo_darkness(image.transpose(0, 1), tone[:1]).transpose(0, 1),
+        )
+        expected = network.model.restore("visible", planes, tone.expand(3, -1))
         fused = network.model(planes, infrared_planes, tone.expand(3, -1)).fused.clamp(0, 1)
     assert (apart - tone).abs().max() > 0.01
+    assert (each - expected).abs().max() > 0.03
+    expected = expected.clamp(0, 1)
     restored = Restorer(network, color="rgb")(visible)
     np.testing.assert_allclose(restored, expected[:, 0].permute(1, 2, 0).numpy(), atol=1e-4)
     pairs = Fuser(network, color="rgb").stream([(visible, infrared)] * 2, batch_size=2)
@@ -667,6 +761,32 @@ def test_the_channels_of_an_image_are_brightened_alike(weights):
         np.testing.assert_allclose(result, fused[:, 0].permute(1, 2, 0).numpy(), atol=1e-4)
     thermal = np.repeat(infrared[..., None], 3, axis=2) if infrared.ndim == 2 else infrared
     assert Restorer(network, color="rgb")(infrared=thermal).shape == thermal.shape
+
+
+@pytest.mark.parametrize("tone", [(1.0, 1.0, 0.5), (2.0, 0.8, 0.6)])
+def test_a_darkened_image_gets_its_colours_back(weights, tone):
+    network = Network(weights, "cpu", "float32")
+    for parameter in network.model.visible_branch.tail.parameters():
+        parameter.data.zero_()  # leaves what is not dark as it is
+    image = torch.from_numpy(_pair()[0]).permute(2, 0, 1)[None].float()
+    image[:, 0] += 0.2
+    image[:, 2] *= 0.4
+    gamma, gain, contrast = (torch.tensor([number]) for number in tone)
+    dark = low_light(reduce_contrast(image, contrast), gamma, gain)
+    restored = Restorer(network, color="rgb", tone=tone)(torch.cat((dark, dark.flip(1))))
+    torch.testing.assert_close(restored, torch.cat((image, image.flip(1))), atol=1e-3, rtol=0)
+
+
+def test_of_a_dark_image_no_channel_is_refined(weights, monkeypatch):
+    network = Network(weights, "cpu", "float32")
+    image = _pair(size=(70, 80))[0].astype(np.float32)
+    sessions = [Restorer(network, color="rgb", refine=refine) for refine in (False, True)]
+    usual, refined = (session(image) for session in sessions)
+    assert np.abs(refined - usual).max() > 1e-3
+    monkeypatch.setattr(network, "tone", lambda luma: torch.tensor([[2.0, 0.8, 0.6]]).expand(len(luma), 3))
+    bright, refined = (session(image) for session in sessions)
+    np.testing.assert_allclose(refined, bright, atol=1e-5)
+    assert bright.mean() > usual.mean() + 0.1
 
 
 def test_a_restored_thermal_image_keeps_its_values(fuser):

@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         "--noise-std",
         type=float,
         metavar="STD",
-        help="standard deviation of the noise, where it is known, for images in [0, 1]",
+        help="standard deviation of the noise, where it is known, for images in [0, 1]; of each channel",
     )
     restore.add_argument(
         "--tone",

@@ -13,19 +13,21 @@ DARKEST = 1 / 128
 """In parts of the gain. Below, :func:`brighten` goes straight down to 0: the slope of a root has no bound."""
 
 
-def reduce_contrast(image: Tensor, factor: Tensor) -> Tensor:
+def reduce_contrast(image: Tensor, factor: Tensor, mean: Tensor | None = None) -> Tensor:
     """Draws the values of each image towards their mean: mean + factor (image - mean).
 
     Args:
         image: Tensor[B, C, H, W].
         factor: Tensor[B]; 1 changes nothing, 0 leaves the mean.
+        mean: Tensor[B], to be taken instead.
 
     Example:
         >>> reduce_contrast(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([0.5]))
         tensor([[[[0.2500, 0.7500]]]])
     """
-    mean = image.mean((1, 2, 3), keepdim=True)
-    return torch.lerp(mean, image, factor.to(image)[:, None, None, None])
+    mean = image.mean((1, 2, 3)) if mean is None else mean
+    mean, factor = (value.to(image)[:, None, None, None] for value in (mean, factor))
+    return torch.lerp(mean, image, factor)
 
 
 def low_light(image: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
@@ -64,12 +66,13 @@ def brighten(image: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
     return light * light.clamp(min=DARKEST) ** (1 / gamma - 1)
 
 
-def undo_darkness(image: Tensor, tone: Tensor) -> Tensor:
+def undo_darkness(image: Tensor, tone: Tensor, mean: Tensor | None = None) -> Tensor:
     """The image before its darkness.
 
     Args:
         image: Tensor[B, C, H, W].
         tone: Tensor[B, 3], of each image. One whose tone is ones is left as it is.
+        mean: Tensor[B], about which contrast comes back; None: that of each image.
 
     Example:
         >>> bright = torch.tensor([[[[0.2, 0.6]]]])
@@ -78,8 +81,31 @@ def undo_darkness(image: Tensor, tone: Tensor) -> Tensor:
         tensor([[[[0.2000, 0.6000]]]])
     """
     gamma, gain, contrast = tone.unbind(1)
-    bright = reduce_contrast(brighten(image, gamma, gain), 1 / contrast)
+    bright = reduce_contrast(brighten(image, gamma, gain), 1 / contrast, mean)
     return torch.where(is_dark(tone)[:, None, None, None], bright, image)
+
+
+def joint_mean(channels: Tensor) -> Tensor:
+    """The mean of each colour image, Tensor[3 B], for all of its channels, which are Tensor[3 B, 1, H, W].
+
+    Example:
+        >>> joint_mean(torch.tensor([0.0, 0.5, 1.0])[:, None, None, None])
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    return channels.mean((1, 2, 3)).view(-1, 3).mean(1).repeat_interleave(3)
+
+
+def with_joint_mean(channels: Tensor, contrast: Tensor) -> Tensor:
+    """Colour images whose channels :func:`undo_darkness` took one by one, as if it had taken them together.
+
+    The contrast was reduced towards the mean of all channels, and came back about that of each.
+
+    Args:
+        channels: Tensor[3 B, 1, H, W].
+        contrast: Tensor[3 B], of the tone.
+    """
+    change = (1 / contrast.to(channels) - 1) * (channels.mean((1, 2, 3)) - joint_mean(channels))
+    return channels + change[:, None, None, None]
 
 
 def is_dark(tone: Tensor) -> Tensor:

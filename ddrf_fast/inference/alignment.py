@@ -64,7 +64,7 @@ def as_homography(value: Any) -> NDArray[Any]:
     return matrix
 
 
-def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> Tensor:
+def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> tuple[Tensor, Tensor]:
     """An image as seen from another view; where it does not reach, the other one stands in.
 
     Args:
@@ -73,11 +73,11 @@ def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> Tensor:
         onto: Tensor[B, 1, H, W].
 
     Returns:
-        Tensor[B, 1, H, W], interpolated bilinearly.
+        Tensor[B, 1, H, W], interpolated bilinearly, and where it reaches, bool Tensor[1, 1, H, W].
     """
     height, width = image.shape[2:]
     inverse = torch.tensor(np.linalg.inv(homography), device=image.device)
-    result = onto.clone()
+    result, reach = onto.clone(), torch.empty_like(onto[:1], dtype=torch.bool)
     columns = torch.arange(onto.shape[3], dtype=torch.float64, device=image.device)
     step = max(1, _STRIP // onto.shape[3])
     for top in range(0, onto.shape[2], step):
@@ -91,4 +91,5 @@ def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> Tensor:
         seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
         strip = result[:, :, top : top + step]
         strip.copy_(torch.where(inside, seen, strip))
-    return result
+        reach[:, :, top : top + step] = inside
+    return result, reach

@@ -120,6 +120,7 @@ class Engine:
         infrared: Tensor,
         visible_code: Tensor | None = None,
         infrared_code: Tensor | None = None,
+        visible_mean: Tensor | None = None,
     ) -> DDRFOutput:
         """Restores and fuses a batch of pairs, as :meth:`DDRFNet.forward` does.
 
@@ -130,6 +131,9 @@ class Engine:
                 for the whole image, or a coarse map Tensor[B, 16 or 19, h, w]; None: estimated from the
                 image.
             infrared_code: the same for ``infrared``.
+            visible_mean: Tensor[B], about which dark ``visible`` get their contrast back, where they are
+                channels of a whole (:func:`~ddrf_fast.degradation.undo_darkness`); None: their own means. Not
+                with a map of codes.
 
         Returns:
             The fused and the two restored images, of the size and dtype of ``visible``, not clipped; on the
@@ -140,7 +144,7 @@ class Engine:
             ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
                 shape.
         """
-        images = self._of_pair(visible, infrared, visible_code, infrared_code, _ALL)
+        images = self._of_pair(visible, infrared, visible_code, infrared_code, visible_mean, _ALL)
         return DDRFOutput(fused=images[:, 2:], visible=images[:, 1:2], infrared=images[:, :1])
 
     @torch.inference_mode()
@@ -150,9 +154,10 @@ class Engine:
         infrared: Tensor,
         visible_code: Tensor | None = None,
         infrared_code: Tensor | None = None,
+        visible_mean: Tensor | None = None,
     ) -> Tensor:
         """The fused image of a call, Tensor[B, 1, H, W]; in strips, no other image is held as a whole."""
-        return self._of_pair(visible, infrared, visible_code, infrared_code, _FUSED)
+        return self._of_pair(visible, infrared, visible_code, infrared_code, visible_mean, _FUSED)
 
     @torch.inference_mode()
     def restore(self, modality: Modality, image: Tensor, code: Tensor | None = None) -> Tensor:
@@ -206,7 +211,7 @@ class Engine:
             >>> engine = Engine(DDRFNet().eval(), tile=32)
             >>> image = torch.randint(0, 256, (1, 1, 70, 50), dtype=torch.uint8)
             >>> [(strip.row, tuple(strip.output.fused.shape)) for strip in engine.strips(image, image)]
-            [(0, (1, 1, 30, 50)), (30, (1, 1, 32, 50)), (62, (1, 1, 8, 50))]
+            [(0, (1, 1, 28, 50)), (28, (1, 1, 32, 50)), (60, (1, 1, 10, 50))]
         """
         check_images(visible, infrared)
         if len(visible) != 1:
@@ -240,6 +245,7 @@ class Engine:
         infrared: Tensor,
         visible_code: Tensor | None,
         infrared_code: Tensor | None,
+        visible_mean: Tensor | None,
         keep: slice,
     ) -> Tensor:
         """Those to keep of the infrared, the visible and the fused image, Tensor[B, ., H, W]."""
@@ -249,6 +255,8 @@ class Engine:
             images = torch.cat((output.infrared, output.visible, output.fused), dim=1)
             return images[:, keep].to(visible.dtype)
         codes = self._pair_codes(visible_code, infrared_code, len(visible))
+        if visible_mean is not None:
+            codes[1] = codes[1]._replace(mean=visible_mean.to(self.device))
         return self._images(self._pair, (infrared, visible), codes, keep)
 
     def _for_model(self, *tensors: Tensor | None) -> list[Any]:
@@ -410,7 +418,7 @@ class _Space:
             used.append(code)
             # Hardly ever dark. A CUDA device would have to be waited for to know.
             if picture.is_cuda or bool(is_dark(tone).any()):
-                picture.copy_(undo_darkness(picture, tone))
+                picture.copy_(undo_darkness(picture, tone, given.mean))
         if network.fusion is not None:
             inputs.copy_(sources)
             self._fuse(network.fusion, sources, means, used)

@@ -12,7 +12,6 @@ from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import resample
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
 from ddrf_fast.inference.thermal import ThermalRange
-from ddrf_fast.models.ddrfnet import Modality
 
 Resize = Literal["visible", "infrared"]
 
@@ -26,7 +25,8 @@ class Fuser(Session):
             visible one, "infrared": the other way round; None: that is an error.
         homography: of the infrared onto the visible image, 3x3 numbers or a file of them
             (:mod:`ddrf_fast.inference.alignment` says which way round): the infrared image is warped, and
-            where it does not reach, the visible one is restored alone.
+            where it does not reach, the visible one is restored alone. How it is degraded is estimated
+            before.
         clean: the images are sharp, well lit and free of noise, and are to be fused only: the network is told
             so, instead of estimating from each image how it is degraded.
 
@@ -84,9 +84,12 @@ class Fuser(Session):
             )
         if self.resize == "infrared":
             seen = seen.resized(thermal.size)
-        luma = thermal.luma().to(seen.planes.device)
+        luma, code, reach = thermal.luma().to(seen.planes.device), None, None
         if self.homography is not None:
-            luma = warp(luma, self.homography, onto=seen.luma())
+            if self._code is None:
+                # Before the visible image stands in, whose noise would be taken for that of the infrared one.
+                code = self.network.estimate("infrared", luma)
+            luma, reach = warp(luma, self.homography, onto=seen.luma())
         elif self.resize == "visible":
             luma = resample(luma, seen.size)
         elif thermal.size != seen.size:
@@ -96,13 +99,27 @@ class Fuser(Session):
                 "'infrared' brings one to the size of the other; a homography aligns them"
             )
         planes = self._planes(seen)
-        if len(planes) > len(luma):
-            luma = luma.repeat_interleave(len(planes) // len(luma), dim=0)
-        tone = self._tone(seen, planes)
-        return Request(seen, planes, luma, "visible", thermal.bounds, thermal.narrow, tone)
+        if (channels := len(planes) // len(luma)) > 1:
+            luma = luma.repeat_interleave(channels, dim=0)
+            code = None if code is None else code.repeat_interleave(channels, dim=0)
+        return Request(
+            seen,
+            planes,
+            infrared=luma,
+            infrared_code=code,
+            reach=None if reach is None or bool(reach.all()) else reach.expand(len(planes), -1, -1, -1),
+            mapped=thermal.bounds,
+            narrow=thermal.narrow,
+            tone=self._tone(seen, planes),
+        )
 
-    def _run(
-        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
-    ) -> Tensor:
-        assert infrared is not None
-        return self.network.fuse(planes, infrared, self._code, tone)
+    def _run(self, request: Request) -> Tensor:
+        assert request.infrared is not None
+        return self.network.fuse(
+            request.planes,
+            request.infrared,
+            self._code,
+            request.tone,
+            request.infrared_code,
+            request.reach,
+        )

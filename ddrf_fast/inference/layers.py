@@ -90,10 +90,12 @@ class Code(NamedTuple):
     Attributes:
         values: Tensor[B, D], in the network's units and its dtype.
         tone: Tensor[B, 3].
+        mean: Tensor[B], of :func:`~ddrf_fast.degradation.undo_darkness`.
     """
 
     values: Tensor | None = None
     tone: Tensor | None = None
+    mean: Tensor | None = None
 
     def of(self, samples: slice) -> "Code":
         """That of some of the images."""

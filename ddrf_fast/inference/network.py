@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddrf_fast.degradation import Degradation, estimate_blur
 from ddrf_fast.degradation.estimate import is_enlarged
-from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark, joint_mean
 from ddrf_fast.inference.engine import Engine
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 from ddrf_fast.models.ddrfnet import Modality, pad_to_even
@@ -68,7 +68,13 @@ class Network:
         self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
 
     def fuse(
-        self, visible: Tensor, infrared: Tensor, code: Tensor | None = None, tone: Tensor | None = None
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        code: Tensor | None = None,
+        tone: Tensor | None = None,
+        infrared_code: Tensor | None = None,
+        reach: Tensor | None = None,
     ) -> Tensor:
         """Fuses float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one.
 
@@ -76,10 +82,20 @@ class Network:
             visible: images in [0, 1].
             infrared: likewise.
             code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
-            tone: where there is no code, the tones of the visible images, Tensor[B, 3].
+            tone: where there is no code and the visible images are three channels of each of some pictures,
+                the tones of these, Tensor[B, 3].
+            infrared_code: where there is no code, those of the infrared images, Tensor[B, 16 or 19].
+            reach: where there are infrared images, bool Tensor[B, 1, H, W]; elsewhere the visible ones are
+                restored alone. None: everywhere.
         """
-        code = self._expanded(code, visible)
-        return self.engine.fuse(visible, infrared, tone if code is None else code, code)
+        codes = (tone, infrared_code) if code is None else 2 * (self._expanded(code, visible),)
+        mean = None
+        if code is None and tone is not None and bool(is_dark(tone).any()):
+            mean = joint_mean(self.engine.restore("visible", visible, tone))  # known when all are restored
+        if reach is None:
+            return self.engine.fuse(visible, infrared, *codes, mean)
+        output = self.engine(visible, infrared, *codes, mean)
+        return torch.where(reach.to(output.fused.device), output.fused, output.visible)
 
     def restore(
         self, modality: Modality, image: Tensor, code: Tensor | None = None, tone: Tensor | None = None
@@ -91,6 +107,11 @@ class Network:
         """The estimated tone Tensor[B, 3] of visible images, float32 Tensor[B, 1, H, W]."""
         with torch.inference_mode():
             return self.model.visible_tone(pad_to_even(visible.to(self.device)))
+
+    def estimate(self, modality: Modality, image: Tensor) -> Tensor:
+        """The estimated code Tensor[B, 19] of images, float32 Tensor[B, 1, H, W]."""
+        with torch.inference_mode():
+            return self.model.estimate_code(modality, image.to(self.device))
 
     def encode(
         self, kernel: Any = None, noise_std: float | None = None, tone: Sequence[float] | None = None
@@ -123,7 +144,11 @@ class Network:
             return self.model.encode(F.pad(known.kernels[:, 0], (margin,) * 4), known.noise_std, darkness)
 
     def find_blur(
-        self, modality: Modality, image: Tensor, noise_std: float | None = None
+        self,
+        modality: Modality,
+        image: Tensor,
+        noise_std: float | None = None,
+        tone: Tensor | None = None,
     ) -> tuple[Tensor, Degradation | None]:
         """Which images are blurred, and how (:func:`ddrf_fast.degradation.estimate_blur`).
 
@@ -134,6 +159,7 @@ class Network:
             modality: "visible" or "infrared".
             image: float32 Tensor[B, 1, H, W] in [0, 1] on any device.
             noise_std: the standard deviation of their noise, where it is known.
+            tone: of them, Tensor[B, 3]; None: to be estimated.
 
         Returns:
             The numbers of those that are blurred, int64 Tensor[b] on the network's device, and their
@@ -142,11 +168,11 @@ class Network:
         Raises:
             ValueError: an image is smaller than 64x64.
         """
-        image = image.to(self.device)
+        image, code = image.to(self.device), self.estimate(modality, image)
         with torch.inference_mode():
-            code = self.model.estimate_code(modality, image)
-            kernels, _, tone = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
+            kernels, _, own = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
             middles = kernels @ self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
+            tone = own if tone is None else tone.to(self.device)
             places = (~is_dark(tone) & ~is_enlarged(image)).nonzero().flatten()
         if len(places) == 0:
             return places, None

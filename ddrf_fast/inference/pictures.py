@@ -16,6 +16,7 @@ from ddrf_fast.inference.thermal import ThermalRange
 
 RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and float16 make them
 GREY_TOLERANCE = 0.02  # mean difference between its channels up to which an infrared image is taken for grey
+LUMA_NOISE = float(np.linalg.norm(luminance(np.eye(3))))  # of independent noise of 1 in each channel
 FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
 
 # Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
@@ -181,6 +182,12 @@ class Picture:
             for _, unit in self._strips()
             if self.planes.shape[1] == 3
         )
+
+    @property
+    def luma_noise(self) -> float:
+        """The part of its channels' noise that the luma has: all of it where they are the same."""
+        first, *others = self.planes.unbind(1)
+        return 1.0 if all(torch.equal(first, other) for other in others) else LUMA_NOISE
 
     def describe(self) -> str:
         """Its size, width first."""

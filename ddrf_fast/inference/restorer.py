@@ -10,6 +10,7 @@ from torch import Tensor
 from ddrf_fast.data import MAX_PIXELS
 from ddrf_fast.degradation import Degradation, refine
 from ddrf_fast.degradation.estimate import WINDOW
+from ddrf_fast.degradation.photometric import with_joint_mean
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
 from ddrf_fast.models.ddrfnet import Modality
@@ -23,7 +24,8 @@ class Restorer(Session):
     Args:
         weights, device, dtype, tile, color, thermal_range, max_pixels: as for every :class:`Session`.
         kernel: the blur, where it is known: [k, k] of any scale, k odd and at most that of the network (25).
-        noise_std: the standard deviation of the noise, where it is known, for images in [0, 1].
+        noise_std: the standard deviation of the noise, where it is known, for images in [0, 1]; of a colour
+            image that of each channel, independent of the others (luminance has two thirds of it).
         tone: the darkness, where it is known: gamma, gain and contrast of
             :class:`~ddrf_fast.degradation.DegradationConfig`. What is left out of kernel, noise_std and tone
             says that there is no blur, no noise or no darkness; without all three, the network estimates what
@@ -63,11 +65,10 @@ class Restorer(Session):
         super().__init__(weights, device, dtype, tile, color, thermal_range, max_pixels)
         if refine and tone is not None:
             raise ValueError(f"refine undoes a blur, and cannot be with a known darkness, got tone {tone}")
-        self._refine, self._noise_std = refine, noise_std
-        known = self.network.known(kernel, noise_std)
-        self._blur = known if refine and kernel is not None else None
-        # Where the blur is to be found, nothing is told before.
-        self._code = None if refine and kernel is None else self.network.encode(kernel, noise_std, tone)
+        self.network.known(kernel, noise_std)  # or an error, before any image
+        self._refine, self._kernel, self._darkness = refine, kernel, tone
+        self._noise_std = None if noise_std is None else float(noise_std)
+        self._code = self._encode(self._noise_std)
 
     @overload
     def __call__(self, visible: PathLike, infrared: None = None) -> NDArray[Any]: ...
@@ -101,21 +102,42 @@ class Restorer(Session):
         picture = self._take(infrared if visible is None else visible, modality)
         if modality == "infrared":
             refuse_colour(picture)
-        planes = self._planes(picture)
-        tone = self._tone(picture, planes) if modality == "visible" else None
-        return Request(picture, planes, None, modality, picture.bounds, picture.narrow, tone)
+        planes, noise_std = self._planes(picture), self._noise_std
+        if noise_std is not None and self.color != "rgb":
+            noise_std *= picture.luma_noise
+        return Request(
+            picture,
+            planes,
+            modality=modality,
+            mapped=picture.bounds,
+            narrow=picture.narrow,
+            tone=self._tone(picture, planes) if modality == "visible" else None,
+            noise_std=noise_std,
+        )
 
-    def _run(
-        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
-    ) -> Tensor:
-        if not self._refine:
-            return self.network.restore(modality, planes, self._code, tone)
-        if self._blur is not None:
-            restored = self.network.restore(modality, planes, self._code)
-            return self._refined(restored, planes, self._blur[torch.zeros(len(planes), dtype=torch.int64)])
+    def _encode(self, noise_std: float | None) -> Tensor | None:
+        """The code of what is known, with this noise."""
+        if self._refine and self._kernel is None:
+            return None  # the blur is to be found, and nothing is told before
+        return self.network.encode(self._kernel, noise_std, self._darkness)
+
+    def _run(self, request: Request) -> Tensor:
+        restored = self._restored(request)
+        if request.tone is None:
+            return restored
+        return with_joint_mean(restored, request.tone[:, 2])
+
+    def _restored(self, request: Request) -> Tensor:
+        planes, modality, tone = request.planes, request.modality, request.tone
+        if not self._refine or self._kernel is not None:
+            restored = self.network.restore(modality, planes, self._encode(request.noise_std), tone)
+            if not self._refine:
+                return restored
+            known = self.network.known(self._kernel, request.noise_std)
+            return self._refined(restored, planes, known[torch.zeros(len(planes), dtype=torch.int64)])
         if min(planes.shape[2:]) < WINDOW:
             return self.network.restore(modality, planes, tone=tone)
-        places, blur = self.network.find_blur(modality, planes, self._noise_std)
+        places, blur = self.network.find_blur(modality, planes, request.noise_std, tone)
         if blur is None:
             return self.network.restore(modality, planes, tone=tone)
         planes = planes.to(self.device)

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -14,7 +14,7 @@ from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead, grouped
 from ddrf_fast.inference.thermal import ThermalRange
-from ddrf_fast.models.ddrfnet import Modality
+from ddrf_fast.models.ddrfnet import Modality, split_code
 from ddrf_fast.ops._checks import integer
 
 ImageT = TypeVar("ImageT")
@@ -30,6 +30,8 @@ class Request:
         planes: its planes as the network takes them, float32 Tensor[N, 1, H, W]; where the channels of a
             colour image go through it apart, N is 3 for each.
         infrared: the planes of the infrared image, where a pair is fused.
+        infrared_code: of these planes, Tensor[N, 19]; None: to be estimated from them.
+        reach: where the infrared image reaches, bool Tensor[N, 1, H, W]; None: everywhere.
         modality: of the picture.
         mapped: the values of the infrared image that became black and white, where a thermal range other than
             "full" was asked for.
@@ -37,20 +39,25 @@ class Request:
             where none was asked for.
         tone: of the picture's planes, Tensor[N, 3], where channels go through the network apart: those of
             an image are brightened alike. None: each has its own.
+        noise_std: of the planes, where it is known.
     """
 
     picture: Picture
     planes: Tensor
     infrared: Tensor | None = None
+    infrared_code: Tensor | None = None
+    reach: Tensor | None = None
     modality: Modality = "visible"
     mapped: tuple[float, float] | None = None
     narrow: tuple[int, int] | None = None
     tone: Tensor | None = None
+    noise_std: float | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """Requests of one key may be computed together."""
-        return self.planes.shape[1:], self.planes.device, self.modality, self.tone is None
+        given = self.reach is None, self.tone is None
+        return self.planes.shape[1:], self.planes.device, self.modality, self.noise_std, given
 
 
 class Session(ABC):
@@ -108,27 +115,12 @@ class Session(ABC):
         """Reads and checks images, and makes the network's inputs of them."""
 
     @abstractmethod
-    def _run(
-        self, planes: Tensor, infrared: Tensor | None, modality: Modality, tone: Tensor | None
-    ) -> Tensor:
-        """The network on Tensor[N, 1, H, W]."""
+    def _run(self, request: Request) -> Tensor:
+        """The network on the planes of a request, Tensor[N, 1, H, W]."""
 
     def compute(self, requests: Sequence[Request]) -> list[Tensor]:
         """The network's output, Tensor[N, 1, H, W], for each of some requests of one :attr:`Request.key`."""
-        if len(requests) == 1:
-            request = requests[0]
-            return [self._run(request.planes, request.infrared, request.modality, request.tone)]
-        infrared, tones = (
-            [getattr(request, name) for request in requests if getattr(request, name) is not None]
-            for name in ("infrared", "tone")
-        )
-        planes = torch.cat([request.planes for request in requests])
-        output = self._run(
-            planes,
-            torch.cat(infrared) if infrared else None,
-            requests[0].modality,
-            torch.cat(tones) if tones else None,
-        )
+        output = self._run(requests[0] if len(requests) == 1 else _joined(requests))
         return list(output.split([len(request.planes) for request in requests]))
 
     def finish(self, request: Request, output: Tensor) -> Any:
@@ -184,11 +176,23 @@ class Session(ABC):
         return picture.channels() if self.color == "rgb" else picture.luma()
 
     def _tone(self, picture: Picture, planes: Tensor) -> Tensor | None:
-        """The tone that the channels of a visible picture in colour have in common, unless all is known."""
+        """The tone that the channels of a visible picture in colour have in common."""
         channels = len(planes) // len(picture.planes)
-        if channels == 1 or self._code is not None:
+        if channels == 1:
             return None
+        if self._code is not None:
+            _, tone = split_code("code", self._code, 1, self.model.config.code_channels)
+            return tone.expand(len(planes), -1)
         return self.network.tone(picture.luma()).repeat_interleave(channels, 0)
+
+
+def _joined(requests: Sequence[Request]) -> Request:
+    """Requests of one key as one; its picture is the first."""
+    joined: dict[str, Any] = {}
+    for name in ("planes", "infrared", "infrared_code", "reach", "tone"):
+        parts = [getattr(request, name) for request in requests]
+        joined[name] = None if parts[0] is None else torch.cat(parts)
+    return replace(requests[0], **joined)
 
 
 def _copied(image: Any) -> Any:

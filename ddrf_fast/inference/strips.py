@@ -80,7 +80,7 @@ class Strips:
             means.append(self._restore(branch, i, code, features[i], pictures[i]))
             codes.append(code)
             if bool(is_dark(tone)):
-                self._undo_darkness(pictures[i], tone)
+                self._undo_darkness(pictures[i], tone, given.mean)
         if network.fusion is None:
             strips: Iterator[Tensor] = (pictures[0].read(*span) for span in self._spans())
         else:
@@ -127,13 +127,15 @@ class Strips:
         self._write(picture, tail, add=True)
         return mean
 
-    def _undo_darkness(self, picture: "_Store", tone: Tensor) -> None:
+    def _undo_darkness(self, picture: "_Store", tone: Tensor, mean: Tensor | None) -> None:
         """Of the whole picture, in place; as :func:`~ddrf_fast.degradation.undo_darkness` does."""
         gamma, gain, contrast = tone.unbind(1)
-        scene = _Mean()
-        for span in self._spans():
-            scene.add(brighten(picture.read(*span), gamma, gain))
-        mean = scene.value().mean().to(tone)
+        if mean is None:
+            scene = _Mean()
+            for span in self._spans():
+                scene.add(brighten(picture.read(*span), gamma, gain))
+            mean = scene.value().mean()
+        mean = mean.to(tone)
         for span in self._spans():
             bright = brighten(picture.read(*span), gamma, gain)
             picture.write(*span, torch.lerp(mean, bright, 1 / contrast.view(-1, 1, 1, 1)))

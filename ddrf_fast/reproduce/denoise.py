@@ -10,8 +10,8 @@ from torch import Tensor
 from ddrf_fast.degradation import enlarge
 from ddrf_fast.reproduce.pairs import to_bytes
 
-# The best of 0.7, 0.8, ..., 1.1 by the mean PSNR, and by SSIM, of ten pairs of the training sets with noise, with
-# blur and noise, and down-sampled.
+# The best of 0.7, 0.8, ..., 1.1 by the mean PSNR, and by SSIM, of ten pairs of the training sets with noise,
+# with blur and noise, and down-sampled.
 _STRENGTH = 1.0
 
 
