@@ -120,7 +120,7 @@ def test_restore_refines_where_it_is_asked_to(clean: Tensor):
     told = ddrf_fast.restore(image, kernel=kernel)
     refined = ddrf_fast.restore(image, kernel=kernel, refine=True)
     assert refined.dtype == torch.uint8
-    assert psnr(refined[None] / 255, clean) > psnr(told[None] / 255, clean) + 1
+    assert psnr(refined[None] / 255, clean) > psnr(told[None] / 255, clean) + 0.5
 
 
 @pytest.mark.parametrize("settings", [{}, {"kernel": [[1.0]]}])

@@ -406,8 +406,8 @@ def blend(
     r"""The fused image, from the restored ones and the last layer's shares m, n and correction r.
 
     .. math::
-        P &= E(B) + M(H - E(L_1), n + s' d_0) + (1 - c / 2) (r - \bar r), \quad s' = (1 + c) s \\
-        B &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s' d_k) \\
+        P &= E(B) + M(H - E(L_1), n + s d_0) + (1 - c / 2) (r - \bar r) \\
+        B &= M(L_4, (1 - c) m_4) + \sum_{k=1}^3 M(L_k - L_{k+1}, m_k + s d_k) \\
         M(D, q) &= D_2 + \sigma(q) (D_1 - D_2)
 
     with the bases L of each restored image H (:func:`base_images`), E that brings them to the image's pixels
@@ -415,9 +415,8 @@ def blend(
     infrared. So the livelier band is taken unless the network knows better, as fusions of Laplacian pyramids
     do: an average would have half of it. What remains, of scales beyond what the layers see, is shared as the
     network says. The correction does not change the brightness of the whole, which is that of the sources.
-    With caution, c of 0 to 1, the base goes over into the mean of both, the correction into half of it, and
-    bands are chosen by liveliness more sharply: what the layers make of degraded pairs is less certain than
-    these rules.
+    With caution, c of 0 to 1, the base goes over into the mean of both and the correction into half of it:
+    what the layers make of degraded pairs is less certain than that.
 
     Args:
         images: Tensor[B, 8, h, w], H2 and H1 (infrared and visible), unshuffled.
@@ -454,12 +453,11 @@ def blend_bands(
     """
     band_shares, detail_share, correction = output.to(details.dtype).chunk(3, dim=1)
     caution = caution.to(details.dtype).view(-1, 1, 1, 1)
-    selectivity = (1 + caution) * selectivity
     infrared, visible = details.chunk(2, dim=1)
-    share = torch.addcmul(detail_share, selectivity, visible.abs().sub_(infrared.abs()))
+    share = detail_share + selectivity * visible.abs().sub_(infrared.abs())
     fused = torch.lerp(infrared, visible, share.sigmoid_())
     infrared, visible = (bases[:, :-1] - bases[:, 1:]).unbind(dim=2)
-    share = torch.addcmul(band_shares[:, :-1], selectivity, visible.abs().sub_(infrared.abs()))
+    share = band_shares[:, :-1] + selectivity * visible.abs().sub_(infrared.abs())
     base = torch.lerp(infrared, visible, share.sigmoid_()).sum(dim=1, keepdim=True)
     infrared, visible = bases[:, -1].chunk(2, dim=1)
     share = (1 - caution) * band_shares[:, -1:]
