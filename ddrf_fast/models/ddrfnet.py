@@ -453,11 +453,12 @@ def blend_bands(
     """
     band_shares, detail_share, correction = output.to(details.dtype).chunk(3, dim=1)
     caution = caution.to(details.dtype).view(-1, 1, 1, 1)
+    selectivity = selectivity * torch.ones_like(caution)
     infrared, visible = details.chunk(2, dim=1)
-    share = detail_share + selectivity * visible.abs().sub_(infrared.abs())
+    share = torch.addcmul(detail_share, selectivity, visible.abs().sub_(infrared.abs()))
     fused = torch.lerp(infrared, visible, share.sigmoid_())
     infrared, visible = (bases[:, :-1] - bases[:, 1:]).unbind(dim=2)
-    share = band_shares[:, :-1] + selectivity * visible.abs().sub_(infrared.abs())
+    share = torch.addcmul(band_shares[:, :-1], selectivity, visible.abs().sub_(infrared.abs()))
     base = torch.lerp(infrared, visible, share.sigmoid_()).sum(dim=1, keepdim=True)
     infrared, visible = bases[:, -1].chunk(2, dim=1)
     share = (1 - caution) * band_shares[:, -1:]
@@ -479,8 +480,12 @@ def to_pixels(base: Tensor) -> Tensor:
         >>> F.pixel_shuffle(to_pixels(torch.tensor([[[[0.0, 4.0, 8.0]]]])), 2)[0, 0, 0]
         tensor([0., 1., 3., 5., 7., 8.])
     """
-    pixels = F.interpolate(base, scale_factor=2, mode="bilinear", align_corners=False)
-    return F.pixel_unshuffle(pixels, 2)
+    height, width = base.shape[2:]
+    around, pixels = F.pad(base, (1, 1, 1, 1), mode="replicate"), []
+    for below in (0, 2):  # a quarter of the way to the row above, or below
+        rows = torch.lerp(around[:, :, 1:-1], around.narrow(2, below, height), 0.25)
+        pixels += [torch.lerp(rows[..., 1:-1], rows.narrow(3, right, width), 0.25) for right in (0, 2)]
+    return torch.stack(pixels, dim=2).flatten(1, 2)
 
 
 BASE_DISTANCES = (1, 2, 4, 8)
