@@ -168,7 +168,8 @@ class Network:
         Raises:
             ValueError: an image is smaller than 64x64.
         """
-        image, code = image.to(self.device), self.estimate(modality, image)
+        image = image.to(self.device)
+        code = self.estimate(modality, image)
         with torch.inference_mode():
             kernels, _, own = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
             middles = kernels @ self.model.code_basis[:, self.model.config.kernel_size**2 // 2]

@@ -453,7 +453,7 @@ def blend_bands(
     """
     band_shares, detail_share, correction = output.to(details.dtype).chunk(3, dim=1)
     caution = caution.to(details.dtype).view(-1, 1, 1, 1)
-    selectivity = selectivity * torch.ones_like(caution)
+    selectivity = selectivity * torch.ones_like(caution)  # addcmul takes no number
     infrared, visible = details.chunk(2, dim=1)
     share = torch.addcmul(detail_share, selectivity, visible.abs().sub_(infrared.abs()))
     fused = torch.lerp(infrared, visible, share.sigmoid_())
