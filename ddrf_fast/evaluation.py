@@ -12,8 +12,10 @@ import torch
 from tqdm import tqdm
 
 from ddrf_fast import _tables, metrics
-from ddrf_fast.data import pair_folders, read_image
+from ddrf_fast.data import ThermalRange, pair_folders, read_image
 from ddrf_fast.inference import resolve_device
+
+_WHOLE_RANGE = ThermalRange()
 
 
 @dataclass
@@ -43,6 +45,7 @@ def measure(
     names: Sequence[str] = (),
     convention: metrics.Convention = "standard",
     device: str | torch.device = "auto",
+    thermal_range: str | tuple[float, float] | ThermalRange = "full",
 ) -> list[MethodScores]:
     """Measures the images of some methods against the same references.
 
@@ -53,16 +56,23 @@ def measure(
         names: of measures; none: those that are usual for fusion or for restoration.
         convention: of the measures.
         device: as for :func:`ddrf_fast.fuse`.
+        thermal_range: likewise, of the infrared images; give what they were fused with.
 
     Returns:
         The scores of each method, in the order given. In folders a failure leaves its image out; it is noted.
 
     Raises:
-        ValueError: a path does not exist, files and folders are mixed, folders have no image in common, or a
-            measure, the convention or the device is unknown; for files whatever is wrong with one.
+        ValueError: a path does not exist, files and folders are mixed, folders have no image in common, a
+            measure, the convention or the device is unknown, or the thermal range is none or there are no
+            infrared images; for files whatever is wrong with one.
     """
     names = names or (metrics.FUSION_METRICS if len(references) == 2 else metrics.RESTORATION_METRICS)
     metrics.check_metrics(names, len(references))
+    thermal = ThermalRange.parse(thermal_range)
+    if len(references) != 2 and thermal.kind != "full":
+        raise ValueError(
+            "thermal_range is that of infrared images, of VIS IR; with --reference there are none"
+        )
     paths = [*methods, *references]
     for path in paths:
         if not path.exists():
@@ -74,7 +84,7 @@ def measure(
     labels = _labels(methods)
     if methods[0].is_file():
         return [
-            MethodScores(label, {path.stem: _scores([path, *references], names, convention, device)})
+            MethodScores(label, {path.stem: _scores([path, *references], names, convention, device, thermal)})
             for label, path in zip(labels, methods, strict=True)
         ]
     results = []
@@ -85,7 +95,7 @@ def measure(
         result = MethodScores(label, unpaired=alone)
         for name, files in tqdm(found.items(), desc=label, unit="image", file=sys.stderr, disable=None):
             try:
-                result.images[name] = _scores(files, names, convention, device)
+                result.images[name] = _scores(files, names, convention, device, thermal)
             except Exception as error:  # whatever is wrong with one image must not cost the others
                 result.failures.append((name, error))
         results.append(result)
@@ -136,15 +146,19 @@ def per_image(results: Sequence[MethodScores]) -> tuple[list[str], list[list[obj
     return ["method", "image", *columns], rows
 
 
-def read_plane(path: str | os.PathLike[str], channels: bool = False) -> torch.Tensor:
+def read_plane(
+    path: str | os.PathLike[str], channels: bool = False, values: ThermalRange = _WHOLE_RANGE
+) -> torch.Tensor:
     """An image file as the measures take it.
 
     Args:
         path: of the file.
         channels: keep colour; otherwise it is reduced to its luminance, rounded as in a grey file.
+        values: those that are black and white.
 
     Returns:
-        Tensor[1, C, H, W], C = 1 or 3: uint8, or float64 in [0, 1] from a file of 16 bit.
+        Tensor[1, C, H, W], C = 1 or 3: uint8, or float64 in [0, 1] from a file of 16 bit or where not all
+        values are taken.
 
     Raises:
         ValueError: the file cannot be read.
@@ -152,17 +166,26 @@ def read_plane(path: str | os.PathLike[str], channels: bool = False) -> torch.Te
     image = read_image(path)
     if image.ndim == 3 and not channels:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    image = image / 65535 if image.dtype == np.uint16 else image
+    if image.dtype != np.uint8 or values != _WHOLE_RANGE:
+        image = values.grey(image)
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))[None]
 
 
 def _scores(
-    files: Sequence[Path], names: Sequence[str], convention: metrics.Convention, device: torch.device
+    files: Sequence[Path],
+    names: Sequence[str],
+    convention: metrics.Convention,
+    device: torch.device,
+    thermal_range: ThermalRange,
 ) -> dict[str, float]:
     images = [read_plane(files[0], channels=convention == "vifb")]
     # VIFB measures a grey image against the luminance of its sources.
-    images += [read_plane(path, channels=images[0].shape[1] == 3) for path in files[1:]]
+    ranges = (_WHOLE_RANGE, thermal_range)  # of the visible (or clean) image, and the infrared one
+    images += [
+        read_plane(path, images[0].shape[1] == 3, values)
+        for path, values in zip(files[1:], ranges, strict=False)
+    ]
     images = [image.to(device) for image in images]
     for path, image in zip(files[1:], images[1:], strict=True):
         if image.shape[2:] != images[0].shape[2:]:

@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from ddrf_fast._files import replacing
 from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_colour, planar, rgb
+from ddrf_fast.data.thermal import SteadyRange, ThermalRange
 from ddrf_fast.inference import Fuser
 from ddrf_fast.inference.session import Request
 from ddrf_fast.inference.streaming import ahead, grouped
-from ddrf_fast.inference.thermal import SteadyRange, ThermalRange
 from ddrf_fast.ops._checks import integer
 
 Sync = Literal["timestamp", "frame"]

@@ -387,6 +387,31 @@ def test_a_folder_is_read_as_grey_bytes(tmp_path):
     assert (pair.infrared == 200).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ("full", [27, 29, 37]),
+        ("minmax", [0, 51, 255]),
+        ("0%,50%", [0, 255, 255]),
+        ((7000, 7500), [0, 255, 255]),
+    ],
+)
+def test_raw_thermal_values_are_spread_as_asked(tmp_path, values, expected):
+    make_folder(tmp_path, [])
+    write_image(tmp_path / "vis/a.png", np.full((3, 1), 7000, np.uint16))
+    write_image(tmp_path / "ir/a.png", np.array([[7000], [7500], [9500]], np.uint16))
+    pair = PairedFolder(tmp_path, thermal_range=values)[0]
+    assert pair.infrared.flatten().tolist() == expected
+    assert (pair.visible == 27).all()
+
+
+def test_a_thermal_image_of_one_value_is_black(tmp_path):
+    make_folder(tmp_path, [])
+    write_image(tmp_path / "vis/a.png", ramp((4, 4), np.uint8))
+    write_image(tmp_path / "ir/a.png", np.full((4, 4), 7000, np.uint16))
+    assert (PairedFolder(tmp_path, thermal_range="percentile")[0].infrared == 0).all()
+
+
 def test_folders_that_cannot_be_used_are_named(tmp_path):
     make_folder(tmp_path, [])
     with pytest.raises(ValueError, match="no pair of images by any known layout"):

@@ -22,9 +22,9 @@ from PIL import Image
 
 import ddrf_fast
 from ddrf_fast.data import from_float, read_image, write_image
+from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.demo.trial import Damage, measure_fused, measure_restored, try_pair
-from ddrf_fast.inference.thermal import ThermalRange
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
 pytest.importorskip("gradio", reason="Gradio is not installed (extra: demo)")

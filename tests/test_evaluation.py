@@ -134,6 +134,18 @@ def test_16_bit_is_measured_by_its_whole_range(folders, capfd):
     assert deep.replace("deep", "flat") == flat
 
 
+def test_thermal_values_are_spread_as_they_were_fused(folders, capfd):
+    plain = _eval(capfd, folders / "mean", folders / "vis", folders / "ir")
+    for path in (folders / "ir").iterdir():
+        raw = 7000 + 10 * cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.uint16)
+        assert cv2.imwrite(str(path), raw)
+    asked = ("--thermal-range", "7000,9550")
+    assert _eval(capfd, folders / "mean", folders / "vis", folders / "ir", *asked) == plain
+    assert _eval(capfd, folders / "mean", folders / "vis", folders / "ir")[1] != plain[1]
+    code, _, stderr = _eval(capfd, folders / "mean", "--reference", folders / "vis", *asked)
+    assert code == 2 and "thermal_range is that of infrared images" in stderr
+
+
 def test_a_batch_goes_on_and_names_what_failed(folders, capfd):
     (folders / "mean/aa_broken.png").write_bytes(b"no image")
     for folder in ("vis", "ir"):

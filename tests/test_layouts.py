@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddrf_fast import cli
-from ddrf_fast.data import LAYOUTS, PairedFolder, check_pairs, find_pairs
+from ddrf_fast.data import LAYOUTS, PairedFolder, check_pairs, find_pairs, write_image
 
 # Files of each data set under the names that they really have: {pair: (visible, infrared)}, and what else is
 # there.
@@ -241,3 +241,13 @@ def test_check_lists_what_is_wrong(msrs, capsys):
     assert cli.main(["data", "check", str(msrs), "--split", "test"]) == 0
     assert cli.main(["data", "check", str(msrs / "nowhere")]) == 2
     assert cli.main(["data", "check", str(msrs), "--layout", "llvip"]) == 2
+
+
+def test_check_tells_of_raw_thermal_values(tmp_path, capsys):
+    for kind, image in (("vis", np.zeros((4, 5), np.uint8)), ("ir", np.arange(7000, 7020, dtype=np.uint16))):
+        (tmp_path / kind).mkdir()
+        write_image(tmp_path / kind / "a.png", image.reshape(4, 5))
+    assert cli.main(["data", "check", str(tmp_path)]) == 0
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("note: 1 infrared images of 16 bit use few of their values (")
+    assert "ir/a.png has values from 7000 to 7019): train with data=[{path: ..., thermal_range: " in note

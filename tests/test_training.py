@@ -1,6 +1,7 @@
 """Training on real pairs: it learns, repeats itself, goes on where it stopped, and leaves a model."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,13 @@ pytest.importorskip("omegaconf")
 
 import ddrf_fast
 from ddrf_fast.data import read_image, write_image
-from ddrf_fast.degradation import enlarge, low_light, reduce_contrast, undo_darkness
+from ddrf_fast.degradation import (
+    enlarge,
+    isotropic_gaussian_kernel,
+    low_light,
+    reduce_contrast,
+    undo_darkness,
+)
 from ddrf_fast.losses import fidelity_loss, positive_sample, similarity
 from ddrf_fast.models import DDRFOutput, load_model, read_metadata, save_model
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
@@ -29,6 +37,7 @@ from ddrf_fast.training.callbacks import BestCheckpoint
 from ddrf_fast.training.config import PRESETS
 from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule, darkness_loss
+from ddrf_fast.training.resizing import Resizing
 
 TINY = ["crop=32", "batch_size=2", "model.width=8", "model.blocks=1", "model.num_kernels=2", "device=cpu"]
 TINY += ["progress_bar=false", "threads=1"]
@@ -131,7 +140,8 @@ def test_the_papers_settings():
         ("scales=[1,5]", r"scales must be divisors of the crop of 96, got \[1, 5\]"),
         ("degraded_positive_fusion=mean", "degraded_positive_fusion must be one of average, .*got 'mean'"),
         ("degradation=fog", "degradation must be one of paper, .*got 'fog'"),
-        ("data=[{path: a, spilt: b}]", "data: expected a folder or {path, layout, split}, got {'path': 'a'"),
+        ("data=[{path: a, spilt: b}]", "expected a folder or {path, layout, split, thermal_range}, got {'pa"),
+        ("data=[{path: a, thermal_range: 9%}]", "thermal_range must be full, minmax, .*got '9%'"),
         ("epochs", "expected a setting as key=value, got 'epochs'"),
         ("crop=[", r"crop=\[: not YAML"),
     ],
@@ -309,6 +319,17 @@ def test_steps_are_the_same_for_any_number_of_processes_and_after_any_interrupti
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == whole[1]
 
 
+def test_raw_thermal_values_are_spread(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    for kind, image in (("vis", grey), ("ir", 7000 + 10 * grey.astype(np.uint16))):
+        (tmp_path / kind).mkdir()
+        write_image(tmp_path / kind / "a.png", image)
+    source = PairSource.of({"path": str(tmp_path), "thermal_range": "7000,9550"})
+    pair = load_pairs((source,), 32, 0)[0][0]
+    assert torch.equal(pair.images[0], torch.from_numpy(grey)[None])
+    assert torch.equal(pair.images[1], pair.images[0])
+
+
 def test_unfit_data_is_told(folder):
     sources = (PairSource(folder),)
     with pytest.raises(ValueError, match="at least one folder"):
@@ -364,6 +385,39 @@ def test_down_sampled_images_come_back_to_their_size(folder):
     large = enlarge(crops.visible[:, :, ::4, ::4], (32, 32), 4).clamp(0, 1)
     torch.testing.assert_close(degraded[0], (large * 255).round() / 255)
     assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
+
+
+def test_resized_images_keep_their_place_and_are_told_as_blurred(folder):
+    module, crops = module_and_batch(
+        folder, "resized_fraction=0.5", "sharp_fraction=1", "noiseless_fraction=1"
+    )
+    for down, up in itertools.product(("area", "bilinear", "bicubic"), ("bilinear", "bicubic")):
+        resizing = Resizing(2.0, down, up)
+        degraded, codes, _ = module.degrade(
+            module.degradation, crops, 0, False, 2, resizings=(resizing, None, None)
+        )
+        # A ramp shows a shift.
+        ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+        moved = (resizing.larger(resizing.smaller(ramp), (32, 32)) - ramp)[..., 4:-4]
+        assert abs(moved.mean()) < 1e-5 and moved.abs().max() < 0.11 / 31  # bicubic ripples about the ramp
+        assert degraded[0].shape == crops.visible.shape
+        torch.testing.assert_close(degraded[0] * 255, (degraded[0] * 255).round())
+        kernel = isotropic_gaussian_kernel(torch.tensor([0.7, 0.7]))
+        torch.testing.assert_close(
+            codes[0], module.model.encode(kernel, torch.zeros(2)), atol=1e-6, rtol=1e-5
+        )
+        # The others are down-sampled all the same.
+        large = enlarge(crops.infrared[:, :, ::2, ::2], (32, 32), 2).clamp(0, 1)
+        torch.testing.assert_close(degraded[1], (large * 255).round() / 255)
+    assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
+
+
+def test_resizings_reach_from_a_little_to_a_third():
+    drawn = [Resizing.draw(np.random.default_rng(seed)) for seed in range(200)]
+    assert 1.25 <= min(drawn).scale < 1.4 and 2.85 < max(drawn).scale <= 3
+    assert {(down, up) for _, down, up in drawn} == set(
+        itertools.product(("area", "bilinear", "bicubic"), ("bilinear", "bicubic"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,4 +43,10 @@ def run(options: argparse.Namespace) -> int:
         f"{options.root}: layout {report.layout}, {report.pairs} pairs; {len(report.unreadable)} unreadable, "
         f"{len(report.unpaired)} unpaired, {len(report.sizes)} differently sized"
     )
+    if report.narrow:
+        print(
+            f"note: {len(report.narrow)} infrared images of 16 bit use few of their values "
+            f"({report.narrow[0]}): train with data=[{{path: ..., thermal_range: percentile}}], fuse with "
+            "--thermal-range percentile"
+        )
     return 1 if report.problems else 0

@@ -39,6 +39,13 @@ def add_parser(commands: Commands) -> None:
     )
     evaluate.add_argument("--per-image", action="store_true", help="print the values of each image, too")
     evaluate.add_argument("--csv", type=Path, metavar="FILE", help="write the values of each image")
+    evaluate.add_argument(
+        "--thermal-range",
+        default="full",
+        metavar="RANGE",
+        help="of the infrared images, as they were fused: full, minmax, percentile, LOW%%,HIGH%% or LOW,HIGH "
+        "(default: full)",
+    )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     evaluate.add_argument(
         "--ignore-unpaired", action="store_true", help="images without a partner are no failure"
@@ -65,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     if options.csv and options.csv.is_dir():
         raise ValueError(f"--csv {options.csv} is a folder; give a file in it")
 
-    results = evaluation.measure(methods, references, names, options.convention, options.device)
+    results = evaluation.measure(
+        methods, references, names, options.convention, options.device, options.thermal_range
+    )
     if options.per_image:
         print(_tables.markdown(*evaluation.per_image(results)), end="\n\n")
     print(evaluation.summary(results))

@@ -14,6 +14,7 @@ from ddrf_fast.data.image_io import (
 )
 from ddrf_fast.data.layouts import LAYOUTS, Pairing, PairPaths, find_pairs
 from ddrf_fast.data.pairs import ImagePair, PairedFolder, pair_folders
+from ddrf_fast.data.thermal import ThermalRange
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -25,6 +26,7 @@ __all__ = [
     "PairPaths",
     "PairedFolder",
     "Pairing",
+    "ThermalRange",
     "check_pairs",
     "count_pixels",
     "find_pairs",

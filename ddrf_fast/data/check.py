@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from ddrf_fast.data.image_io import read_image
 from ddrf_fast.data.layouts import PairPaths, find_pairs
+from ddrf_fast.data.thermal import few_values
 
 
 class CheckReport(NamedTuple):
-    """What :func:`check_pairs` found; the last three hold one line for each problem.
+    """What :func:`check_pairs` found; the lists hold one line for each image or pair.
 
     Attributes:
         layout: of the data set.
@@ -19,6 +20,8 @@ class CheckReport(NamedTuple):
         unreadable: images that cannot be read, and why.
         sizes: pairs whose images differ in size.
         unpaired: images without a partner.
+        narrow: infrared images of 16 bit that use little of their values, and need a thermal range; these
+            are no problem.
     """
 
     layout: str
@@ -26,10 +29,11 @@ class CheckReport(NamedTuple):
     unreadable: list[str]
     sizes: list[str]
     unpaired: list[str]
+    narrow: list[str]
 
     @property
     def problems(self) -> list[str]:
-        """All lines."""
+        """All lines that tell of one."""
         return [*self.unreadable, *self.sizes, *self.unpaired]
 
 
@@ -56,25 +60,32 @@ def check_pairs(
     found = find_pairs(root, layout, split)
     unreadable: list[str] = []
     sizes: list[str] = []
+    narrow: list[str] = []
     # OpenCV decodes without the GIL.
     with ThreadPoolExecutor() as pool:
         checks = pool.map(_check, found.pairs)
         bar = tqdm(checks, "check", len(found.pairs), unit="pair", disable=None if progress_bar else True)
-        for broken, size in bar:
+        for broken, size, raw in bar:
             unreadable += broken
             sizes += size
+            narrow += raw
     unpaired = [f"{path}: no partner" for path in found.unpaired]
-    return CheckReport(found.layout, len(found.pairs), unreadable, sizes, unpaired)
+    return CheckReport(found.layout, len(found.pairs), unreadable, sizes, unpaired, narrow)
 
 
-def _check(pair: PairPaths) -> tuple[list[str], list[str]]:
-    broken, shapes = [], []
+def _check(pair: PairPaths) -> tuple[list[str], list[str], list[str]]:
+    """What is unreadable, of another size, and narrow."""
+    broken, images = [], []
     for path in (pair.visible, pair.infrared):
         try:
-            shapes.append(read_image(path).shape[:2])
+            images.append(read_image(path))
         except ValueError as error:
             broken.append(str(error))
-    if broken or shapes[0] == shapes[1]:
-        return broken, []
-    visible, infrared = (f"{width}x{height}" for height, width in shapes)
-    return [], [f"{pair.visible} is {visible}, {pair.infrared} is {infrared}"]
+    if broken:
+        return broken, [], []
+    values = few_values(images[1])
+    narrow = [] if values is None else [f"{pair.infrared} has values from {values[0]} to {values[1]}"]
+    visible, infrared = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
+    if visible == infrared:
+        return [], [], narrow
+    return [], [f"{pair.visible} is {visible}, {pair.infrared} is {infrared}"], narrow

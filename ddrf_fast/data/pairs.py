@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddrf_fast.data.image_io import IMAGE_SUFFIXES, from_float, read_image, to_float
+from ddrf_fast.data.image_io import IMAGE_SUFFIXES, from_float, read_image
 from ddrf_fast.data.layouts import PairPaths, find_pairs
+from ddrf_fast.data.thermal import ThermalRange
 
 
 class ImagePair(NamedTuple):
@@ -48,19 +49,21 @@ def pair_folders(
 class PairedFolder(Dataset[ImagePair]):
     """The pairs of a data set, each read when it is asked for.
 
-    Colour is reduced to its luminance, 16 bit to 8 by the whole range. A warning tells of images without a
-    partner.
+    Colour is reduced to its luminance, 16 bit to 8. A warning tells of images without a partner.
 
     Args:
         root: the folder of the data set.
         layout: as for :func:`~ddrf_fast.data.find_pairs`.
         split: likewise.
+        thermal_range: which values of an infrared image become black and white, as for
+            :func:`ddrf_fast.fuse`: "full", "minmax", "percentile", "LOW%,HIGH%", "LOW,HIGH" or two numbers.
+            Raw ones of 16 bit use little of the full range.
 
     Attributes:
         paths: the files, in the order of the pairs.
 
     Raises:
-        ValueError: as :func:`~ddrf_fast.data.find_pairs`.
+        ValueError: as :func:`~ddrf_fast.data.find_pairs`, or that is no thermal range.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class PairedFolder(Dataset[ImagePair]):
         root: str | os.PathLike[str],
         layout: str = "auto",
         split: str | os.PathLike[str] | None = None,
+        thermal_range: str | tuple[float, float] | ThermalRange = "full",
     ) -> None:
+        self.thermal_range = ThermalRange.parse(thermal_range)
         found = find_pairs(root, layout, split)
         if found.unpaired:
             names = ", ".join(os.path.relpath(path, root) for path in found.unpaired[:5])
@@ -86,7 +91,7 @@ class PairedFolder(Dataset[ImagePair]):
             ValueError: an image cannot be read, or the sizes differ.
         """
         pair = self.paths[index]
-        return ImagePair(pair.name, *_read_pair(pair))
+        return ImagePair(pair.name, *_read_pair(pair, self.thermal_range))
 
     def __iter__(self) -> Iterator[ImagePair]:
         return (self[index] for index in range(len(self)))
@@ -107,8 +112,9 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_pair(pair: PairPaths) -> tuple[Tensor, Tensor]:
-    visible, infrared = (torch.from_numpy(_grey(read_image(path))) for path in (pair.visible, pair.infrared))
+def _read_pair(pair: PairPaths, thermal_range: ThermalRange) -> tuple[Tensor, Tensor]:
+    visible = torch.from_numpy(_grey(read_image(pair.visible), ThermalRange()))
+    infrared = torch.from_numpy(_grey(read_image(pair.infrared), thermal_range))
     if visible.shape != infrared.shape:
         raise ValueError(
             f"{pair.visible} is {list(visible.shape)}, but {pair.infrared} is {list(infrared.shape)}: "
@@ -117,8 +123,10 @@ def _read_pair(pair: PairPaths) -> tuple[Tensor, Tensor]:
     return visible, infrared
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _grey(image: np.ndarray, values: ThermalRange) -> np.ndarray:
     """uint8 [H, W]; cv2's grey is the Y of BT.601."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return image if image.dtype == np.uint8 else from_float(to_float(image))
+    if image.dtype == np.uint8 and values.kind == "full":
+        return image
+    return from_float(values.grey(image))

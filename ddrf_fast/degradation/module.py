@@ -65,7 +65,7 @@ class DynamicDegradation(nn.Module):
     components: Tensor
     _rows: Tensor
     _columns: Tensor
-    _identity: Tensor
+    identity: Tensor
 
     def __init__(self, config: DegradationConfig | str = "paper", **changes: Any) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DynamicDegradation(nn.Module):
         size = self.config.kernels.kernel_size
         identity = torch.zeros(size, size)
         identity[size // 2, size // 2] = 1
-        self.register_buffer("_identity", identity, persistent=False)
+        self.register_buffer("identity", identity, persistent=False)
         for name, nodes in zip(("_rows", "_columns"), config.grid_size, strict=True):
             self.register_buffer(name, smoothing(nodes, config.smoothness), persistent=False)
         drawn = self.sample(_FIT_SAMPLES, seed=0, spatial=False)
@@ -125,7 +125,7 @@ class DynamicDegradation(nn.Module):
         sharp, noisy, level, gray, dark, gamma, gain, contrast = draws.uniform(chances).unbind(1)
         if config.sharp_fraction > 0:
             kernels = torch.where(
-                (sharp < config.sharp_fraction)[:, None, None, None], self._identity, kernels
+                (sharp < config.sharp_fraction)[:, None, None, None], self.identity, kernels
             )
         normal = normal.unflatten(1, (num_mixed, *grid))
         if spatial:
@@ -167,7 +167,7 @@ class DynamicDegradation(nn.Module):
         keep = (~clean).float()
         return replace(
             recipe,
-            kernels=torch.where(clean[:, None, None, None], self._identity, recipe.kernels),
+            kernels=torch.where(clean[:, None, None, None], self.identity, recipe.kernels),
             noise_std=recipe.noise_std * keep,
             shot_noise=None if recipe.shot_noise is None else recipe.shot_noise * keep,
             tone=None if recipe.tone is None else torch.where(clean[:, None], 1.0, recipe.tone),

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddrf_fast.data import from_float
+from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.demo.trial import Damage, Trial, measure_fused, measure_restored, read, try_pair, unit
 from ddrf_fast.inference import Fuser
 from ddrf_fast.inference.pictures import Picture
-from ddrf_fast.inference.thermal import ThermalRange
 
 Pixels = NDArray[np.uint8]
 

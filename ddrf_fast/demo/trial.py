@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ddrf_fast import metrics
 from ddrf_fast.data import rgb_to_ycbcr
+from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.degradation import DynamicDegradation, KernelBank, enlarge
 from ddrf_fast.degradation.bank import FAMILIES
 from ddrf_fast.demo.sample import MEASURES, timed
 from ddrf_fast.inference import Fuser, Restorer
 from ddrf_fast.inference.pictures import Picture
-from ddrf_fast.inference.thermal import ThermalRange
 
 BLURS = ("none", *FAMILIES, "mixed")
 MODALITIES = ("visible", "infrared")

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddrf_fast.data import MAX_PIXELS
+from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import resample
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
-from ddrf_fast.inference.thermal import ThermalRange
 
 Resize = Literal["visible", "infrared"]
 

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddrf_fast.data import MAX_PIXELS, luminance, read_image
-from ddrf_fast.inference.thermal import ThermalRange
+from ddrf_fast.data.thermal import ThermalRange, few_values
 
 RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and float16 make them
 GREY_TOLERANCE = 0.02  # mean difference between its channels up to which an infrared image is taken for grey
 LUMA_NOISE = float(np.linalg.norm(luminance(np.eye(3))))  # of independent noise of 1 in each channel
-FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
 
 # Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
 _STRIP = {"cpu": 2**17}
@@ -157,9 +156,7 @@ class Picture:
             black, white = (level.view(-1, 1, 1, 1) for level in thermal.bounds(self.planes))
             return replace(self, black=black, white=white)
         if thermal_range is not None and self.planes.dtype == torch.uint16:
-            low, high = (int(bound) for bound in torch.aminmax(self.planes.to(torch.int32)))
-            if 0 < high - low < FEW_VALUES * 65535:
-                return replace(self, narrow=(low, high))
+            return replace(self, narrow=few_values(self.planes.cpu().numpy()))
         return self
 
     @property

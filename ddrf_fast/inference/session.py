@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead, grouped
-from ddrf_fast.inference.thermal import ThermalRange
 from ddrf_fast.models.ddrfnet import Modality, split_code
 from ddrf_fast.ops._checks import integer
 

@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddrf_fast.data import PairedFolder, ThermalRange
 from ddrf_fast.degradation.presets import PRESETS as DEGRADATIONS
 from ddrf_fast.models import DDRFNetConfig
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
@@ -24,27 +25,35 @@ NegativeMode = Literal["text", "literal"]
 
 @dataclass(frozen=True)
 class PairSource:
-    """A data set, or a part of one; as for :func:`ddrf_fast.data.find_pairs`."""
+    """A data set, or a part of one; as for :class:`ddrf_fast.data.PairedFolder`."""
 
     path: str
     layout: str = "auto"
     split: str | None = None
+    thermal_range: str = "full"
 
     @classmethod
     def of(cls, entry: Any) -> "PairSource":
         """A folder's path, or a mapping of these settings.
 
         Raises:
-            ValueError: it is neither, or has other keys.
+            ValueError: it is neither, has other keys, or a thermal range that is none.
         """
         if isinstance(entry, PairSource):
             return entry
         if isinstance(entry, (str, os.PathLike)):
             return cls(os.fspath(entry))
         try:
-            return cls(**entry)
+            source = cls(**entry)
         except TypeError:
-            raise ValueError(f"data: expected a folder or {{path, layout, split}}, got {entry!r}") from None
+            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise ValueError(f"data: expected a folder or {{{names}}}, got {entry!r}") from None
+        ThermalRange.parse(source.thermal_range)
+        return source
+
+    def folder(self) -> PairedFolder:
+        """Its pairs."""
+        return PairedFolder(self.path, self.layout, self.split, self.thermal_range)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class TrainingConfig:
     """Settings of :func:`ddrf_fast.training.train`; :func:`load_config` reads them from YAML.
 
     Attributes:
-        data: data sets: folders, or ``{path: …, layout: …, split: …}`` (:func:`ddrf_fast.data.find_pairs`).
+        data: data sets: folders, or ``{path: …, layout: …, split: …, thermal_range: …}``
+            (:class:`ddrf_fast.data.PairedFolder`).
         output: folder of the results: weights, checkpoints, TensorBoard's events and these settings.
         model: sizes of the network, and which of its parts are dynamic.
         crop: side of the square crops in pixels, even, at least 32.
@@ -79,6 +89,8 @@ class TrainingConfig:
         cache: keep all pairs in memory (three bytes a pixel) instead of reading them for each crop.
         degradation: preset of :class:`~ddrf_fast.degradation.DynamicDegradation`.
         scales: of the down-sampling, one drawn for each step; the image is brought back to its size.
+        resized_fraction: part of the images that a program has made smaller, by any factor up to three, and
+            enlarged; one is drawn for each kind of image and step. They have no other blur or down-sampling.
         noise_std: (lowest, highest) noise level for images in [0, 1]; None: as the preset says.
         dark_fraction: part of the images that are taken in the dark; None: as the preset says.
         sharp_fraction: part of the images that are not blurred, so that sharp ones are left sharp.
@@ -137,6 +149,7 @@ class TrainingConfig:
     cache: bool = True
     degradation: str = "paper"
     scales: tuple[int, ...] = (1,)
+    resized_fraction: float = 0.0
     noise_std: tuple[float, float] | None = None
     dark_fraction: float | None = None
     sharp_fraction: float = 0.4
@@ -209,6 +222,7 @@ class TrainingConfig:
 
 
 _FRACTIONS = (
+    "resized_fraction",
     "clean_fraction",
     "dark_fraction",
     "sharp_fraction",

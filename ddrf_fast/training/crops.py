@@ -218,7 +218,7 @@ def load_pairs(
     """
     if not sources:
         raise ValueError("data must name at least one folder of pairs, got none")
-    found = [(source.path, PairedFolder(source.path, source.layout, source.split)) for source in sources]
+    found = [(source.path, source.folder()) for source in sources]
     files = [(name, folder, place) for name, folder in found for place in range(len(folder))]
     if len(files) <= validation_pairs:
         raise ValueError(

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ddrf_fast.degradation import DynamicDegradation, draws, enlarge, preset, undo_darkness
+from ddrf_fast.degradation import Degradation, DynamicDegradation, draws, enlarge, preset, undo_darkness
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
@@ -25,6 +26,7 @@ from ddrf_fast.models.tone import ToneEstimator, light_means, with_tone
 from ddrf_fast.nn import DynamicConv2d, anneal_temperature
 from ddrf_fast.training.config import TrainingConfig
 from ddrf_fast.training.crops import Crops
+from ddrf_fast.training.resizing import Resizing
 
 _VALIDATION_SEED = 2**40  # the same degradations whatever the seed of the training
 # A training has four seeds: of three degradations, and of who is clean or told the code.
@@ -115,6 +117,7 @@ class TrainingModule(lightning.LightningModule):
         spatial: bool,
         scale: int = 1,
         clean: Tensor | None = None,
+        resizings: Sequence[Resizing | None] = (None, None, None),
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Degrades the three images of each sample, each by its own degradation.
 
@@ -125,6 +128,8 @@ class TrainingModule(lightning.LightningModule):
             spatial: let the blur vary over the image.
             scale: of the down-sampling; the image is brought back to its size.
             clean: bool Tensor[B], the samples that are neither blurred, darkened nor given noise.
+            resizings: of the visible, infrared and positive images, each in the place of its blur and its
+                down-sampling.
 
         Returns:
             The visible, infrared and positive images, degraded, as a file of 8 bit holds them, and the codes
@@ -132,16 +137,21 @@ class TrainingModule(lightning.LightningModule):
         """
         degraded, codes, tones = [], [], []
         pca = self.model.kernel_code  # need not be that of this degradation
-        for number, image in enumerate(crops[1:]):
+        for number, (image, resizing) in enumerate(zip(crops[1:], resizings, strict=True)):
             recipe = degradation.sample(
                 len(image), seed=_SEEDS * seed + number, sample_ids=crops.sample_ids, spatial=spatial
             )
             if clean is not None:
                 recipe = degradation.cleared(recipe, clean)
-            low = as_in_a_file(dataclasses.replace(recipe, scale=scale).apply(image))
-            degraded.append(low if scale == 1 else as_in_a_file(enlarge(low, image.shape[2:], scale)))
-            codes.append(recipe.codes(pca).to(low.dtype))
-            tones.append(low.new_ones(len(low), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
+            if resizing is not None:
+                small = as_in_a_file(with_kernel(recipe, degradation.identity).apply(resizing.smaller(image)))
+                degraded.append(as_in_a_file(resizing.larger(small, image.shape[2:])))
+                recipe = with_kernel(recipe, resizing.kernel(recipe.kernels.shape[-1]))
+            else:
+                low = as_in_a_file(dataclasses.replace(recipe, scale=scale).apply(image))
+                degraded.append(low if scale == 1 else as_in_a_file(enlarge(low, image.shape[2:], scale)))
+            codes.append(recipe.codes(pca).to(image.dtype))
+            tones.append(image.new_ones(len(image), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
         return degraded, codes[:2], tones[:2]
 
     def kept(self, crops: Crops, degraded: list[Tensor], tones: list[Tensor]) -> Tensor:
@@ -226,12 +236,17 @@ class TrainingModule(lightning.LightningModule):
         random = np.random.default_rng((config.seed, step))
         spatial = bool(random.random() < config.spatial_fraction)
         scale = int(random.choice(config.scales))
+        resizings = [
+            Resizing.draw(random) if random.random() < config.resized_fraction else None for _ in crops[1:]
+        ]
         with _full_precision(crops.visible):
             chances_seed = torch.full_like(crops.sample_ids[0], _SEEDS * config.seed + _CHANCES)
             chances = draws.uniform(draws.standard_normal(chances_seed, crops.sample_ids, 3))
             told = (chances[:, :2] < config.known_fraction).unbind(1)
             clean = chances[:, 2] < config.clean_fraction
-            degraded, codes, tones = self.degrade(self.degradation, crops, config.seed, spatial, scale, clean)
+            degraded, codes, tones = self.degrade(
+                self.degradation, crops, config.seed, spatial, scale, clean, resizings
+            )
         estimates = self.model.estimate_codes(degraded[0], degraded[1])
         # Tones are told: how bright the scene was is nothing that branches and fusion could learn.
         chosen = map(with_tone, map(_choose, told, codes, estimates), tones)
@@ -396,6 +411,11 @@ def darkness_loss(estimator: ToneEstimator, degraded: Tensor, clean: Tensor, ton
     error = undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean
     deviation = (error.square().mean(dim=(1, 2, 3)) + 1e-4).sqrt()
     return recognition + 10 * (deviation * dark).sum() / dark.sum().clamp(min=1)
+
+
+def with_kernel(recipe: Degradation, kernel: Tensor) -> Degradation:
+    """The recipe with this blur, Tensor[k, k], in the place of each of its own."""
+    return dataclasses.replace(recipe, kernels=kernel.to(recipe.kernels).expand_as(recipe.kernels))
 
 
 def as_in_a_file(image: Tensor) -> Tensor:

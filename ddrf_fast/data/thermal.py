@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PERCENTILES = (1.0, 99.0)
+FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
 
 _COUNTED = 2**20  # pixels at a time, which counting makes eight bytes of
 
@@ -82,6 +83,12 @@ class ThermalRange:
         low, high = percentiles(image, (self.low, self.high)).tolist()
         return low, high
 
+    def grey(self, image: NDArray[Any]) -> NDArray[np.float64]:
+        """What becomes of an image of any shape: from 0, black, to 1, white; of one value: 0."""
+        full = 0, np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+        low, high = full if self.kind == "full" else self.of(image)
+        return np.clip((image - float(low)) / (high - low if high > low else 1), 0, 1)
+
     def bounds(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """The same of each image of Tensor[B, C, H, W], float32 Tensor[B]."""
         images = planes.float() if planes.is_floating_point() else planes
@@ -141,6 +148,19 @@ class SteadyRange:
             gain, offset = self.line.tolist()
             low, high = offset / gain, (offset + 1) / gain
         return ThermalRange("fixed", low, high)
+
+
+def few_values(image: NDArray[Any]) -> tuple[int, int] | None:
+    """The lowest and highest value of an image of 16 bit that uses little of them, of others None.
+
+    Example:
+        >>> few_values(np.array([[7000, 9500]], np.uint16))
+        (7000, 9500)
+    """
+    if image.dtype != np.uint16:
+        return None
+    low, high = int(image.min()), int(image.max())
+    return (low, high) if 0 < high - low < FEW_VALUES * 65535 else None
 
 
 def percentiles(values: NDArray[Any], percents: tuple[float, ...]) -> NDArray[np.float64]:
