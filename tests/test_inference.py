@@ -13,11 +13,11 @@ import torch
 from helpers import run_capability
 
 import ddrf_fast
-from ddrf_fast.data import read_image
+from ddrf_fast.data import read_image, thermal
 from ddrf_fast.data.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.degradation import DynamicDegradation, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
-from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures, thermal
+from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, ddrfnet, save_model
