@@ -85,6 +85,13 @@ def test_colours_of_a_tiff_are_not_multiplied_by_its_alpha(tmp_path, mode, compr
     np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), expected[..., :3])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_read_as_it_looks(tmp_path, dtype):
+    image = ramp((5, 7), dtype)
+    tifffile.imwrite(tmp_path / "negative.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "negative.tif"), image)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_upright(tmp_path, kind, orientation):

@@ -34,6 +34,7 @@ def test_damage_is_the_seeds(blur, spatial):
     assert low.shape == image.shape
     assert 0 <= low.min() <= low.max() <= 1
     assert torch.equal(low, damage(image, "visible"))
+    torch.testing.assert_close(low * 255, (low * 255).round())  # as in a file
     assert not torch.equal(low, Damage(**{**vars(damage), "seed": 4})(image, "visible"))
     assert low.mean() < image.mean()
 

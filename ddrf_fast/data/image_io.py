@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ _HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"II": TiffImagePlugin.TiffImageFile,
     b"MM": TiffImagePlugin.TiffImageFile,
 }
-_EXIF_ORIENTATION, _BITS_PER_SAMPLE, _EXTRA_SAMPLES = 0x0112, 258, 338
+_EXIF_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES = 0x0112, 258, 262, 338
 # What turns an image stored with that orientation upright: transposed or not, then flipped along axes.
 _UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),
@@ -102,7 +102,7 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    (width, height), mode, by_pillow = _announced(io.BytesIO(content))
+    (width, height), mode, by_pillow, inverted = _announced(io.BytesIO(content))
     if width * height > max_pixels:
         raise ValueError(
             f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
@@ -135,6 +135,8 @@ def read_image(
         opaque = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGB
         conversion = cv2.COLOR_BGRA2RGBA if channels == 4 and alpha else opaque
         image = image[:, :, 0] if channels == 1 else cv2.cvtColor(image, conversion)
+    if inverted:
+        image = 65535 - image
     return np.ascontiguousarray(_upright(image, dict(zip(kinds, metadata, strict=True))))
 
 
@@ -142,18 +144,30 @@ def count_pixels(path: str | os.PathLike[str]) -> int:
     """How many pixels an image file announces; 0 where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            (width, height), *_ = _announced(file)
+            width, height = _announced(file).size
     except OSError:
         return 0
     return width * height
 
 
-def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str, bool]:
-    """(width, height) and Pillow's mode by the header; zeros where it is damaged: the decoder says how.
+class _Header(NamedTuple):
+    """What an image file says of itself; of a damaged one nothing: the decoder says how it is damaged.
 
-    And whether Pillow has to decode it: of a TIFF of 8 bit OpenCV multiplies the colours by the alpha, and
-    drops that of a grey one.
+    Attributes:
+        size: (width, height).
+        mode: Pillow's.
+        by_pillow: whether Pillow has to decode it: of a TIFF of 8 bit OpenCV multiplies the colours by the
+            alpha, and drops that of a grey one.
+        inverted: whether 0 is white and OpenCV leaves it so, as in a TIFF of 16 bit.
     """
+
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    by_pillow: bool = False
+    inverted: bool = False
+
+
+def _announced(file: IO[bytes]) -> _Header:
     start = file.read(4)
     file.seek(0)
     for signature, header in _HEADERS.items():
@@ -164,8 +178,10 @@ def _announced(file: IO[bytes]) -> tuple[tuple[int, int], str, bool]:
                 break
             tags = getattr(found, "tag_v2", {})
             separate = found.mode == "LA" or (found.mode == "RGBA" and tags.get(_EXTRA_SAMPLES) == (2,))
-            return found.size, found.mode, separate and set(tags.get(_BITS_PER_SAMPLE, ())) == {8}
-    return (0, 0), "", False
+            bits = set(tags.get(_BITS_PER_SAMPLE, ()))
+            inverted = bits == {16} and tags.get(_PHOTOMETRIC) == 0
+            return _Header(found.size, found.mode, separate and bits == {8}, inverted)
+    return _Header()
 
 
 def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:

@@ -111,3 +111,8 @@ def with_joint_mean(channels: Tensor, contrast: Tensor) -> Tensor:
 def is_dark(tone: Tensor) -> Tensor:
     """Which of some tones Tensor[B, 3] are of dark images: bool Tensor[B]."""
     return (tone != 1).any(dim=1)
+
+
+def as_in_a_file(image: Tensor) -> Tensor:
+    """An image in [0, 1] as a file of 8 bit holds it: clipped and rounded."""
+    return (image.clamp(0, 1) * 255).round() / 255

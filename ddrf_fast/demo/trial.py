@@ -13,6 +13,7 @@ from ddrf_fast.data import rgb_to_ycbcr
 from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.degradation import DynamicDegradation, KernelBank, enlarge
 from ddrf_fast.degradation.bank import FAMILIES
+from ddrf_fast.degradation.photometric import as_in_a_file
 from ddrf_fast.demo.sample import MEASURES, timed
 from ddrf_fast.inference import Fuser, Restorer
 from ddrf_fast.inference.pictures import Picture
@@ -52,7 +53,7 @@ class Damage:
     seed: int = 0
 
     def __call__(self, image: Tensor, modality: str) -> Tensor:
-        """Tensor[1, C, H, W] in [0, 1] degraded, likewise; the image itself if nothing is asked for.
+        """Tensor[1, C, H, W] in [0, 1] degraded, as files of 8 bit hold it; itself if nothing is asked for.
 
         Raises:
             ValueError: a setting is out of range.
@@ -69,7 +70,7 @@ class Damage:
         tone = torch.tensor([[1 + 4 * darkness, 1 - darkness / 2, 1 - darkness / 2]])
         noise_std = torch.tensor([self.noise / 255])
         low = replace(recipe, tone=tone, noise_std=noise_std, scale=self.scale).apply(image)
-        return enlarge(low, image.shape[2:], self.scale).clamp(0, 1)
+        return as_in_a_file(enlarge(as_in_a_file(low), image.shape[2:], self.scale))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ddrf_fast.degradation import Degradation, DynamicDegradation, draws, enlarge, preset, undo_darkness
-from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, as_in_a_file, is_dark
 from ddrf_fast.losses import charbonnier, fusion_loss, restoration_loss, similarity
 from ddrf_fast.metrics import psnr, ssim
 from ddrf_fast.models import DDRFNet, DDRFOutput
@@ -149,7 +149,7 @@ class TrainingModule(lightning.LightningModule):
                 recipe = with_kernel(recipe, resizing.kernel(recipe.kernels.shape[-1]))
             else:
                 low = as_in_a_file(dataclasses.replace(recipe, scale=scale).apply(image))
-                degraded.append(low if scale == 1 else as_in_a_file(enlarge(low, image.shape[2:], scale)))
+                degraded.append(as_in_a_file(enlarge(low, image.shape[2:], scale)))
             codes.append(recipe.codes(pca).to(image.dtype))
             tones.append(image.new_ones(len(image), TONE_CHANNELS) if recipe.tone is None else recipe.tone)
         return degraded, codes[:2], tones[:2]
@@ -416,11 +416,6 @@ def darkness_loss(estimator: ToneEstimator, degraded: Tensor, clean: Tensor, ton
 def with_kernel(recipe: Degradation, kernel: Tensor) -> Degradation:
     """The recipe with this blur, Tensor[k, k], in the place of each of its own."""
     return dataclasses.replace(recipe, kernels=kernel.to(recipe.kernels).expand_as(recipe.kernels))
-
-
-def as_in_a_file(image: Tensor) -> Tensor:
-    """Clipped and rounded to 8 bit."""
-    return (image.clamp(0, 1) * 255).round() / 255
 
 
 def _full_precision(image: Tensor) -> contextlib.AbstractContextManager[None]:
