@@ -751,6 +751,25 @@ def test_a_second_interrupt_ends_at_once(folder, tmp_path, monkeypatch):
         train(settings(folder, tmp_path / "run"))
 
 
+def test_an_interrupted_closing_validation_is_done_again(folder, tmp_path, monkeypatch):
+    original, handler = TrainingModule.validation_step, signal.getsignal(signal.SIGINT)
+
+    def interrupting(self, batch, batch_index):
+        if self.trainer.state.fn == "validate":
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "validation_step", interrupting)
+        with pytest.raises(KeyboardInterrupt, match=r"after \d+ steps; resumed, it goes on .*last\.ckpt"):
+            train(settings(folder, tmp_path / "run"))
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert not (tmp_path / "run" / "ddrfnet.safetensors").exists()
+    train(settings(folder, tmp_path / "run"), resume=True)
+    train(settings(folder, tmp_path / "whole"))
+    assert_same_training(tmp_path / "whole", tmp_path / "run")
+
+
 def test_what_a_loading_process_says_is_told_in_its_words(folder, tmp_path, monkeypatch):
     def failing(self, sample_id):
         raise ValueError("pair.png: it is cut off")

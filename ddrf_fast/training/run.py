@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
                 weights_only=True,
             )
         except Interrupted:
-            goes_on = f"; resumed, it goes on from {last}" if last.is_file() else ""
-            raise KeyboardInterrupt(f"after {trainer.global_step} steps{goes_on}") from None
+            raise _interruption(trainer, last) from None
         except ValueError as error:
             # Of a process that loads data torch tells the whole traceback; the last line of it is ours.
             _, of_worker, message = str(error).rpartition("\nValueError: ")
@@ -127,7 +127,12 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         if config.early_stop_patience is not None and best.is_file():
             module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         steps_done = trainer.global_step
-        measures = trainer.validate(module, held_out, verbose=False)[0] if validation else {}
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            measures = trainer.validate(module, held_out, verbose=False)[0] if validation else {}
+        except SystemExit:  # what Lightning makes of Ctrl-C, and ignores it from then on
+            signal.signal(signal.SIGINT, handler)
+            raise _interruption(trainer, last) from None
     record: dict[str, Any] = {
         "config": _settings(config),
         "training_pairs": training.names,
@@ -145,6 +150,11 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         save_model(module.average, path, record)
     trainer.strategy.barrier("weights")
     return path
+
+
+def _interruption(trainer: lightning.Trainer, last: Path) -> KeyboardInterrupt:
+    goes_on = f"; resumed, it goes on from {last}" if last.is_file() else ""
+    return KeyboardInterrupt(f"after {trainer.global_step} steps{goes_on}")
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
