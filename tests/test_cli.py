@@ -548,6 +548,27 @@ def test_clean_images_are_fused_as_such(folders, weights, tmp_path, capfd):
     assert (clean != ddrf_fast.fuse(*pair, **settings)).any()
 
 
+def test_restore_of_both_kinds_neither_replaces_inputs_nor_takes_results(folders, weights, tmp_path, capfd):
+    visible, infrared, _ = folders
+    given = ("--weights", weights, "--device", "cpu")
+    out = tmp_path / "out"
+    shutil.copytree(infrared, out / "visible")
+    ending = ("--ext", next(infrared.iterdir()).suffix)
+    before = {path.name: path.read_bytes() for path in (out / "visible").iterdir()}
+    code, _, stderr = _main(
+        capfd, "restore", "--visible", visible, "--infrared", out / "visible", "-o", out, *given, *ending
+    )
+    assert code == 2 and "is an input and would be replaced" in stderr
+    assert {path.name: path.read_bytes() for path in (out / "visible").iterdir()} == before
+
+    everything = tmp_path / "all"
+    shutil.copytree(visible, everything / "data")
+    arguments = ("restore", "-r", "--visible", everything, "--infrared", infrared, "-o", everything / "out")
+    told = [_main(capfd, *arguments, *given)[1] for _ in range(2)]
+    count = len(list(visible.iterdir())) + len(list(infrared.iterdir()))
+    assert all(f"restored {count} of {count} images" in text for text in told)
+
+
 def test_restore_takes_either_kind_or_both(folders, weights, tmp_path, capfd):
     visible, infrared, output = folders
     given = ("--weights", weights, "--device", "cpu")

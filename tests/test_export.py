@@ -19,6 +19,7 @@ import ddrf_fast
 from ddrf_fast.export import MINIMUM_SIZE, OUTPUTS, check_export, export_model
 from ddrf_fast.export.onnx import translations
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model
+from ddrf_fast.nn import CondConv2d
 from ddrf_fast.ops import _native
 
 FUSE = Path(__file__).parent.parent / "docs" / "cpp" / "fuse.cpp"
@@ -134,6 +135,30 @@ def test_onnx_of_any_model_with_dynamic_convolutions(tmp_path):
         named = {i.name: value.numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)}
         for ours, theirs in zip(net(*inputs), session.run(None, named), strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_onnx_pads_sizes_that_the_stride_does_not_divide(tmp_path, stride):
+    torch.manual_seed(0)
+    layer = CondConv2d(4, 8, 3, stride=stride, padding="same").eval()
+    free = {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
+    example = torch.rand(2, 4, 16, 17), torch.rand(2, 4)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            layer,
+            example,
+            dynamic_shapes=(free, None),
+            custom_translation_table=translations(),
+            dynamo=True,
+            verbose=False,
+        )
+    program.save(tmp_path / "layer.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    for size in ((9, 11), (16, 17), (31, 32)):
+        inputs = torch.rand(2, 4, *size), example[1]
+        named = {i.name: value.numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)}
+        (theirs,) = session.run(None, named)
+        np.testing.assert_allclose(theirs, layer(*inputs).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -334,6 +334,15 @@ def test_darkness_is_undone_by_and_by_as_the_odds_rise():
         assert share > 0 or (estimator(image) == 1).all()
 
 
+def test_black_is_not_taken_for_dark():
+    """A closed lens: what the branch leaves of it would become a grey."""
+    network = load_model()
+    for value, dark in ((0, False), (1, False), (2, True)):
+        image = torch.full((1, 1, 32, 48), value / 255)
+        for estimator in (network.visible_tone, network.infrared_tone):
+            assert bool((estimator(image) != 1).any()) == dark
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     network = DDRFNet(SMALL)

@@ -11,6 +11,7 @@ from torch import nn
 
 import ddrf_fast.nn as fast
 from ddrf_fast.nn import convert
+from ddrf_fast.ops import use_backend
 
 
 class Routed(nn.Module):
@@ -287,3 +288,12 @@ def test_the_model_itself_cannot_be_swapped():
 def test_not_a_module():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         convert([ODConv2d(4, 4, 3)])
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_the_trial_needs_no_backend_that_is_forced(backend):
+    model = example()
+    with use_backend(backend):
+        report = convert(model)
+    assert not report.left
+    assert report.swapped

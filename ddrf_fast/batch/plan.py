@@ -48,6 +48,7 @@ def plan(
     suffix: str = "",
     extension: str = "png",
     recursive: bool = False,
+    results: str | None = None,
 ) -> Plan:
     """Pairs files, or the images of folders and patterns.
 
@@ -60,8 +61,9 @@ def plan(
             The results of folders and patterns have the names of the first source's images.
         suffix: added to the stem of a result in a folder.
         extension: of a result in a folder, or "auto": that of the first source's image.
-        recursive: search the folders inside of folders, but for hidden ones and the output; results keep
-            their structure.
+        recursive: search the folders inside of folders, but for hidden ones and that of the results; results
+            keep their structure.
+        results: the folder of all results, where the output is one in it.
 
     Returns:
         The plan, jobs in the order of their names.
@@ -91,9 +93,9 @@ def plan(
     else:
         if into.exists() and not into.is_dir():
             raise ValueError(f"the output must be a folder, but {output} is a file")
-        found = [_search(source, recursive, into) for source in sources]
+        found = [_search(source, recursive, Path(results or output)) for source in sources]
         result = _paired(found, sources, in_folder)
-    _check_outputs(result.jobs)
+    check_outputs(result.jobs)
     return result
 
 
@@ -182,7 +184,12 @@ def _set(wildcard: str) -> str:
     return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
+def check_outputs(jobs: Sequence[Job]) -> None:
+    """Refuses results that would replace an input, or each other, or have no known format.
+
+    Raises:
+        ValueError: one would.
+    """
     inputs = {os.path.realpath(path) for job in jobs for path in job.inputs}
     outputs: dict[Path, Job] = {}
     for job in jobs:

@@ -74,6 +74,7 @@ def plan_files(
         suffix=options.suffix,
         extension=options.ext or "png",
         recursive=options.recursive,
+        results=options.output,
     )
     return plan, batch.Share.of_environment()
 

@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ddrf_fast.batch import Job, Plan
+    from ddrf_fast.batch import Job, Plan, check_outputs
     from ddrf_fast.inference import Restorer
     from ddrf_fast.inference.alignment import read_matrix
     from ddrf_fast.inference.session import Request
@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         part, share = plan_files(options, (source,), output)
         plan.jobs += part.jobs
         kinds.update(dict.fromkeys(part.jobs, kind))
+    check_outputs(plan.jobs)  # of both kinds together
     kernel = None if options.kernel is None else read_matrix(options.kernel)
     settings = shared_settings(options, share)
     told = {"kernel": kernel, "noise_std": options.noise_std, "tone": options.tone}

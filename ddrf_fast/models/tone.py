@@ -9,6 +9,7 @@ from ddrf_fast.degradation.photometric import TONE_CHANNELS
 MOMENTS = 12
 NORMS = (4, 8, 16, 32, 64)
 FULL_ODDS = 0.25  # log odds from which on darkness is undone in full
+BLACK = 1 / 255  # brightness up to which an image holds nothing to bring back; from twice that on, all
 LIGHT_CHANNELS = 2 * MOMENTS + 1 + len(NORMS)
 
 
@@ -20,8 +21,8 @@ class ToneEstimator(nn.Module):
     lamps, and contrast in the dark; a scene that was darkened has lost the one and hardly kept the other.
 
     A scene that is merely dark must not be brightened, so an image counts as dark only where the odds are for
-    it by far; else its tone is exactly ones. Between the two the tone goes over, in a short range of odds, so
-    that the frames of a video do not flash.
+    it by far, and where there is something to be seen: black is black. Else its tone is exactly ones. Between
+    the two the tone goes over, in a short range of odds, so that the frames of a video do not flash.
 
     Args:
         hidden: units of the two hidden layers.
@@ -54,7 +55,10 @@ class ToneEstimator(nn.Module):
     def tone(self, means: Tensor) -> Tensor:
         """The tone for the means Tensor[B, 30] of what :func:`light` gives."""
         odds, tone = self.guess(means)
-        return torch.lerp(torch.ones_like(tone), tone, (odds[:, None] / FULL_ODDS).clamp(0, 1))
+        surely = (odds / FULL_ODDS).clamp(0, 1)
+        brightness = means[:, MOMENTS].sqrt().sqrt().to(tone.dtype)  # the norm of order 4
+        something = ((brightness - BLACK) / BLACK).clamp(0, 1)
+        return torch.lerp(torch.ones_like(tone), tone, (surely * something)[:, None])
 
     def guess(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """The log odds Tensor[B] that an image is dark, and its tone Tensor[B, 3] if it is."""

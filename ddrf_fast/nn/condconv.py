@@ -146,7 +146,9 @@ class CondConv2d(nn.Module):
         for size, kernel, stride, dilation in zip(
             x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
         ):
-            total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+            # Not -(-size // stride): ONNX divides negative numbers towards zero.
+            outputs = (size + stride - 1) // stride
+            total = max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
             padding = [total // 2, total - total // 2, *padding]
         return padding
 

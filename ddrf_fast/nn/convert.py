@@ -22,6 +22,7 @@ from ddrf_fast.nn.dynamic_conv import DynamicConv2d
 from ddrf_fast.nn.dynet import DyNetConv2d
 from ddrf_fast.nn.modulated_conv import ModulatedConv2d
 from ddrf_fast.nn.odconv import ODConv2d, ODConvAttention
+from ddrf_fast.ops import use_backend
 
 _OURS = (CondConv2d, DyConv2d, DynamicConv2d, DyNetConv2d, ModulatedConv2d, ODConv2d)
 _LOOKS_DYNAMIC = re.compile(r"(cond|dynamic|dyn|dy|od|kw|modulated|adaptive)_?conv|conv2dmod", re.IGNORECASE)
@@ -333,7 +334,7 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
 
 def _try_out(module: nn.Module, build: Build) -> None:
     """Runs a copy of the module and its replacement on the same random parameters and input."""
-    with torch.no_grad():
+    with torch.no_grad(), use_backend("auto"):  # on the CPU, whatever backend the model will run on
         old = _random_copy(module)
         new, shapes = build(old)
         generator = torch.Generator().manual_seed(0)
