@@ -638,6 +638,19 @@ def test_degrade_depends_on_seed_and_name_alone(folders, tmp_path, capfd):
     assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.2,0.1")[0] == 2
 
 
+@pytest.mark.parametrize("preset", ["paper", "kair", "real_esrgan"])
+def test_the_noise_that_is_asked_for_is_all_there_is(tmp_path, capfd, preset):
+    for number in range(6):
+        _write(tmp_path / f"in/{number}.png", np.full((40, 40), 128, np.uint8))
+    options = ("--preset", preset, "--noise-std", "0.1", "--recipes")
+    assert _main(capfd, "degrade", tmp_path / "in", "-o", tmp_path / "out", *options)[0] == 0
+    for number in range(6):
+        recipe = json.loads((tmp_path / f"out/{number}.json").read_text())
+        assert recipe["noise_std"] == pytest.approx([0.1])
+        assert not any(recipe["shot_noise"] or [])
+        assert _read(tmp_path / f"out/{number}.png").std() == pytest.approx(25.5, rel=0.15)
+
+
 def test_what_the_command_line_says_without_torch_is_so():
     assert degrade.PRESETS == PRESETS
     assert f"{ddrf_fast.data.MAX_PIXELS}" in files.file_options().format_help()

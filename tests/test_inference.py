@@ -454,6 +454,38 @@ def test_thermal_values_are_taken_as_they_are_and_told_of_otherwise(fuser):
         fuser(visible, np.linspace(280, 300, visible[..., 0].size).reshape(SIZE))
 
 
+@pytest.mark.filterwarnings("ignore:the infrared image has 16 bit")
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+def test_raw_thermal_values_are_low_and_not_dark(weights, color):
+    network = Network(weights, "cpu", "float32")
+    with torch.no_grad():
+        network.model.infrared_tone.head.bias[0] = 3.0  # takes every image for dark
+        network.model.visible_tone.head.bias[0] = -3.0
+    visible, infrared = _pair()
+    raw = np.round(16383 * (infrared - 0.25) / infrared.max()).astype(np.uint16)  # 14 bit of 16
+    planes = torch.from_numpy(raw / 65535)[None, None].float()
+    seen = torch.from_numpy(visible).permute(2, 0, 1)[:, None].float()
+    with torch.inference_mode():
+        own = network.model.estimate_code("infrared", planes)
+        assert (own[:, -3:] != 1).any()
+        own[:, -3:] = 1
+        restored = network.model.restore("infrared", planes, own)
+        fused = network.model(seen, planes.expand_as(seen), infrared_code=own.expand(3, -1)).fused
+    found = Restorer(network, color=color)(infrared=raw)
+    np.testing.assert_allclose(found / 65535, restored[0, 0].clamp(0, 1), atol=2e-5)
+    shifted = np.eye(3) + np.array([[0, 0, 0.25], [0, 0, 0], [0, 0, 0]])  # of all but a column
+    for session in (Fuser(network, color=color), Fuser(network, color=color, homography=shifted)):
+        if color == "rgb" and session.homography is None:
+            expected = fused[:, 0].permute(1, 2, 0).clamp(0, 1)
+            np.testing.assert_allclose(session(visible, raw), expected, atol=2e-5)
+        request = session.prepare(visible, raw)
+        assert (request.infrared_code[:, -3:] == 1).all()
+        # With others that may be dark, in one batch.
+        pairs = [(visible, infrared), (visible, raw), (visible, raw)]
+        for pair, result in zip(pairs, session.stream(pairs, batch_size=3), strict=True):
+            np.testing.assert_allclose(result, session(*pair), atol=2e-5)
+
+
 def test_each_image_of_a_batch_is_mapped_by_its_own_values(fuser):
     torch.manual_seed(0)
     visible, infrared = torch.rand(2, 3, 20, 30), torch.rand(2, 1, 20, 30)
@@ -728,6 +760,26 @@ def test_the_blur_of_luma_is_found_at_its_noise(fuser, monkeypatch):
         Restorer(fuser.network, color=color, noise_std=0.1, refine=True)(image)
     share = np.sqrt(0.299**2 + 0.587**2 + 0.114**2)
     assert told == pytest.approx([0.1 * share, 0.1 * share, 0.1, 0.1])
+
+
+def test_the_noise_is_told_where_no_blur_is_found(fuser, monkeypatch):
+    images = [_pair(seed, (70, 80))[0].astype(np.float32) for seed in range(2)]
+    images.append(_pair(size=(40, 50))[0].astype(np.float32))  # too small to look for one
+    dark = []
+
+    def find_blur(modality, planes, noise_std, tone):
+        dark.append((tone != 1).any())
+        return torch.empty(0, dtype=torch.int64), None
+
+    monkeypatch.setattr(fuser.network, "find_blur", find_blur)
+    for color in ("ycbcr", "rgb"):
+        told, refined = (
+            Restorer(fuser.network, color=color, noise_std=0.1, refine=refine) for refine in (False, True)
+        )
+        for image in images:
+            np.testing.assert_array_equal(refined(image), told(image))
+            assert np.abs(told(image) - Restorer(fuser.network, color=color)(image)).max() > 1e-3
+    assert dark == 4 * [False]
 
 
 def test_the_channels_of_an_image_are_brightened_alike(weights, monkeypatch):

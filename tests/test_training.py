@@ -437,6 +437,18 @@ def test_noise_is_that_of_the_preset_and_of_a_part_of_the_images(folder, preset,
         assert not ((recipe.shot_noise > 0) & (recipe.noise_std > 0)).any()
 
 
+@pytest.mark.parametrize(("preset", "size"), [("kair", 25), ("real_esrgan", 21)])
+def test_noise_that_is_asked_for_is_white(folder, preset, size):
+    settings = (f"degradation={preset}", f"model.kernel_size={size}", "noise_std=[0.1,0.2]")
+    module, _ = module_and_batch(folder, *settings, "noiseless_fraction=0.25")
+    for degradation, part in ((module.degradation, 0.75), (module.validation_degradation, 1.0)):
+        recipe = degradation.sample(2000, seed=0, spatial=False)
+        noisy = recipe.noise_std > 0
+        assert noisy.float().mean().item() == pytest.approx(part, abs=0.03)
+        assert torch.equal(recipe.noise_level, recipe.noise_std)
+        assert recipe.noise_std[noisy].min() >= 0.1
+
+
 @pytest.mark.parametrize(("preset", "dark"), [("paper", 0.0), ("paper", 0.3), ("low_light", 0.0)])
 def test_validations_are_as_dark_as_trainings(folder, preset, dark):
     module, _ = module_and_batch(folder, f"degradation={preset}", f"dark_fraction={dark}")

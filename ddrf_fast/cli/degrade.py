@@ -31,7 +31,8 @@ def add_parser(commands: Commands) -> None:
         "--noise-std",
         type=noise_range,
         metavar="STD",
-        help="standard deviation of the noise for images in [0, 1], or LOW,HIGH (default: the preset's)",
+        help="standard deviation of the noise for images in [0, 1], or LOW,HIGH: white, on every image "
+        "(default: the preset's noise)",
     )
     degrade.add_argument(
         "--blur",
@@ -69,15 +70,15 @@ def run(options: argparse.Namespace) -> int:
 
     from ddrf_fast._files import replacing
     from ddrf_fast.batch import Job, write_output
-    from ddrf_fast.degradation import DynamicDegradation
+    from ddrf_fast.degradation import DynamicDegradation, preset
     from ddrf_fast.inference import Degrader
     from ddrf_fast.inference.degrader import DegradeRequest
 
     plan, share = plan_files(options, (options.images,))
-    changes = {} if options.noise_std is None else {"noise_std": options.noise_std}
-    if options.blur == "none":
-        changes["sharp_fraction"] = 1.0
-    degradation = DynamicDegradation(options.preset, scale=options.scale, **changes)
+    config = preset(options.preset, options.scale)
+    if options.noise_std is not None:
+        config = config.with_noise(options.noise_std)
+    degradation = DynamicDegradation(config, **({"sharp_fraction": 1.0} if options.blur == "none" else {}))
     degrader = Degrader(degradation, options.seed, options.blur == "spatial", max_pixels(options))
 
     def write(job: Job, request: DegradeRequest, image: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PERCENTILES = (1.0, 99.0)
-FEW_VALUES = 1 / 8  # part of 16 bit below which values are taken for raw counts that somebody ought to map
+FEW_VALUES = 1 / 4  # part of 16 bit, up to 14 of them, for which values are raw counts that ought to be mapped
 
 _COUNTED = 2**20  # pixels at a time, which counting makes eight bytes of
 

@@ -88,6 +88,16 @@ class DegradationConfig:
         if not self.smoothness > 0:
             raise ValueError(f"smoothness must be positive, got {self.smoothness}")
 
+    def with_noise(self, noise_std: Range) -> "DegradationConfig":
+        """The same with white noise on every sample, (lowest, highest), and no other.
+
+        Example:
+            >>> noisy = preset("real_esrgan").with_noise((0.1, 0.1))
+            >>> noisy.noise_std, noisy.white_fraction, noisy.shot_fraction
+            ((0.1, 0.1), 1.0, 0.0)
+        """
+        return replace(self, noise_std=noise_std, white_fraction=1.0, shot_fraction=0.0)
+
 
 def _are_two(value: Any) -> bool:
     return hasattr(value, "__len__") and len(value) == 2

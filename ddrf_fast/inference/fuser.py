@@ -84,11 +84,12 @@ class Fuser(Session):
             )
         if self.resize == "infrared":
             seen = seen.resized(thermal.size)
-        luma, code, reach = thermal.luma().to(seen.planes.device), None, None
+        luma, reach = thermal.luma().to(seen.planes.device), None
+        code = self._tone(thermal, luma, "infrared")
         if self.homography is not None:
             if self._code is None:
                 # Before the visible image stands in, whose noise would be taken for that of the infrared one.
-                code = self.network.estimate("infrared", luma)
+                code = self.network.estimate("infrared", luma, code)
             luma, reach = warp(luma, self.homography, onto=seen.luma())
         elif self.resize == "visible":
             luma = resample(luma, seen.size)
@@ -110,7 +111,7 @@ class Fuser(Session):
             reach=None if reach is None or bool(reach.all()) else reach.expand(len(planes), -1, -1, -1),
             mapped=thermal.bounds,
             narrow=thermal.narrow,
-            tone=self._tone(seen, planes),
+            tone=self._tone(seen, planes, "visible"),
         )
 
     def _run(self, request: Request) -> Tensor:

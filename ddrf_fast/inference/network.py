@@ -84,7 +84,7 @@ class Network:
             code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
             tone: where there is no code and the visible images are three channels of each of some pictures,
                 the tones of these, Tensor[B, 3].
-            infrared_code: where there is no code, those of the infrared images, Tensor[B, 16 or 19].
+            infrared_code: where there is no code, what is known of the infrared images, Tensor[B, 3, 16 or 19].
             reach: where there are infrared images, bool Tensor[B, 1, H, W]; elsewhere the visible ones are
                 restored alone. None: everywhere.
         """
@@ -108,10 +108,13 @@ class Network:
         with torch.inference_mode():
             return self.model.visible_tone(pad_to_even(visible.to(self.device)))
 
-    def estimate(self, modality: Modality, image: Tensor) -> Tensor:
-        """The estimated code Tensor[B, 19] of images, float32 Tensor[B, 1, H, W]."""
+    def estimate(self, modality: Modality, image: Tensor, tone: Tensor | None = None) -> Tensor:
+        """The estimated code Tensor[B, 19] of images, float32 Tensor[B, 1, H, W], with their tone if known."""
         with torch.inference_mode():
-            return self.model.estimate_code(modality, image.to(self.device))
+            code = self.model.estimate_code(modality, image.to(self.device))
+            if tone is not None:
+                code[:, -TONE_CHANNELS:] = tone
+            return code
 
     def encode(
         self, kernel: Any = None, noise_std: float | None = None, tone: Sequence[float] | None = None
@@ -169,11 +172,10 @@ class Network:
             ValueError: an image is smaller than 64x64.
         """
         image = image.to(self.device)
-        code = self.estimate(modality, image)
+        code = self.estimate(modality, image, tone)
         with torch.inference_mode():
-            kernels, _, own = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
+            kernels, _, tone = code.tensor_split((-1 - TONE_CHANNELS, -TONE_CHANNELS), dim=1)
             middles = kernels @ self.model.code_basis[:, self.model.config.kernel_size**2 // 2]
-            tone = own if tone is None else tone.to(self.device)
             places = (~is_dark(tone) & ~is_enlarged(image)).nonzero().flatten()
         if len(places) == 0:
             return places, None

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddrf_fast.data import MAX_PIXELS
 from ddrf_fast.degradation import Degradation, refine
 from ddrf_fast.degradation.estimate import WINDOW
-from ddrf_fast.degradation.photometric import with_joint_mean
+from ddrf_fast.degradation.photometric import TONE_CHANNELS, with_joint_mean
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
 from ddrf_fast.models.ddrfnet import Modality
@@ -35,7 +35,7 @@ class Restorer(Session):
             the image in float32, and is worth it where the blur is known well and there is little noise.
             Without a kernel the blur is estimated (:func:`ddrf_fast.degradation.estimate_blur`; some
             seconds), and the network is told it; images in which none is found, or that are smaller than
-            64x64, are restored as usual.
+            64x64, are restored as without this.
 
     Raises:
         ValueError: as every session, a kernel, a noise level or a tone that cannot be, or `refine` with a
@@ -111,43 +111,47 @@ class Restorer(Session):
             modality=modality,
             mapped=picture.bounds,
             narrow=picture.narrow,
-            tone=self._tone(picture, planes) if modality == "visible" else None,
+            tone=self._tone(picture, planes, modality),
             noise_std=noise_std,
         )
 
     def _encode(self, noise_std: float | None) -> Tensor | None:
         """The code of what is known, with this noise."""
-        if self._refine and self._kernel is None:
-            return None  # the blur is to be found, and nothing is told before
         return self.network.encode(self._kernel, noise_std, self._darkness)
 
     def _run(self, request: Request) -> Tensor:
         restored = self._restored(request)
-        if request.tone is None:
+        if request.tone is None or request.modality == "infrared":
             return restored
         return with_joint_mean(restored, request.tone[:, 2])
 
     def _restored(self, request: Request) -> Tensor:
         planes, modality, tone = request.planes, request.modality, request.tone
-        if not self._refine or self._kernel is not None:
-            restored = self.network.restore(modality, planes, self._encode(request.noise_std), tone)
-            if not self._refine:
-                return restored
-            known = self.network.known(self._kernel, request.noise_std)
-            return self._refined(restored, planes, known[torch.zeros(len(planes), dtype=torch.int64)])
-        if min(planes.shape[2:]) < WINDOW:
-            return self.network.restore(modality, planes, tone=tone)
-        places, blur = self.network.find_blur(modality, planes, request.noise_std, tone)
-        if blur is None:
-            return self.network.restore(modality, planes, tone=tone)
-        planes = planes.to(self.device)
+        code = self._encode(request.noise_std)
+        if self._refine and self._kernel is None and min(planes.shape[2:]) >= WINDOW:
+            if code is not None:
+                tone = planes.new_ones(len(planes), TONE_CHANNELS)  # of what is told, and no darkness is
+            places, blur = self.network.find_blur(modality, planes, request.noise_std, tone)
+            if blur is not None:
+                return self._restored_and_refined(request, code, places, blur)
+        restored = self.network.restore(modality, planes, code, request.tone)
+        if not self._refine or self._kernel is None:
+            return restored
+        known = self.network.known(self._kernel, request.noise_std)
+        return self._refined(restored, planes, known[torch.zeros(len(planes), dtype=torch.int64)])
+
+    def _restored_and_refined(
+        self, request: Request, code: Tensor | None, places: Tensor, blur: Degradation
+    ) -> Tensor:
+        """All images restored, and those at the places, whose blur is given, refined."""
+        planes, modality, tone = request.planes.to(self.device), request.modality, request.tone
         result = torch.empty_like(planes)
         told = self.network.restore(modality, planes[places], self.network.codes(blur))
         result[places] = self._refined(told, planes[places], blur)
         usual = torch.ones(len(planes), dtype=torch.bool, device=self.device).index_fill(0, places, False)
         if bool(usual.any()):
             tone = None if tone is None else tone.to(self.device)[usual]
-            result[usual] = self.network.restore(modality, planes[usual], tone=tone).to(result)
+            result[usual] = self.network.restore(modality, planes[usual], code, tone).to(result)
         return result
 
     def _refined(self, restored: Tensor, planes: Tensor, blur: Degradation) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddrf_fast.data.thermal import ThermalRange
+from ddrf_fast.degradation.photometric import TONE_CHANNELS
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead, grouped
@@ -37,8 +38,8 @@ class Request:
             "full" was asked for.
         narrow: the lowest and highest value of an infrared image of 16 bit that uses little of its range,
             where none was asked for.
-        tone: of the picture's planes, Tensor[N, 3], where channels go through the network apart: those of
-            an image are brightened alike. None: each has its own.
+        tone: of the picture's planes, Tensor[N, 3], where it is no matter of each of them alone: channels
+            of an image are brightened alike, and raw thermal values not at all. None: each has its own.
         noise_std: of the planes, where it is known.
     """
 
@@ -56,7 +57,7 @@ class Request:
     @property
     def key(self) -> tuple[object, ...]:
         """Requests of one key may be computed together."""
-        given = self.reach is None, self.tone is None
+        given = self.reach is None, self.tone is None, self.infrared_code is None
         return self.planes.shape[1:], self.planes.device, self.modality, self.noise_std, given
 
 
@@ -175,10 +176,12 @@ class Session(ABC):
     def _planes(self, picture: Picture) -> Tensor:
         return picture.channels() if self.color == "rgb" else picture.luma()
 
-    def _tone(self, picture: Picture, planes: Tensor) -> Tensor | None:
-        """The tone that the channels of a visible picture in colour have in common."""
+    def _tone(self, picture: Picture, planes: Tensor, modality: Modality) -> Tensor | None:
+        """The tone of planes that do not have each their own, see :attr:`Request.tone`."""
+        if picture.narrow is not None:
+            return planes.new_ones(len(planes), TONE_CHANNELS)  # low values are not darkness there
         channels = len(planes) // len(picture.planes)
-        if channels == 1:
+        if modality == "infrared" or channels == 1:
             return None
         if self._code is not None:
             _, tone = split_code("code", self._code, 1, self.model.config.code_channels)

@@ -67,19 +67,20 @@ class TrainingModule(lightning.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.pairs = pairs or {}
         self.model = DDRFNet(config.model)
-        asked = {name: getattr(config, name) for name in ("noise_std", "dark_fraction")}
-        asked = {name: value for name, value in asked.items() if value is not None}
         usual = preset(config.degradation)
+        if config.noise_std is not None:
+            usual = usual.with_noise(config.noise_std)
+        if config.dark_fraction is not None:
+            usual = dataclasses.replace(usual, dark_fraction=config.dark_fraction)
         noisy = (1 - config.noiseless_fraction) / (usual.white_fraction + usual.shot_fraction)
         # A part of the images is left sharp and a part free of noise, so that the network leaves such alone.
         self.degradation = DynamicDegradation(
-            config.degradation,
+            usual,
             sharp_fraction=config.sharp_fraction,
             white_fraction=noisy * usual.white_fraction,
             shot_fraction=noisy * usual.shot_fraction,
-            **asked,
         )
-        self.validation_degradation = DynamicDegradation(config.degradation, **asked)
+        self.validation_degradation = DynamicDegradation(usual)
         if self.model.code_basis.shape != self.degradation.components.shape:
             raise ValueError(
                 f"degradation {config.degradation} has codes [number, kernel_size²] = "
