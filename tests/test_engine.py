@@ -174,3 +174,20 @@ def test_bad_input_is_named(model):
         Engine(model, torch.float32).restore("x-ray", pair(1, 1, 8, 8)[0])
     with pytest.raises(ValueError, match=r"image must be \[B, 1, H, W\] and not empty, got \[1, 3, 8, 8\]"):
         Engine(model, torch.float32).restore("visible", pair(1, 3, 8, 8)[0])
+
+
+def test_bytes_are_scaled_or_refused(model):
+    bytes_, integers = (torch.zeros(1, 1, 20, 22, dtype=dtype) for dtype in (torch.uint8, torch.int32))
+    engine = Engine(model, torch.float32)
+    floats = bytes_.float()
+    for network in (engine, model):
+        with pytest.raises(TypeError, match=r"^visible must be floating, in \[0, 1\], got torch\.uint8"):
+            network(bytes_, floats)
+        with pytest.raises(TypeError, match=r"^infrared must be floating, in \[0, 1\], got torch\.int32"):
+            network(floats, integers)
+        with pytest.raises(TypeError, match=r"^image must be floating, in \[0, 1\], got torch\.uint8"):
+            network.restore("visible", bytes_)
+    with pytest.raises(TypeError, match="^visible must be"):
+        engine.fuse(bytes_, floats)
+    with pytest.raises(TypeError, match="or torch.uint8 or torch.uint16, got torch.int32"):
+        engine.strips(bytes_, integers)

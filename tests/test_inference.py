@@ -562,6 +562,18 @@ def test_a_homography_takes_infrared_pixels_to_visible_ones(fuser, tmp_path):
     assert everywhere.prepare(visible, infrared).reach is None
 
 
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_an_infrared_image_of_more_pixels_is_averaged(factor):
+    rng = np.random.default_rng(0)
+    fine = torch.from_numpy(rng.random((1, 1, 20 * factor, 30 * factor)))
+    coarse = torch.nn.functional.avg_pool2d(fine, factor)
+    middle = (factor - 1) / 2  # of the pixels that lie on pixel 0
+    homography = np.array([[1, 0, -middle], [0, 1, -middle], [0, 0, factor]]) / factor
+    warped, reach = warp(fine, homography, onto=torch.zeros_like(coarse))
+    assert reach.all()
+    torch.testing.assert_close(warped, coarse)
+
+
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("tile", [0, 16])
 @pytest.mark.parametrize("color", ["ycbcr", "rgb", "gray"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _STRIP = 2**20  # pixels at a time: their coordinates take more memory than the image
+_MOST_PLACES = 8  # along the side of a pixel
 
 
 def read_matrix(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -73,23 +74,38 @@ def warp(image: Tensor, homography: NDArray[Any], onto: Tensor) -> tuple[Tensor,
         onto: Tensor[B, 1, H, W].
 
     Returns:
-        Tensor[B, 1, H, W], interpolated bilinearly, and where it reaches, bool Tensor[1, 1, H, W].
+        Tensor[B, 1, H, W], interpolated bilinearly, averaged over pixels that cover several of the image's,
+        and where it reaches, bool Tensor[1, 1, H, W].
     """
-    height, width = image.shape[2:]
-    inverse = torch.tensor(np.linalg.inv(homography), device=image.device)
+    inverse = np.linalg.inv(homography)
+    places = _places(inverse, onto.shape[2], onto.shape[3])
     result, reach = onto.clone(), torch.empty_like(onto[:1], dtype=torch.bool)
     columns = torch.arange(onto.shape[3], dtype=torch.float64, device=image.device)
-    step = max(1, _STRIP // onto.shape[3])
+    step = max(1, _STRIP // (onto.shape[3] * len(places) ** 2))
     for top in range(0, onto.shape[2], step):
         rows = torch.arange(top, min(top + step, onto.shape[2]), dtype=torch.float64, device=image.device)
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        u, v, w = (row[0] * x + row[1] * y + row[2] for row in inverse)
-        u, v = u / w, v / w
-        inside = (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5)  # whole pixels
-        grid = torch.stack((2 * u / max(width - 1, 1) - 1, 2 * v / max(height - 1, 1) - 1), dim=-1)
-        grid = grid.nan_to_num(2.0).clamp(-2, 2).to(image.dtype).expand(len(image), -1, -1, -1)
-        seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        samples = [_sampled(image, inverse, rows + y, columns + x) for y in places for x in places]
+        seen, inside = (sum(parts[1:], parts[0]) / len(samples) for parts in zip(*samples, strict=True))
         strip = result[:, :, top : top + step]
-        strip.copy_(torch.where(inside, seen, strip))
-        reach[:, :, top : top + step] = inside
+        strip.copy_(torch.where(inside >= 0.5, seen, strip))
+        reach[:, :, top : top + step] = inside >= 0.5
     return result, reach
+
+
+def _places(inverse: NDArray[Any], height: int, width: int) -> list[float]:
+    """Where along its side a pixel of the visible image is sampled: in as many places as it covers pixels."""
+    area = abs(np.linalg.det(inverse) / (inverse[2] @ (width / 2, height / 2, 1)) ** 3)  # in the middle
+    count = round(min(max(1.0, float(np.sqrt(area))), _MOST_PLACES))
+    return [(place + 0.5) / count - 0.5 for place in range(count)]
+
+
+def _sampled(image: Tensor, inverse: NDArray[Any], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The image at places of the other one, and 1 where it reaches them, else 0."""
+    height, width = image.shape[2:]
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    u, v, w = (float(row[0]) * x + float(row[1]) * y + float(row[2]) for row in inverse)
+    u, v = u / w, v / w
+    inside = (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5)  # whole pixels
+    grid = torch.stack((2 * u / max(width - 1, 1) - 1, 2 * v / max(height - 1, 1) - 1), dim=-1)
+    grid = grid.nan_to_num(2.0).clamp(-2, 2).to(image.dtype).expand(len(image), -1, -1, -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True), inside.to(image)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ddrf_fast.degradation.photometric import is_dark, undo_darkness
 from ddrf_fast.inference.layers import Branch, Code, Fusion, NetworkLayers
-from ddrf_fast.inference.strips import Strips
+from ddrf_fast.inference.strips import PEAKS, Strips
 from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import (
     DDRFOutput,
@@ -141,6 +141,7 @@ class Engine:
             network runs whole and in the model's own dtype.
 
         Raises:
+            TypeError: images that are not floating.
             ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
                 shape.
         """
@@ -172,6 +173,7 @@ class Engine:
             Tensor[B, 1, H, W], of the dtype of ``image``, where and how a call returns it.
 
         Raises:
+            TypeError: an image that is not floating.
             ValueError: another modality, or an image or a code of another shape.
         """
         check_image(modality, image)
@@ -204,6 +206,7 @@ class Engine:
             on the engine's device, floating and not clipped.
 
         Raises:
+            TypeError: images of another dtype.
             ValueError: as for a call; a batch of more than one pair.
             OSError: there is no room for the features in the folder of temporary files (``TMPDIR``).
 
@@ -213,7 +216,7 @@ class Engine:
             >>> [(strip.row, tuple(strip.output.fused.shape)) for strip in engine.strips(image, image)]
             [(0, (1, 1, 28, 50)), (28, (1, 1, 32, 50)), (60, (1, 1, 10, 50))]
         """
-        check_images(visible, infrared)
+        check_images(visible, infrared, PEAKS)
         if len(visible) != 1:
             raise ValueError(f"strips takes one pair, got a batch of {len(visible)}")
         codes = self._pair_codes(visible_code, infrared_code, 1)

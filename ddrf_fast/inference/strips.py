@@ -36,7 +36,8 @@ from ddrf_fast.models.tone import light
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
 LEAST_ROWS = 8
-_PEAKS = {torch.uint8: 255.0, torch.uint16: 65535.0}
+PEAKS = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""What stands for 1 in images that are not floating."""
 
 
 class Strips:
@@ -220,7 +221,7 @@ class Strips:
         image = self.images[index]
         for first, last in self._spans():
             rows = image[:, :, 2 * first : 2 * last].to(self.network.device, self.network.picture_dtype)
-            rows = rows / _PEAKS[image.dtype] if image.dtype in _PEAKS else rows
+            rows = rows / PEAKS[image.dtype] if image.dtype in PEAKS else rows
             missing = (0, 2 * self.width - rows.shape[3], 0, 2 * (last - first) - rows.shape[2])
             rows = F.pad(rows, missing, mode="replicate") if any(missing) else rows
             yield F.pixel_unshuffle(rows, 2).to(dtype)

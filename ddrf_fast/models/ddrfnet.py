@@ -13,6 +13,7 @@ output on to the router of the next one, so that nothing is read again for an at
 the sum of the means).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -141,6 +142,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
             The fused and the two restored images, of the size and dtype of the inputs.
 
         Raises:
+            TypeError: images that are not floating.
             ValueError: images that are not [B, 1, H, W], differ in shape or are empty, or codes of another
                 shape.
         """
@@ -177,6 +179,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
             Tensor[B, 1, H, W], nominally in [0, 1] and not clipped.
 
         Raises:
+            TypeError: an image that is not floating.
             ValueError: another modality, or an image or a code of another shape.
         """
         check_image(modality, image)
@@ -209,6 +212,7 @@ class DDRFNet(PretrainedMixin, nn.Module):
             Tensor[B, 19].
 
         Raises:
+            TypeError: an image that is not floating.
             ValueError: another modality, or an image of another shape.
         """
         check_image(modality, image)
@@ -523,18 +527,21 @@ def check_image(modality: str, image: Tensor) -> None:
     """Refuses what is not a batch of images of one modality.
 
     Raises:
+        TypeError: an image that is not floating.
         ValueError: another modality, or an image that is not [B, 1, H, W] or is empty.
     """
     if modality not in get_args(Modality):
         raise ValueError(f"modality must be 'visible' or 'infrared', got {modality!r}")
+    _check_dtype("image", image)
     if image.dim() != 4 or image.shape[1] != 1 or image.numel() == 0:
         raise ValueError(f"image must be [B, 1, H, W] and not empty, got {list(image.shape)}")
 
 
-def check_images(visible: Tensor, infrared: Tensor) -> None:
-    """Refuses what is not a batch of pairs of one size.
+def check_images(visible: Tensor, infrared: Tensor, scaled: Collection[torch.dtype] = ()) -> None:
+    """Refuses what is not a batch of pairs of one size, floating or of those dtypes.
 
     Raises:
+        TypeError: images of another dtype.
         ValueError: images that are not [B, 1, H, W], differ in shape or are empty.
     """
     if visible.dim() != 4 or visible.shape[1] != 1 or visible.shape != infrared.shape:
@@ -544,6 +551,14 @@ def check_images(visible: Tensor, infrared: Tensor) -> None:
         )
     if visible.shape[2] < 1 or visible.shape[3] < 1:
         raise ValueError(f"visible and infrared must have at least one pixel, got {list(visible.shape)}")
+    _check_dtype("visible", visible, scaled)
+    _check_dtype("infrared", infrared, scaled)
+
+
+def _check_dtype(name: str, image: Tensor, scaled: Collection[torch.dtype] = ()) -> None:
+    if not image.is_floating_point() and image.dtype not in scaled:
+        others = "".join(f" or {dtype}" for dtype in scaled)
+        raise TypeError(f"{name} must be floating, in [0, 1]{others}, got {image.dtype}")
 
 
 def split_code(name: str, code: Tensor, batch: int, channels: int) -> tuple[Tensor | None, Tensor]:
