@@ -235,7 +235,7 @@ def test_existing_results_are_skipped_before_anything_is_read(tmp_path):
 def test_alpha_goes_where_the_format_has_none(tmp_path):
     image = np.full((4, 4, 4), 99, np.uint8)
     for suffix, channels in ((".png", 4), (".tif", 4), (".webp", 4), (".jpg", 3), (".bmp", 3)):
-        job = batch.Job("a", (), tmp_path / "new" / f"a{suffix}")
+        job = batch.Job("a", (tmp_path / "a",), tmp_path / "new" / f"a{suffix}")
         batch.write_output(job, None, image)
         assert read_image(job.output, alpha=True).shape == (4, 4, channels)
 

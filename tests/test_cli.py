@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image, ImageCms
 
 import ddrf_fast
 from ddrf_fast import cli
 from ddrf_fast.cli import degrade, files
+from ddrf_fast.data import read_profile
 from ddrf_fast.degradation import Degradation
 from ddrf_fast.degradation.presets import PRESETS
 
@@ -636,6 +638,21 @@ def test_degrade_depends_on_seed_and_name_alone(folders, tmp_path, capfd):
     assert np.abs(again.numpy() - _read(one)).max() <= 2
     assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.1,x")[0] == 2
     assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.2,0.1")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["fuse", "restore", "degrade"])
+def test_results_have_the_colour_profile_of_their_image(tmp_path, capfd, command):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image, output = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8), tmp_path / "out.png"
+    Image.fromarray(image).save(tmp_path / "visible.jpg", icc_profile=profile)
+    _write(tmp_path / "infrared.png", image[..., 0])
+    inputs = {
+        "fuse": (tmp_path / "visible.jpg", tmp_path / "infrared.png"),
+        "restore": ("--visible", tmp_path / "visible.jpg"),
+        "degrade": (tmp_path / "visible.jpg",),
+    }
+    assert _main(capfd, command, *inputs[command], "-o", output)[0] == 0
+    assert read_profile(output) == profile
 
 
 @pytest.mark.parametrize("preset", ["paper", "kair", "real_esrgan"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ddrf_fast.data import (
     IMAGE_SUFFIXES,
@@ -17,6 +17,7 @@ from ddrf_fast.data import (
     from_float,
     pair_folders,
     read_image,
+    read_profile,
     rgb_to_ycbcr,
     to_float,
     write_image,
@@ -174,6 +175,45 @@ def test_floats_are_read_where_they_are_asked_for(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "kelvin.tif", floating=True), kelvin)
     write_image(tmp_path / "again.tif", kelvin)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "again.tif"), kelvin)
+
+
+def _profile(space):
+    """An ICC profile of colours or greys, nearly empty."""
+    if space == b"RGB ":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    header = struct.pack(">I4sI4s4s4s12s4s", 132, b"test", 0x02100000, b"mntr", space, b"XYZ ", bytes(12), b"acsp")
+    illuminant = struct.pack(">iii", 63190, 65536, 54061)
+    return (header + bytes(28) + illuminant).ljust(128, b"\0") + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
+def test_colours_keep_their_profile(tmp_path, kind, capfd):
+    image, profile = ramp((9, 8, 3), np.uint8), _profile(b"RGB ")
+    Image.fromarray(image).save(tmp_path / "image", kind, icc_profile=profile)
+    assert read_profile(tmp_path / "image") == profile
+    for suffix in (".png", ".jpg", ".jpeg", ".webp"):
+        write_image(tmp_path / f"again{suffix}", image, profile)
+        assert read_profile(tmp_path / f"again{suffix}") == profile
+        write_image(tmp_path / f"without{suffix}", image)
+        assert read_profile(tmp_path / f"without{suffix}") is None
+        assert (read_image(tmp_path / f"again{suffix}") == read_image(tmp_path / f"without{suffix}")).all()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_profile_that_does_not_fit_is_left_out(tmp_path, capfd):
+    grey, colour = _profile(b"GRAY"), _profile(b"RGB ")
+    image = ramp((9, 8, 3), np.uint8)
+    for suffix in (".png", ".jpg", ".tif", ".bmp"):
+        for values, profile in ((image, grey), (image[..., 0], colour), (image, b"none"), (image, bytes(200))):
+            write_image(tmp_path / f"image{suffix}", values, profile)
+            assert read_profile(tmp_path / f"image{suffix}") is None
+    write_image(tmp_path / "grey.png", image[..., 0].astype(np.uint16), grey)
+    assert read_profile(tmp_path / "grey.png") == grey
+    write_image(tmp_path / "image.tif", image, colour)
+    (tmp_path / "words.png").write_text("no image")
+    for name in ("image.tif", "words.png", "missing.png"):
+        assert read_profile(tmp_path / name) is None
+    assert capfd.readouterr().err == ""
 
 
 def test_cmyk_is_not_taken_for_alpha(tmp_path):

@@ -351,6 +351,15 @@ def test_pil_images_are_turned_upright(fuser):
     assert 0x0112 not in result.getexif()
 
 
+def test_pil_images_keep_the_profile_of_their_colours(fuser):
+    image = pytest.importorskip("PIL.Image")
+    visible, infrared = (_as(image_, np.uint8) for image_ in _pair())
+    given = image.fromarray(visible)
+    given.info["icc_profile"] = b"of colours"
+    assert fuser(given, infrared).info["icc_profile"] == b"of colours"
+    assert "icc_profile" not in Fuser(fuser.network, color="gray")(given, infrared).info
+
+
 def test_color_rgb_fuses_each_channel_and_gray_gives_the_luminance(weights, fuser):
     visible, infrared = _pair()
     by_channel = Fuser(fuser.network, color="rgb")(visible, infrared)

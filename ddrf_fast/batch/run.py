@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddrf_fast.batch.plan import Job
-from ddrf_fast.data import ALPHA_SUFFIXES, count_pixels, write_image
+from ddrf_fast.data import ALPHA_SUFFIXES, count_pixels, read_profile, write_image
 from ddrf_fast.inference.streaming import ahead, grouped
 
 SMALL = 2**22  # pixels; of images that have more, fewer are held at a time
@@ -30,11 +30,11 @@ class Work(Protocol):
 
 
 def write_output(job: Job, request: Any, image: np.ndarray) -> None:
-    """Writes a result; of formats that have no alpha, without it."""
+    """Writes a result, with the colour profile of the first input; of formats without alpha, without it."""
     if image.shape[2:] in ((2,), (4,)) and job.output.suffix.lower() not in ALPHA_SUFFIXES:
         image = image[:, :, :3] if image.shape[2] == 4 else image[:, :, 0]
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    write_image(job.output, image)
+    write_image(job.output, image, read_profile(job.inputs[0]))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from ddrf_fast.data.image_io import (
     count_pixels,
     from_float,
     read_image,
+    read_profile,
     to_float,
     write_image,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "luminance",
     "pair_folders",
     "read_image",
+    "read_profile",
     "rgb_to_ycbcr",
     "to_float",
     "write_image",

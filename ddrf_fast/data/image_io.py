@@ -31,6 +31,7 @@ ALPHA_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 2**29
 """How large an image may say it is before it is decoded, five times 12000x9000."""
 
+_PROFILE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})  # with a profile, as OpenCV writes them
 _DEPTHS = {
     "uint8": ("8 bit", IMAGE_SUFFIXES),
     "uint16": ("16 bit", frozenset({".png", ".tif", ".tiff"})),
@@ -102,7 +103,7 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    (width, height), mode, by_pillow, inverted = _announced(io.BytesIO(content))
+    (width, height), mode, by_pillow, inverted, _ = _announced(io.BytesIO(content))
     if width * height > max_pixels:
         raise ValueError(
             f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
@@ -150,6 +151,15 @@ def count_pixels(path: str | os.PathLike[str]) -> int:
     return width * height
 
 
+def read_profile(path: str | os.PathLike[str]) -> bytes | None:
+    """The ICC profile of an image file, which says what its colours are; None where none can be read."""
+    try:
+        with open(path, "rb") as file:
+            return _announced(file).profile
+    except OSError:
+        return None
+
+
 class _Header(NamedTuple):
     """What an image file says of itself; of a damaged one nothing: the decoder says how it is damaged.
 
@@ -159,12 +169,14 @@ class _Header(NamedTuple):
         by_pillow: whether Pillow has to decode it: of a TIFF of 8 bit OpenCV multiplies the colours by the
             alpha, and drops that of a grey one.
         inverted: whether 0 is white and OpenCV leaves it so, as in a TIFF of 16 bit.
+        profile: the ICC profile.
     """
 
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     by_pillow: bool = False
     inverted: bool = False
+    profile: bytes | None = None
 
 
 def _announced(file: IO[bytes]) -> _Header:
@@ -180,7 +192,8 @@ def _announced(file: IO[bytes]) -> _Header:
             separate = found.mode == "LA" or (found.mode == "RGBA" and tags.get(_EXTRA_SAMPLES) == (2,))
             bits = set(tags.get(_BITS_PER_SAMPLE, ()))
             inverted = bits == {16} and tags.get(_PHOTOMETRIC) == 0
-            return _Header(found.size, found.mode, separate and bits == {8}, inverted)
+            profile = found.info.get("icc_profile")
+            return _Header(found.size, found.mode, separate and bits == {8}, inverted, profile)
     return _Header()
 
 
@@ -198,7 +211,7 @@ def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:
     return np.flip(image.swapaxes(0, 1) if transposed else image, flipped)
 
 
-def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+def write_image(path: str | os.PathLike[str], image: np.ndarray, profile: bytes | None = None) -> None:
     """Writes an image in the format that the ending names; JPEG and WebP with quality 95.
 
     The file appears complete or not at all, also where another of that name is replaced.
@@ -208,6 +221,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
         image: uint8, uint16 or float32 array [H, W], [H, W, 3] in RGB order, or with alpha [H, W, 2] or
             [H, W, 4], both written with four channels; uint16 for PNG and TIFF only, float32 for TIFF, alpha
             for :data:`ALPHA_SUFFIXES`.
+        profile: the ICC profile of its colours (:func:`read_profile`). It is left out where it does not fit,
+            such as that of a colour image for a grey one, and of TIFF and BMP files.
 
     Raises:
         TypeError: `image` is no array of such values.
@@ -234,7 +249,10 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     if image.ndim == 3:
         image = image[:, :, [0, 0, 0, 1]] if image.shape[2] == 2 else image
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if has_alpha else cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(suffix, image, parameters)
+    metadata = {}
+    if profile and suffix in _PROFILE_SUFFIXES and _is_of(profile, image):
+        metadata = {cv2.IMAGE_METADATA_ICCP: np.frombuffer(profile, np.uint8)}
+    done, encoded = cv2.imencodeWithMetadata(suffix, image, [*metadata], [*metadata.values()], parameters)
     if not done:
         raise ValueError(f"{path}: cannot be encoded")
     try:
@@ -242,6 +260,10 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
             temporary.write_bytes(encoded.data)
     except OSError as error:
         raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _is_of(profile: bytes, image: np.ndarray) -> bool:
+    return profile[36:40] == b"acsp" and profile[16:20] == (b"GRAY" if image.ndim == 2 else b"RGB ")
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

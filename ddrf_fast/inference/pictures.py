@@ -124,7 +124,15 @@ class Picture:
                 "use .convert('RGB') or .convert('L')"
             )
         picture = cls._from_array(np.asarray(ImageOps.exif_transpose(image)), name)
-        return replace(picture, wrap=lambda planes: Image.fromarray(picture.wrap(planes)))
+        profile = image.info.get("icc_profile")
+
+        def wrap(planes: Tensor) -> Any:
+            result = Image.fromarray(picture.wrap(planes))
+            if profile and result.mode == image.mode:  # that of a colour image does not fit a grey one
+                result.info["icc_profile"] = profile
+            return result
+
+        return replace(picture, wrap=wrap)
 
     @classmethod
     def _of(cls, values: Tensor, name: str, wrap: Callable[[Tensor], Any]) -> "Picture":
