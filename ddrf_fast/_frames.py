@@ -25,6 +25,8 @@ GREY_TOLERANCE = 0.02
 # Formats whose first plane is the luma and nothing else, in the machine's byte order.
 _LUMA_FIRST = re.compile(r"(gray|yuvj?4\d\dp)(9le|1\dle)?")
 _NEUTRAL = 128
+# Whole numbers lose a level of luma on FFmpeg's way to RGB and back, floats none.
+_RGB = "gbrpf32le"
 
 
 class Orientation(NamedTuple):
@@ -108,10 +110,10 @@ class Luma:
         return self.black == 0 and self.white == np.iinfo(self.values.dtype).max
 
 
-def rgb(frame: Any) -> Plane:
-    """Array [H, W, 3]."""
-    array: Plane = frame.to_ndarray(format="rgb24" if _bits(frame) == 8 else "rgb48le")
-    return array
+def rgb(frame: Any) -> NDArray[np.float32]:
+    """Array [H, W, 3] in [0, 1]."""
+    array: NDArray[np.float32] = frame.reformat(format=_RGB, interpolation="BICUBIC").to_ndarray()
+    return array.clip(0, 1)
 
 
 def planar(frame: Any, width: int, height: int) -> Any:
@@ -136,18 +138,18 @@ class Template:
 
     Attributes:
         seen: the visible frame in yuv420p and the fused one's size, not turned.
-        chroma: its U and V, turned; neutral where the fused frame is to be grey.
+        turn: how to turn it.
+        grey: whether the fused frame is to have no colours.
     """
 
     seen: Any
-    chroma: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    turn: Orientation
+    grey: bool
 
     @classmethod
     def of(cls, frame: Any, width: int, height: int, turn: Orientation, grey: bool) -> "Template":
         """Of a visible frame, for a fused one of that size."""
-        seen = planar(frame, *turn.size(width, height))
-        u, v = (turn(_plane(seen, index, np.uint8)) for index in (1, 2))
-        return cls(seen, (np.full_like(u, _NEUTRAL), np.full_like(v, _NEUTRAL)) if grey else (u, v))
+        return cls(planar(frame, *turn.size(width, height)), turn, grey)
 
     def fused(self, planes: Tensor) -> Any:
         """The fused frame in yuv420p, where a last column or row is repeated if a side is odd.
@@ -156,25 +158,43 @@ class Template:
             planes: Tensor[1 or 3, 1, H, W] in [0, 1]: luma, or R, G and B.
         """
         height, width = planes.shape[2:]
-        black, white = _levels(self.seen, 8)
         if len(planes) == 3:
-            values = (planes[:, 0] * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-            coloured = av.VideoFrame.from_ndarray(values, format="rgb24")
-            coloured = coloured.reformat(
-                format="yuv420p",
-                dst_colorspace=self.seen.colorspace,
-                dst_color_range="MPEG" if black else "JPEG",
-            )
-            parts = [_plane(coloured, index, np.uint8) for index in range(3)]
+            parts = self._changed(planes[:, 0].permute(1, 2, 0).numpy())
         else:
+            black, white = _levels(self.seen, 8)
             luma = planes[0, 0] * (white - black) + black
-            parts = [luma.round().to(torch.uint8).numpy(), *self.chroma]
+            _, *chroma = _planes(self.seen)
+            if self.grey:
+                chroma = [np.full_like(part, _NEUTRAL) for part in chroma]
+            parts = [luma.round().to(torch.uint8).numpy(), *(self.turn(part) for part in chroma)]
         parts[0] = np.pad(parts[0], ((0, height % 2), (0, width % 2)), mode="edge")
         together = np.concatenate([part.ravel() for part in parts]).reshape(-1, parts[0].shape[1])
         frame = av.VideoFrame.from_ndarray(together, format="yuv420p")
         frame.pts, frame.time_base = self.seen.pts, self.seen.time_base
         frame.color_range, frame.colorspace = self.seen.color_range, self.seen.colorspace
         return frame
+
+    def _changed(self, values: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """Luma and chroma for other R, G and B, [H, W, 3]: what does not change stays to the bit.
+
+        Whatever becomes of colours on the way to RGB and back, it does so before the change as well as after.
+        """
+        before, after = (self._planar(image) for image in (self.turn(rgb(self.seen)), values))
+        return [
+            (self.turn(part) + (new - old.astype(np.int16))).clip(0, 255).astype(np.uint8)
+            for part, old, new in zip(_planes(self.seen), before, after, strict=True)
+        ]
+
+    def _planar(self, values: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format=_RGB)
+        return _planes(
+            frame.reformat(
+                format="yuv420p",
+                dst_colorspace=self.seen.colorspace,
+                dst_color_range="MPEG" if _levels(self.seen, 8)[0] else "JPEG",
+                interpolation="AREA",
+            )
+        )
 
 
 def check_depth(frame: Any) -> None:
@@ -212,6 +232,11 @@ def _levels(frame: Any, bits: int) -> tuple[int, int]:
     if grey or frame.color_range == ColorRange.JPEG:
         return 0, 2**bits - 1
     return 16 << (bits - 8), 235 << (bits - 8)
+
+
+def _planes(frame: Any) -> list[NDArray[np.uint8]]:
+    """Those of a frame in yuv420p."""
+    return [_plane(frame, index, np.uint8) for index in range(3)]
 
 
 def _plane(frame: Any, index: int, dtype: type[np.generic]) -> NDArray[Any]:

@@ -181,7 +181,8 @@ def _profile(space):
     """An ICC profile of colours or greys, nearly empty."""
     if space == b"RGB ":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    header = struct.pack(">I4sI4s4s4s12s4s", 132, b"test", 0x02100000, b"mntr", space, b"XYZ ", bytes(12), b"acsp")
+    kinds = (132, b"test", 0x02100000, b"mntr", space, b"XYZ ", bytes(12), b"acsp")
+    header = struct.pack(">I4sI4s4s4s12s4s", *kinds)
     illuminant = struct.pack(">iii", 63190, 65536, 54061)
     return (header + bytes(28) + illuminant).ljust(128, b"\0") + bytes(4)
 
@@ -204,7 +205,7 @@ def test_a_profile_that_does_not_fit_is_left_out(tmp_path, capfd):
     grey, colour = _profile(b"GRAY"), _profile(b"RGB ")
     image = ramp((9, 8, 3), np.uint8)
     for suffix in (".png", ".jpg", ".tif", ".bmp"):
-        for values, profile in ((image, grey), (image[..., 0], colour), (image, b"none"), (image, bytes(200))):
+        for values, profile in ((image, grey), (image[..., 0], colour), (image, b"no"), (image, bytes(200))):
             write_image(tmp_path / f"image{suffix}", values, profile)
             assert read_profile(tmp_path / f"image{suffix}") is None
     write_image(tmp_path / "grey.png", image[..., 0].astype(np.uint16), grey)

@@ -187,7 +187,7 @@ def test_bytes_are_scaled_or_refused(model):
             network(floats, integers)
         with pytest.raises(TypeError, match=r"^image must be floating, in \[0, 1\], got torch\.uint8"):
             network.restore("visible", bytes_)
-    with pytest.raises(TypeError, match="^visible must be"):
+    with pytest.raises(TypeError, match=r"^visible must be"):
         engine.fuse(bytes_, floats)
-    with pytest.raises(TypeError, match="or torch.uint8 or torch.uint16, got torch.int32"):
+    with pytest.raises(TypeError, match=r"or torch\.uint8 or torch\.uint16, got torch\.int32"):
         engine.strips(bytes_, integers)

@@ -9,6 +9,7 @@ import time
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -173,7 +174,7 @@ def levels(path):
 class FirstOfInfrared:
     """In place of the network: the infrared image as it is, so that a result tells which frame it was."""
 
-    def estimate(self, modality, image):
+    def estimate(self, modality, image, tone):
         return torch.zeros(len(image), 19)
 
     def fuse(self, visible, infrared, *settings):
@@ -510,6 +511,21 @@ def test_colours_mean_what_they_did(weights, tmp_path, codec, color_range, color
         assert {name: getattr(context, name) for name in tags} == tags
     seen, result = (frame.to_ndarray(format="rgb24").astype(int) for frame in map(first, (visible, output)))
     assert np.abs(seen - result).mean() < 3
+    seen, result = (planes_of(frame).astype(int) for frame in map(first, (visible, output)))
+    assert np.abs(result - seen).mean() < 0.3 and abs((result - seen).mean()) < 0.1  # not a little darker
+
+
+def test_ten_bits_come_through_rgb(weights, tmp_path):
+    images = [np.repeat(image, 2, axis=1) for image in scene(2)]
+    visible = write(tmp_path / "vis.mkv", images, codec="ffv1", pix_fmt="yuv420p10le")
+    infrared = write(tmp_path / "ir.mkv", [image[..., 0] for image in images], codec="ffv1", pix_fmt="gray")
+    output = tmp_path / "out.mkv"
+    fuse_video(
+        visible, infrared, output, fuser=showing_visible(weights, color="rgb"), codec="ffv1", smoothing=1
+    )
+    for seen, result in zip(frames(visible), frames(output), strict=True):
+        wanted = seen.reformat(format="yuv420p")
+        assert abs((planes_of(result).astype(int) - planes_of(wanted)).mean()) < 0.3
 
 
 PALETTE = np.array(
@@ -572,7 +588,8 @@ def check_colours(visible, output, fuser):
 
 
 def test_colour(weights, tmp_path):
-    visible = write(tmp_path / "vis.mkv", scene(2), codec="ffv1", pix_fmt="yuv444p")
+    smooth = [cv2.GaussianBlur(image, (0, 0), 5) for image in scene(2)]  # as all chroma is that is kept
+    visible = write(tmp_path / "vis.mkv", smooth, codec="ffv1", pix_fmt="yuv444p")
     infrared = write(tmp_path / "ir.mkv", scene(2, colour=False, seed=1), codec="ffv1", pix_fmt="gray")
     output = tmp_path / "out.mkv"
     for color in ("gray", "rgb"):
@@ -582,8 +599,12 @@ def test_colour(weights, tmp_path):
             if color == "gray":
                 assert (planes_of(result)[HEIGHT:] == 128).all()
             else:
-                expected = fuser(seen.to_ndarray(format="rgb24"), thermal.to_ndarray(format="gray"))
-                wanted = av.VideoFrame.from_ndarray(expected, format="rgb24").reformat(format="yuv420p")
+                rgb = seen.to_ndarray(format="gbrpf32le").clip(0, 1)
+                expected = fuser(rgb, thermal.to_ndarray(format="gray"))
+                wanted = av.VideoFrame.from_ndarray(expected, format="gbrpf32le")
+                wanted = wanted.reformat(format="yuv420p", interpolation="AREA")
+                change = np.abs(wanted.to_ndarray().astype(int) - planes_of(seen.reformat(format="yuv420p")))
+                assert change[:HEIGHT].mean() > 3 and change[HEIGHT:].mean() > 0.3
                 assert np.abs(planes_of(result).astype(int) - wanted.to_ndarray()).max() <= 1
 
 
@@ -682,7 +703,10 @@ def test_command_applies_its_options_or_refuses_them(clips, weights, tmp_path, c
     ):
         code, _, err = fuse(*arguments, "-o", tmp_path / "refused")
         assert (code, err.count("\n")) == (2, 1) and message in err, err
-    assert not (tmp_path / "refused").exists()
+    for naming in (("--suffix", "_fused"), ("--ext", "mkv")):
+        code, _, err = fuse(visible, infrared, "-o", tmp_path / "refused.mp4", *naming)
+        assert code == 2 and f"{naming[0]} names results in a folder, but" in err
+    assert not list(tmp_path.glob("refused*"))
 
 
 def test_sound_of_an_unnamed_layout_is_kept(clips, tmp_path, fuser):

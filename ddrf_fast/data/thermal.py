@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PERCENTILES = (1.0, 99.0)
-FEW_VALUES = 1 / 4  # part of 16 bit, up to 14 of them, for which values are raw counts that ought to be mapped
+FEW_VALUES = 1 / 4  # of 16 bit, all of 14: values of no more are raw counts that somebody ought to map
 
 _COUNTED = 2**20  # pixels at a time, which counting makes eight bytes of
 

@@ -108,4 +108,5 @@ def _sampled(image: Tensor, inverse: NDArray[Any], rows: Tensor, columns: Tensor
     inside = (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5)  # whole pixels
     grid = torch.stack((2 * u / max(width - 1, 1) - 1, 2 * v / max(height - 1, 1) - 1), dim=-1)
     grid = grid.nan_to_num(2.0).clamp(-2, 2).to(image.dtype).expand(len(image), -1, -1, -1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True), inside.to(image)
+    seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return seen, inside.to(image)

@@ -84,7 +84,7 @@ class Network:
             code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
             tone: where there is no code and the visible images are three channels of each of some pictures,
                 the tones of these, Tensor[B, 3].
-            infrared_code: where there is no code, what is known of the infrared images, Tensor[B, 3, 16 or 19].
+            infrared_code: where there is no code, what is known of the infrared ones, Tensor[B, 3, 16 or 19].
             reach: where there are infrared images, bool Tensor[B, 1, H, W]; elsewhere the visible ones are
                 restored alone. None: everywhere.
         """
@@ -109,7 +109,7 @@ class Network:
             return self.model.visible_tone(pad_to_even(visible.to(self.device)))
 
     def estimate(self, modality: Modality, image: Tensor, tone: Tensor | None = None) -> Tensor:
-        """The estimated code Tensor[B, 19] of images, float32 Tensor[B, 1, H, W], with their tone if known."""
+        """The estimated code Tensor[B, 19] of images Tensor[B, 1, H, W], with a tone that is known."""
         with torch.inference_mode():
             code = self.model.estimate_code(modality, image.to(self.device))
             if tone is not None:

@@ -91,7 +91,7 @@ class TrainingConfig:
         scales: of the down-sampling, one drawn for each step; the image is brought back to its size.
         resized_fraction: part of the images that a program has made smaller, by any factor up to three, and
             enlarged; one is drawn for each kind of image and step. They have no other blur or down-sampling.
-        noise_std: (lowest, highest) level of white noise for images in [0, 1]; None: noise as the preset says.
+        noise_std: (lowest, highest) level of white noise for images in [0, 1]; None: as the preset says.
         dark_fraction: part of the images that are taken in the dark; None: as the preset says.
         sharp_fraction: part of the images that are not blurred, so that sharp ones are left sharp.
         noiseless_fraction: part of the images that get no noise.
