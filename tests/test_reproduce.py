@@ -168,6 +168,9 @@ def test_bad_usage_is_one_line_and_2(data, weights, capfd, monkeypatch):
         (("table3", "--data", data / "nowhere", *given), "nowhere"),
         (("table3", "--data", data, "--sets", "mars", *given), "mars/test/vis"),
         (("table3", "--data", data, "--limit", "0", *given), "limit"),
+        (("table2", "--data", data, "--limit", "1", *given), "--limit has no meaning for table2"),
+        (("table2", "--data", data, "--sets", "tno", *given), "--sets has no meaning for table2"),
+        (("table4", "--data", data, "--runs", data, *given), "--runs has no meaning for table4"),
         (("table3", "--data", data, *given), "has no result for b"),
         (("table4", "--data", data, "--weights", data / "no.safetensors"), "no.safetensors"),
     ]
@@ -176,7 +179,7 @@ def test_bad_usage_is_one_line_and_2(data, weights, capfd, monkeypatch):
         assert (code, stdout) == (2, ""), arguments
         assert stderr.startswith("ddrf-fast: error: ") and stderr.count("\n") == 1, stderr
         assert message in stderr, arguments
-    assert tuple(TABLES) == cli.reproduce.NAMES
+    assert tuple(TABLES) == tuple(cli.reproduce.NAMES)
 
 
 @pytest.mark.parametrize(("table", "experiments"), [("static-dynamic", STATIC_DYNAMIC), ("losses", LOSSES)])

@@ -46,7 +46,7 @@ def plan(
     output: str,
     *,
     suffix: str = "",
-    extension: str = "png",
+    extension: str | None = None,
     recursive: bool = False,
     results: str | None = None,
 ) -> Plan:
@@ -60,7 +60,7 @@ def plan(
         output: a folder, or for files also a file; what has no extension, or ends in a slash, is a folder.
             The results of folders and patterns have the names of the first source's images.
         suffix: added to the stem of a result in a folder.
-        extension: of a result in a folder, or "auto": that of the first source's image.
+        extension: of a result in a folder, or "auto": that of the first source's image; None: png.
         recursive: search the folders inside of folders, but for hidden ones and that of the results; results
             keep their structure.
         results: the folder of all results, where the output is one in it.
@@ -70,7 +70,8 @@ def plan(
 
     Raises:
         ValueError: an input that does not exist, a file with a folder, folders without a single pair, two
-            images of one name, an output of unknown format, or one that would replace an input.
+            images of one name, an output of unknown format, or one that would replace an input; a suffix or
+            an extension for an output that is a file.
     """
     into = Path(output)
     files = [os.path.isfile(source) for source in sources]
@@ -82,12 +83,14 @@ def plan(
         raise ValueError(f"give two files or two folders (or patterns), got {kinds}")
 
     def in_folder(image: _Image) -> Path:
-        ending = image.path.suffix if extension == "auto" else f".{extension.lstrip('.')}"
+        ending = image.path.suffix if extension == "auto" else f".{(extension or 'png').lstrip('.')}"
         return into / f"{image.name}{suffix}{ending}"
 
     if all(files):
         images = [_Image(Path(source).stem, Path(source)) for source in sources]
         named = output.endswith(os.sep) or into.is_dir() or not into.suffix
+        if not named:
+            refuse_naming(output, suffix, extension)
         target = in_folder(images[0]) if named else into
         result = Plan([Job(images[0].name, tuple(image.path for image in images), target)])
     else:
@@ -97,6 +100,17 @@ def plan(
         result = _paired(found, sources, in_folder)
     check_outputs(result.jobs)
     return result
+
+
+def refuse_naming(output: str, suffix: str, extension: str | None) -> None:
+    """Refuses a suffix or an extension where the output is a file.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if suffix or extension:
+        name = "suffix" if suffix else "ext"
+        raise ValueError(f"--{name} names results in a folder, but {output} is the name of a file")
 
 
 def _paired(

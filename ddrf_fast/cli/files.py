@@ -72,7 +72,7 @@ def plan_files(
         sources,
         output or options.output,
         suffix=options.suffix,
-        extension=options.ext or "png",
+        extension=options.ext,
         recursive=options.recursive,
         results=options.output,
     )

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from ddrf_fast.cli.options import Commands, common_options, model_options
 
-NAMES = ("table2", "table3", "table4", "static-dynamic", "losses")  # of ddrf_fast.reproduce.TABLES
+# Of ddrf_fast.reproduce.TABLES, and which of the options that choose images and trainings each uses.
+NAMES = {
+    "table2": (),
+    "table3": ("sets", "limit"),
+    "table4": ("sets", "limit"),
+    "static-dynamic": ("sets", "limit", "runs"),
+    "losses": ("sets", "limit", "runs"),
+}
 
 
 def add_parser(commands: Commands) -> None:
@@ -23,7 +30,7 @@ def add_parser(commands: Commands) -> None:
         "seeds), DATA/baselines/SET/METHOD the results of other methods. All metrics are in the standard "
         "conventions; colour is measured on its luminance.",
     )
-    reproduce.add_argument("table", choices=NAMES, metavar="TABLE", help="one of " + ", ".join(NAMES))
+    reproduce.add_argument("table", choices=tuple(NAMES), metavar="TABLE", help="one of " + ", ".join(NAMES))
     reproduce.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the sets (default: $DDRF_FAST_DATA)"
     )
@@ -46,6 +53,9 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     from ddrf_fast.reproduce import TABLES, Settings
 
+    for name in ("sets", "limit", "runs"):
+        if name not in NAMES[options.table] and getattr(options, name) not in ((), None):
+            raise ValueError(f"--{name} has no meaning for {options.table}")
     data = options.data or os.environ.get("DDRF_FAST_DATA")
     if not data:
         raise ValueError("where are the images? Give --data, or set DDRF_FAST_DATA")
