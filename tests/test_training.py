@@ -733,6 +733,40 @@ def test_a_training_is_resumed_with_its_own_pairs_alone(folder, tmp_path, monkey
         train(config, resume=True)
 
 
+def test_a_training_is_resumed_where_its_data_has_moved(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "scratch")
+    shutil.copytree(folder, tmp_path / "scratch" / "more")  # a folder inside of another
+    here, there = tmp_path / "scratch", tmp_path / "other"
+    overrides = "epochs=2", "crops_per_pair=1"
+
+    def config(root, output):
+        return settings(root, output, f"data=[{root}, {root}/more]", *overrides)
+
+    train(config(here, tmp_path / "whole"))
+    original = TrainingModule.training_step
+
+    def failing(self, batch, batch_index):
+        if self.global_step == checkpoint(tmp_path / "whole")["global_step"] // 2:
+            raise RuntimeError("as if the machine had failed")
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", failing)
+        with pytest.raises(RuntimeError, match="the machine had failed"):
+            train(config(here, tmp_path / "parts"))
+    here.rename(there)
+    with pytest.raises(ValueError, match=r"other settings: data was .* got"):
+        train(settings(there, tmp_path / "parts", f"data=[{there}]", *overrides), resume=True)
+    train(config(there, tmp_path / "parts"), resume=True)
+    whole, parts = (checkpoint(tmp_path / output) for output in ("whole", "parts"))
+    for name in ("global_step", "curve", "state_dict", "optimizer_states"):
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=0)
+    for kind in ("ir", "vis"):
+        min((there / "more" / kind).iterdir()).rename(there / "more" / kind / "new.png")
+    with pytest.raises(ValueError, match="was written with other pairs of images"):
+        train(config(there, tmp_path / "parts"), resume=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage"])
 def test_a_damaged_checkpoint_is_named(folder, tmp_path, content):
     (tmp_path / "last.ckpt").write_bytes(content)

@@ -74,7 +74,9 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         fusions=config.positive_fusions,
     )
     pairs = {"training": training.names, "validation": validation.names}
-    if resuming and before["pairs"] != pairs:
+    if resuming and _without_folders(before["pairs"], before["settings"]) != _without_folders(
+        pairs, _settings(config)
+    ):
         raise ValueError(f"{last} was written with other pairs of images: resume with those, or train anew")
     steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
     torch.manual_seed(config.seed)
@@ -218,13 +220,28 @@ def _settings(config: TrainingConfig) -> dict[str, Any]:
 def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> None:
     """Raises a ValueError that names the settings in which both trainings differ."""
     now = _settings(config)
+
+    def what_counts(settings: dict[str, Any]) -> dict[str, Any]:  # data may have moved
+        return settings | {"data": [source | {"path": ""} for source in settings["data"]]}
+
+    old, new = what_counts(before), what_counts(now)
     changed = [
         f"{name} was {before.get(name)!r}, got {value!r}"
         for name, value in now.items()
-        if name not in _MAY_CHANGE and before.get(name) != value
+        if name not in _MAY_CHANGE and old.get(name) != new[name]
     ]
     if changed:
         raise ValueError(f"{path} was written with other settings: {'; '.join(changed)}")
+
+
+def _without_folders(pairs: dict[str, list[str]], settings: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of pairs without the folders of their data sets, which may have moved."""
+    folders = sorted((f"{source['path']}/" for source in settings["data"]), key=len, reverse=True)
+
+    def own(name: str) -> str:
+        return name.removeprefix(next((folder for folder in folders if name.startswith(folder)), ""))
+
+    return {part: [own(name) for name in names] for part, names in pairs.items()}
 
 
 def _downsample(curve: list[float], points: int = 200) -> list[float]:
