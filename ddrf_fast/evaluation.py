@@ -87,11 +87,12 @@ def measure(
             MethodScores(label, {path.stem: _scores([path, *references], names, convention, device, thermal)})
             for label, path in zip(labels, methods, strict=True)
         ]
-    results = []
-    for label, folder in zip(labels, methods, strict=True):
-        found, alone = _together([folder, *references])
+    pairings = [_together([folder, *references]) for folder in methods]
+    for folder, (found, _) in zip(methods, pairings, strict=True):
         if not found:
             raise ValueError(f"no image in {folder} has its partners in {' and '.join(map(str, references))}")
+    results = []
+    for label, (found, alone) in zip(labels, pairings, strict=True):
         result = MethodScores(label, unpaired=alone)
         for name, files in tqdm(found.items(), desc=label, unit="image", file=sys.stderr, disable=None):
             try:

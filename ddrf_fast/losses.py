@@ -333,7 +333,7 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
     r"""S: the SSIM of :func:`ddrf_fast.metrics.ssim`, as a loss needs it.
 
     The Gaussian filters are products with banded matrices, :math:`G_h X G_w^T`. On the crops of a training
-    these and their gradients are many times faster than convolutions with a single channel. Nothing is
+    these and their gradients are many times faster than convolutions with a single channel. No values are
     refused: the network may be far outside [0, 1] at the start. float16 and bfloat16 are computed in float32,
     and autocast changes nothing.
 
@@ -344,12 +344,17 @@ def similarity(image: Tensor, reference: Tensor) -> Tensor:
     Returns:
         Tensor[B], in [-1, 1].
 
+    Raises:
+        ValueError: the images are smaller than 11x11.
+
     Example:
         >>> from ddrf_fast.metrics import ssim
         >>> first, second = torch.rand(2, 3, 1, 20, 24)
         >>> torch.allclose(similarity(first, second), ssim(first, second), atol=1e-5)
         True
     """
+    if min(image.shape[2:]) < 11:
+        raise ValueError(f"image must be at least 11x11 pixels, got {list(image.shape)}")
     image, reference = (x.float() if x.element_size() < 4 else x for x in (image, reference))
     maps = torch.cat((image, reference, image.square(), reference.square(), image * reference), dim=1)
     mean1, mean2, square1, square2, product = _gaussian(maps, 11, 1.5).unbind(dim=1)

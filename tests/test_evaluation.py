@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddrf_fast import _tables, cli, metrics
+from ddrf_fast import _tables, cli, evaluation, metrics
 
 # As in the README of the data: measured with NumPy, SciPy and scikit-image, not with this package.
 README_TNO = {
@@ -166,6 +166,14 @@ def test_a_batch_goes_on_and_names_what_failed(folders, capfd):
     code, _, stderr = _eval(capfd, *arguments, "--ignore-unpaired")
     assert code == 0
     assert "ignored: " in stderr
+
+
+def test_methods_that_cannot_be_paired_are_told_before_anything_is_measured(folders, monkeypatch):
+    monkeypatch.setattr(evaluation, "_scores", lambda *_: pytest.fail("measured in vain"))
+    (folders / "empty").mkdir()
+    given = [folders / name for name in ("vis", "empty")], [folders / name for name in ("vis", "ir")]
+    with pytest.raises(ValueError, match=r"no image in .*empty has its partners"):
+        evaluation.measure(*given)
 
 
 def test_bad_usage_is_one_line_and_2(folders, capfd):

@@ -1,5 +1,7 @@
 """Data sets as people have them on disk: every layout is found, and what is wrong with one is told."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -169,6 +171,10 @@ def test_the_real_sets_are_recognised(data_dir):
 
 def test_a_split_is_a_folder_or_a_list_of_names(msrs):
     assert [p.name for p in find_pairs(msrs, split="train").pairs] == ["train/00004N"]
+    for split in ("train", Path("train")):
+        write_image(msrs / "train/vi/alone.png", np.zeros((4, 4), np.uint8))
+        assert len(find_pairs(msrs, split=split).unpaired) == 1
+    (msrs / "train/vi/alone.png").unlink()
     (msrs / "test.txt").write_text("# a comment\n00055D.png\n\ntrain/00004N\n")
     for split in ("test.txt", msrs / "test.txt"):
         assert [p.name for p in find_pairs(msrs, split=split).pairs] == ["test/00055D", "train/00004N"]
@@ -203,6 +209,18 @@ def test_a_layout_of_ones_own(tmp_path):
         find_pairs(tmp_path, "eo/{name}")
     with pytest.raises(ValueError, match=r"placeholders are name, .*got camera"):
         find_pairs(tmp_path, "{camera}/{name}|ir/{name}")
+
+
+def test_placeholders_may_come_twice_and_in_another_order(tmp_path):
+    for path in ("a/7/7_vis.png", "a/7/7_ir.png", "a/8/7_vis.png", "b/7/train.png", "b/train/7i.png"):
+        write(tmp_path, path)
+    found = find_pairs(tmp_path / "a", "{name}/{name}_vis|{name}/{name}_ir")
+    assert [pair.name for pair in found.pairs] == ["7"]
+    found = find_pairs(tmp_path / "b", "{name}/{split}|{split}/{name}i")
+    assert [(pair.name, pair.visible.name) for pair in found.pairs] == [("train/7", "train.png")]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         find_pairs(tmp_path / "nowhere")
 

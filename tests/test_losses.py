@@ -37,6 +37,12 @@ def test_restoration_loss(images):
     assert losses.restoration_loss(visible, visible).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_images_too_small_for_a_window_are_refused():
+    for size in ((10, 20), (20, 8)):
+        with pytest.raises(ValueError, match="image must be at least 11x11 pixels"):
+            losses.similarity(torch.rand(1, 1, *size), torch.rand(1, 1, *size))
+
+
 def test_similarity_is_equation_7(images):
     visible, infrared = images
     fused = (visible + infrared) / 2

@@ -492,12 +492,46 @@ def test_gradients(images, name):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(DIFFERENTIABLE) - {"PSNR"}))
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_are_finite_without_structure(name):
     fused = torch.full((1, 1, 48, 48), 0.5, requires_grad=True)
     flat = torch.full((1, 1, 48, 48), 0.25)
     evaluate(fused, flat, flat, metrics=[name])[name].sum().backward()
     assert fused.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
+def test_psnr_has_finite_gradients_where_images_are_equal(images, convention):
+    fused, visible, infrared = (images[:, :1].float() / 255).contiguous()
+    for references in ((visible, infrared), (visible,)):
+        image = torch.cat((fused, visible, torch.zeros_like(fused))).requires_grad_()
+        others = [torch.cat((other, other, torch.zeros_like(other))) for other in references]
+        value = metrics.psnr(image, *others, convention=convention)
+        value[value.isfinite()].sum().backward()
+        assert image.grad.isfinite().all()
+        assert image.grad[0].abs().max() > 0
+        assert value[2] == math.inf
+        assert (value[1] == math.inf) == (len(references) == 1)
+
+
+def test_flat_regions_are_no_matter_of_rounding():
+    road = torch.rand(1, 1, 30, 64, generator=torch.Generator().manual_seed(0))
+    skies = 0.9, 0.1, 0.9
+    images = [torch.cat((torch.full((1, 1, 60, 64), sky), road * sky), dim=2) for sky in skies]
+    for convention in metrics.CONVENTIONS:
+        low, high = (
+            evaluate(*(image.to(dtype) for image in images), ("SSIM", "VIFF"), convention)
+            for dtype in (torch.float32, torch.float64)
+        )
+        for name in low:
+            torch.testing.assert_close(low[name].double(), high[name], rtol=1e-5, atol=1e-6)
+
+
+def test_all_measures_but_one_compile_together(images):
+    names = tuple(name for name in metrics.MEASURES if name != "NIQE")  # which reads a file
+    compiled = torch.compile(evaluate, backend="eager", fullgraph=True)
+    for name, value in compiled(*images, names).items():
+        torch.testing.assert_close(value, evaluate(*images, (name,))[name])
 
 
 @pytest.mark.parametrize(

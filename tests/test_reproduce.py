@@ -14,7 +14,7 @@ from ddrf_fast.models.classical import CLASSICAL_FUSIONS
 from ddrf_fast.reproduce import TABLES, paper, scoring
 from ddrf_fast.reproduce.ablations import LOSSES, STATIC_DYNAMIC
 from ddrf_fast.reproduce.denoise import non_local_means
-from ddrf_fast.reproduce.pairs import Degraded, clean_pairs, degraded_pairs
+from ddrf_fast.reproduce.pairs import Degraded, clean_pairs, degraded_pairs, given_methods, given_results
 
 
 @pytest.fixture
@@ -108,6 +108,22 @@ def test_the_degradation_is_the_same_in_every_run(data):
         assert not torch.equal(pair.visible, pair.clean_visible)
         assert pair.visible.shape == pair.clean_visible.shape
     assert torch.equal(first[0].clean_visible, clean_pairs(data, "tno")[0].visible)
+
+
+def test_what_lies_among_the_results_of_a_method_is_passed_over(data):
+    (data / "baselines/tno/.checkpoints").mkdir()
+    (data / "baselines/tno/half/a.txt").touch()
+    pairs = clean_pairs(data, "tno")
+    assert [path.name for path in given_methods(data, "tno")] == ["half"]
+    assert given_results(data / "baselines/tno/half", pairs).keys() == {"a", "b"}
+
+
+def test_degraded_images_of_another_size_are_named(data):
+    for pair in clean_pairs(data, "tno"):
+        for kind in ("vis", "ir"):
+            _write(data / f"tno_degraded/test/{kind}/{pair.name}.png", np.zeros((20, 30), np.uint8))
+    with pytest.raises(ValueError, match="tno_degraded has other sizes than tno: a, b"):
+        degraded_pairs(data, "tno")
 
 
 def test_degraded_images_that_are_given_are_used(data):

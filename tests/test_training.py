@@ -37,7 +37,7 @@ from ddrf_fast.training.callbacks import BestCheckpoint
 from ddrf_fast.training.config import PRESETS
 from ddrf_fast.training.crops import Crops, RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule, darkness_loss
-from ddrf_fast.training.resizing import Resizing
+from ddrf_fast.training.resizing import LARGEST_SCALE, Resizing
 
 TINY = ["crop=32", "batch_size=2", "model.width=8", "model.blocks=1", "model.num_kernels=2", "device=cpu"]
 TINY += ["progress_bar=false", "threads=1"]
@@ -144,6 +144,8 @@ def test_the_papers_settings():
         ("data=[{path: a, thermal_range: 9%}]", "thermal_range must be full, minmax, .*got '9%'"),
         ("epochs", "expected a setting as key=value, got 'epochs'"),
         ("crop=[", r"crop=\[: not YAML"),
+        ("data={path: a, split: 1}", "data: split must be a text, got 1"),
+        ("data={path: null}", "data: path must be a text, got None"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(override, message):
@@ -160,6 +162,36 @@ def test_crops_are_large_enough_for_the_fidelity_loss():
     assert load_config([], ["crop=42", "fidelity_weight=1"]).fidelity_weight == 1
     with pytest.raises(ValueError, match="crop must be at least 41 where fidelity_weight is not 0, got 32"):
         load_config([], ["crop=32", "fidelity_weight=1"])
+
+
+def test_crops_are_large_enough_to_be_blurred_when_made_smaller():
+    assert load_config([], ["crop=38", "resized_fraction=1"]).crop == 38
+    for crop in (32, 34, 36):
+        with pytest.raises(
+            ValueError, match=f"crop must be at least 38 where resized_fraction .* got {crop}"
+        ):
+            load_config([], [f"crop={crop}", "resized_fraction=0.1"])
+    smaller = Resizing(LARGEST_SCALE, "area", "bilinear").smaller(torch.zeros(1, 1, 38, 38))
+    assert min(smaller.shape[2:]) == 13
+
+
+@pytest.mark.parametrize("text", ["20261130_0758", "010", "12:30", "1.10", "on", "2026-11-30"])
+def test_texts_are_taken_as_they_are_written(text):
+    assert load_config([], [f"output={text}"]).output == text
+    assert load_config([], [f"initial_weights={text}"]).initial_weights == text
+    assert load_config([], [f"data={text}"]).data == (PairSource(text),)
+    assert load_config([], ["initial_weights=null"]).initial_weights is None
+
+
+def test_one_data_set_needs_no_list():
+    for one in ("pairs", Path("pairs"), {"path": "pairs"}, PairSource("pairs")):
+        assert TrainingConfig(data=one).data == TrainingConfig(data=[one]).data == (PairSource("pairs"),)
+
+
+def test_a_folder_of_its_name_does_not_hide_a_preset(tmp_path, monkeypatch):
+    (tmp_path / "static").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not load_config(["static"]).model.dynamic_fusion
 
 
 def test_a_wrong_file_is_named(tmp_path):
@@ -345,8 +377,9 @@ def test_unfit_data_is_told(folder):
 
 def module_and_batch(folder, *overrides, size=2):
     torch.manual_seed(0)
-    module = TrainingModule(settings(folder, "unused", *overrides), 4)
-    crops = RandomCrops(load_pairs((PairSource(folder),), 32, 0)[0], 32, seed=0)
+    config = settings(folder, "unused", *overrides)
+    module = TrainingModule(config, 4)
+    crops = RandomCrops(load_pairs((PairSource(folder),), config.crop, 0)[0], config.crop, seed=0)
     return module, Crops(
         *(torch.stack(items) for items in zip(*(crops[i] for i in range(size)), strict=True))
     )
@@ -389,7 +422,7 @@ def test_down_sampled_images_come_back_to_their_size(folder):
 
 def test_resized_images_keep_their_place_and_are_told_as_blurred(folder):
     module, crops = module_and_batch(
-        folder, "resized_fraction=0.5", "sharp_fraction=1", "noiseless_fraction=1"
+        folder, "resized_fraction=0.5", "sharp_fraction=1", "noiseless_fraction=1", "crop=40"
     )
     for down, up in itertools.product(("area", "bilinear", "bicubic"), ("bilinear", "bicubic")):
         resizing = Resizing(2.0, down, up)
@@ -397,9 +430,9 @@ def test_resized_images_keep_their_place_and_are_told_as_blurred(folder):
             module.degradation, crops, 0, False, 2, resizings=(resizing, None, None)
         )
         # A ramp shows a shift.
-        ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
-        moved = (resizing.larger(resizing.smaller(ramp), (32, 32)) - ramp)[..., 4:-4]
-        assert abs(moved.mean()) < 1e-5 and moved.abs().max() < 0.11 / 31  # bicubic ripples about the ramp
+        ramp = torch.linspace(0, 1, 40).expand(1, 1, 40, 40)
+        moved = (resizing.larger(resizing.smaller(ramp), (40, 40)) - ramp)[..., 4:-4]
+        assert abs(moved.mean()) < 1e-5 and moved.abs().max() < 0.11 / 39  # bicubic ripples about the ramp
         assert degraded[0].shape == crops.visible.shape
         torch.testing.assert_close(degraded[0] * 255, (degraded[0] * 255).round())
         kernel = isotropic_gaussian_kernel(torch.tensor([0.7, 0.7]))
@@ -407,7 +440,7 @@ def test_resized_images_keep_their_place_and_are_told_as_blurred(folder):
             codes[0], module.model.encode(kernel, torch.zeros(2)), atol=1e-6, rtol=1e-5
         )
         # The others are down-sampled all the same.
-        large = enlarge(crops.infrared[:, :, ::2, ::2], (32, 32), 2).clamp(0, 1)
+        large = enlarge(crops.infrared[:, :, ::2, ::2], (40, 40), 2).clamp(0, 1)
         torch.testing.assert_close(degraded[1], (large * 255).round() / 255)
     assert all(torch.isfinite(module.step_losses(crops, step)["loss"]) for step in range(4))
 
@@ -847,8 +880,9 @@ def test_mixed_precision_trains(folder, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in load_model(path).state_dict().values())
 
 
-def test_two_processes_are_one_with_the_double_batch(folder, tmp_path):
-    overrides = ["batch_size=4", "crops_per_pair=8", "epochs=1"]
+@pytest.mark.parametrize("darkness", [(), ("degradation=low_light", "dark_fraction=0.4")])
+def test_two_processes_are_one_with_the_double_batch(folder, tmp_path, darkness):
+    overrides = ["batch_size=4", "crops_per_pair=8", "epochs=1", *darkness]
     train(settings(folder, tmp_path / "one", *overrides))
     two = settings(folder, tmp_path / "two", *overrides)
     (tmp_path / "two.yaml").write_text(two.to_yaml())
@@ -858,6 +892,7 @@ def test_two_processes_are_one_with_the_double_batch(folder, tmp_path):
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote ") == 1 and "Warning" not in result.stderr, result.stderr
     records = [read_metadata(tmp_path / name / "ddrfnet.safetensors")[1] for name in ("one", "two")]
     assert [record["processes"] for record in records] == [1, 2]
     assert records[0]["steps"] == records[1]["steps"] == 4

@@ -1,6 +1,7 @@
 """`ddrf-fast train`: trains DDRF-Net."""
 
 import argparse
+import os
 
 from ddrf_fast.cli.options import Commands, common_options
 
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
         print(config.to_yaml(), end="")
         return 0
     path = train(config, options.resume)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return 0  # the first process tells
     _, record = read_metadata(path)
     print(f"wrote {path} after {record['steps']} steps in {record['minutes']} minutes on {record['device']}")
     for name, value in record["validation"].items():

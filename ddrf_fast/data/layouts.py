@@ -64,6 +64,7 @@ LAYOUTS: dict[str, tuple[Rule, ...]] = {
 }
 """The known layouts by name; ``folders`` is any folder with the usual words for both kinds of image."""
 
+_NAMING = ("split", "sequence", "scene", "name")  # what a pair is called by, in this order
 _PLACEHOLDERS = {
     "name": r"(?P<name>[^/]+)",
     "split": r"(?P<split>[^/]+)",
@@ -197,13 +198,21 @@ def _matches(pattern: str, files: list[File], taken: set[Path]) -> dict[str, Pat
     if unknown:
         raise ValueError(f"{pattern}: placeholders are {', '.join(_PLACEHOLDERS)}, got {unknown[0]}")
     expression = re.compile(
-        "".join(_PLACEHOLDERS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts))
+        "".join(
+            re.escape(part)
+            if i % 2 == 0
+            # What came before is to come again.
+            else f"(?P={part})"
+            if part in _NAMING and part in parts[1:i:2]
+            else _PLACEHOLDERS[part]
+            for i, part in enumerate(parts)
+        )
     )
     found: dict[str, Path] = {}
     for relative, path in files:
         match = expression.fullmatch(relative)
         if match and path not in taken:
-            name = "/".join(match.groups())
+            name = "/".join(match[group] for group in _NAMING if group in match.groupdict())
             if name in found:
                 raise ValueError(f"{found[name]} and {path} are both the pair {name}, which is which?")
             found[name] = path
@@ -212,9 +221,10 @@ def _matches(pattern: str, files: list[File], taken: set[Path]) -> dict[str, Pat
 
 def _select(root: Path, found: Pairing, split: str | os.PathLike[str]) -> Pairing:
     """The pairs of a split; nothing is said of images outside it."""
+    split = os.fspath(split)
     file = next((path for path in (Path(split), root / split) if path.is_file()), None)
     if file is None:
-        chosen = [pair for pair in found.pairs if os.fspath(split) in pair.name.split("/")[:-1]]
+        chosen = [pair for pair in found.pairs if split in pair.name.split("/")[:-1]]
         if not chosen:
             raise ValueError(
                 f"{root}: {split} is neither a file of names nor a split of layout {found.layout}"

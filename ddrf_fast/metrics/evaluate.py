@@ -186,7 +186,7 @@ def _evaluate(images: dict[str, Tensor], metrics: Sequence[str], convention: Con
     if convention == "vifb" and image.ndim == 4 and image.shape[1] == 3:
         return _by_channels(images, metrics)
     # By their own names, and before anything is computed.
-    smallest = max((MEASURES[name].smallest for name in metrics), default=1)
+    smallest = max([1, *(MEASURES[name].smallest for name in metrics)])
     prepare(image, *references, smallest=smallest, names=tuple(images))
     return {name: MEASURES[name].compute(image, references, convention) for name in metrics}
 

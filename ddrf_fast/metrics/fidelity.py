@@ -4,7 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddrf_fast.metrics._images import Convention, check_convention, gaussian_window, moments, prepare
+from ddrf_fast.metrics._images import (
+    Convention,
+    check_convention,
+    gaussian_window,
+    moments,
+    prepare,
+    square_root,
+)
 
 
 def psnr(
@@ -46,11 +53,14 @@ def psnr(
     image, *others = prepare(image, reference, *references)
     errors = torch.stack([(image - other).square().mean((1, 2, 3)) for other in others])
     if convention == "vifb":
-        errors = (errors / image.shape[-2:].numel()).sqrt()
+        errors = square_root(errors / image.shape[-2:].numel())
     if convention == "tang":
         errors = errors / 255**2
-    peak = image.amax((1, 2, 3)) if convention == "cddfuse" else image.new_tensor(255.0)
-    return 10 * torch.log10(peak**2 / errors.mean(0))
+    peak = image.amax((1, 2, 3)) if convention == "cddfuse" else image.new_full((len(image),), 255.0)
+    error = errors.mean(0)
+    usual = (error > 0) & (peak > 0)  # the others have no gradient, instead of NaN
+    value = 10 * torch.log10(torch.where(usual, peak, 1.0) ** 2 / torch.where(usual, error, 1.0))
+    return torch.where(usual, value, torch.where(error > 0, -torch.inf, torch.inf))
 
 
 def ssim(
@@ -99,6 +109,9 @@ def ssim(
     """
     check_convention(convention)
     images = prepare(image, reference, *references, smallest=11)
+    dtype = images[0].dtype
+    if convention in ("tang", "cddfuse"):  # constants of the size of what float32 rounds
+        images = [values.double() for values in images]
     window = gaussian_window(11, 1.5, images[0])
     data_range, sampled = 255.0, 1.0
     if convention == "tang":
@@ -107,7 +120,7 @@ def ssim(
         window, data_range, sampled = torch.full_like(window[:7], 1 / 7), 2.0, 49 / 48
     image, *others = images
     scores = torch.stack([_ssim(image, other, window, data_range, sampled) for other in others])
-    return scores.sum(0) if convention in ("vifb", "cddfuse") else scores.mean(0)
+    return (scores.sum(0) if convention in ("vifb", "cddfuse") else scores.mean(0)).to(dtype)
 
 
 def _ssim(image: Tensor, reference: Tensor, window: Tensor, data_range: float, sampled: float) -> Tensor:

@@ -77,9 +77,9 @@ def viff(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         >>> round(viff(image, image, image).item(), 4)
         1.0
     """
-    fused, visible, infrared = prepare(
-        fused, visible, infrared, smallest=41, names=("fused", "visible", "infrared")
-    )
+    images = prepare(fused, visible, infrared, smallest=41, names=("fused", "visible", "infrared"))
+    # Which gain is smaller where there is no structure is a matter of rounding, less of this one.
+    fused, visible, infrared = (image.double() for image in images)
     score = fused.new_zeros(len(fused))
     noise = 0.005 * 255**2
     for weight, first, second in zip(
@@ -89,7 +89,7 @@ def viff(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         kept = torch.where(smaller, first[1], second[1]) + _VIFF_CONSTANT
         total = torch.where(smaller, first[2], second[2]) + _VIFF_CONSTANT
         score = score + weight / 2.15 * kept.sum((1, 2, 3)) / total.sum((1, 2, 3))
-    return score
+    return score.to(images[0].dtype)
 
 
 def _vif(image: Tensor, reference: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddrf_fast.data import pair_folders
+from ddrf_fast.data import IMAGE_SUFFIXES, pair_folders
 from ddrf_fast.degradation import Degradation, DynamicDegradation, enlarge
 from ddrf_fast.evaluation import read_plane
 
@@ -53,7 +53,7 @@ def degraded_pairs(data: Path, name: str, limit: int | None = None) -> tuple[lis
         The pairs, and a few words on how they were degraded.
 
     Raises:
-        ValueError: as :func:`clean_pairs`, or a pair has no degraded one.
+        ValueError: as :func:`clean_pairs`, or a pair has no degraded one, or one of another size.
     """
     clean = clean_pairs(data, name, limit)
     if (data / f"{name}_degraded" / "test").is_dir():
@@ -61,6 +61,9 @@ def degraded_pairs(data: Path, name: str, limit: int | None = None) -> tuple[lis
         missing = [pair.name for pair in clean if pair.name not in given]
         if missing:
             raise ValueError(f"{data / f'{name}_degraded'} lacks {', '.join(missing)}")
+        others = [pair.name for pair in clean if given[pair.name].visible.shape != pair.visible.shape]
+        if others:
+            raise ValueError(f"{data / f'{name}_degraded'} has other sizes than {name}: {', '.join(others)}")
         pairs = [
             pair._replace(visible=given[pair.name].visible, infrared=given[pair.name].infrared)
             for pair in clean
@@ -103,7 +106,9 @@ def to_bytes(image: Tensor) -> Tensor:
 def given_methods(data: Path, name: str) -> list[Path]:
     """The folders of other methods' results on a set, ``baselines/SET/METHOD``."""
     folder = data / "baselines" / name
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def given_results(folder: Path, pairs: Sequence[SourcePair]) -> dict[str, Tensor]:
@@ -112,7 +117,7 @@ def given_results(folder: Path, pairs: Sequence[SourcePair]) -> dict[str, Tensor
     Raises:
         ValueError: one is missing, or has another size.
     """
-    files = {path.stem: path for path in folder.iterdir() if path.is_file()}
+    files = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
     results = {}
     for pair in pairs:
         if pair.name not in files:

@@ -1,6 +1,8 @@
 """The settings of a training: what YAML files and the command line set, and what the weights file records."""
 
 import dataclasses
+import datetime
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from ddrf_fast.data import PairedFolder, ThermalRange
 from ddrf_fast.degradation.presets import PRESETS as DEGRADATIONS
 from ddrf_fast.models import DDRFNetConfig
 from ddrf_fast.models.classical import CLASSICAL_FUSIONS
+from ddrf_fast.training.resizing import LARGEST_SCALE
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -48,6 +51,9 @@ class PairSource:
         except TypeError:
             names = ", ".join(field.name for field in dataclasses.fields(cls))
             raise ValueError(f"data: expected a folder or {{{names}}}, got {entry!r}") from None
+        for name, value in dataclasses.asdict(source).items():
+            if not isinstance(value, str) and (name, value) != ("split", None):
+                raise ValueError(f"data: {name} must be a text, got {value!r}")
         ThermalRange.parse(source.thermal_range)
         return source
 
@@ -176,11 +182,19 @@ class TrainingConfig:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", tuple(PairSource.of(entry) for entry in self.data))
+        one = isinstance(self.data, (str, os.PathLike, Mapping, PairSource))
+        entries: Any = [self.data] if one else self.data
+        object.__setattr__(self, "data", tuple(PairSource.of(entry) for entry in entries))
         if self.crop < 32 or self.crop % 2:
             raise ValueError(f"crop must be even and at least 32, got {self.crop}")
         if not self.scales or min(self.scales) < 1 or any(self.crop % scale for scale in self.scales):
             raise ValueError(f"scales must be divisors of the crop of {self.crop}, got {list(self.scales)}")
+        smallest = self.model.kernel_size // 2 + 1  # to be blurred
+        if self.resized_fraction > 0 and round(self.crop / LARGEST_SCALE) < smallest:
+            raise ValueError(
+                f"crop must be at least {math.ceil(LARGEST_SCALE * smallest) - 1} where resized_fraction "
+                f"is not 0, got {self.crop}"
+            )
         if self.fidelity_weight > 0 and self.crop < 41:
             raise ValueError(f"crop must be at least 41 where fidelity_weight is not 0, got {self.crop}")
         if self.degradation not in DEGRADATIONS:
@@ -221,6 +235,7 @@ class TrainingConfig:
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
 
 
+_TEXTS = {"data", "output", "initial_weights"}  # of which YAML makes numbers and dates of some
 _FRACTIONS = (
     "resized_fraction",
     "clean_fraction",
@@ -268,7 +283,7 @@ def load_config(
     config = OmegaConf.structured(TrainingConfig)
     for file in files:
         path = Path(file)
-        if not path.exists() and (PRESETS / f"{file}.yaml").is_file():
+        if not path.is_file() and (PRESETS / f"{file}.yaml").is_file():
             path = PRESETS / f"{file}.yaml"
         try:
             settings = yaml.safe_load(path.read_text())
@@ -289,6 +304,8 @@ def load_config(
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"{override}: not YAML: {error}") from error
+        if key in _TEXTS and isinstance(value, (bool, int, float, datetime.date)):
+            value = text
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}

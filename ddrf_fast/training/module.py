@@ -411,7 +411,16 @@ def darkness_loss(estimator: ToneEstimator, degraded: Tensor, clean: Tensor, ton
     recognition = F.binary_cross_entropy_with_logits(odds, dark, weight=_SURELY + (1 - _SURELY) * dark)
     error = undo_darkness(degraded, guess).clamp(-0.2, 1.2) - clean
     deviation = (error.square().mean(dim=(1, 2, 3)) + 1e-4).sqrt()
-    return recognition + 10 * (deviation * dark).sum() / dark.sum().clamp(min=1)
+    number = _mean_over_processes(dark.sum())  # whose gradients are averaged, too
+    return recognition + 10 * (deviation * dark).sum() / torch.where(number > 0, number, 1)
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """Of the processes that train together, where there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()
 
 
 def with_kernel(recipe: Degradation, kernel: Tensor) -> Degradation:

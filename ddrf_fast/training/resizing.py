@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ddrf_fast.degradation import isotropic_gaussian_kernel
 
+LARGEST_SCALE = 3  # that is drawn
+
 
 class Resizing(NamedTuple):
     """How an image was made smaller, and later as large as it had been, with centres of areas on one another.
@@ -28,8 +30,8 @@ class Resizing(NamedTuple):
 
     @classmethod
     def draw(cls, random: np.random.Generator) -> "Resizing":
-        """One at random, of up to three."""
-        scale = random.uniform(1.25, 3)
+        """One at random."""
+        scale = random.uniform(1.25, LARGEST_SCALE)
         return cls(scale, *map(random.choice, (("area", "bilinear", "bicubic"), ("bilinear", "bicubic"))))
 
     def smaller(self, image: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
             "treespec, LeafSpec",
             "exists and is not empty",
             "smaller than the logging interval",
+            "recommended to use `self.log",  # all processes validate the same
+            "`broadcast_buffers` is deprecated",
         ):
             warnings.filterwarnings("ignore", message=f".*{expected}.*")
         try:
