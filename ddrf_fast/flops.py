@@ -11,6 +11,8 @@ Example:
     torch.Size([2, 6, 7, 7])
     >>> counter.get_flop_counts()["Global"][torch.ops.ddrf_fast.dynamic_conv]
     91584
+    >>> counter.get_flop_counts()["Global"][torch.ops.ddrf_fast.route]
+    384
 """
 
 import math
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import ddrf_fast.ops.dynamic_conv  # noqa: F401 (defines the operators)
+import ddrf_fast.ops  # noqa: F401 (defines the operators)
 
 Shape = Sequence[int]
 
@@ -63,3 +65,12 @@ def _dynamic_conv_backward(
     if wants[1] or wants[2] or any(wants[4:]):
         total += convolution + mixing * (wants[1] + wants[2])
     return total
+
+
+@register_flop_formula(torch.ops.ddrf_fast.route)
+def _route(
+    x: Shape, squeeze_weight: Shape | None, squeeze_bias: Any, excite_weight: Shape, *_: Any, **__: Any
+) -> int:
+    """The two linear layers; torch counts no means, and no biases."""
+    weights = [excite_weight] if squeeze_weight is None else [squeeze_weight, excite_weight]
+    return sum(2 * x[0] * math.prod(weight) for weight in weights)

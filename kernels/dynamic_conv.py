@@ -113,7 +113,7 @@ def dynamic_conv_backward(
     want_x, want_weight, want_attention, want_bias, want_code, want_in, want_out, want_tap = wanted
     if grad.numel() == 0:
         return tuple(
-            torch.zeros_like(t) if want and t is not None else x.new_empty((0,))
+            torch.zeros_like(t) if want and t is not None else (x if t is None else t).new_empty((0,))
             for t, want in zip(tensors, wanted, strict=True)
         )
     p = problem(x, weight, attention, stride, padding, dilation, groups)
@@ -152,27 +152,28 @@ def dynamic_conv_backward(
             if not p.per_channel:
                 grad_attention = grad_attention.sum(2)
             if want_out:
-                grads[6] = _weigh(found.entries, attention_f).to(x.dtype)
+                grads[6] = _weigh(found.entries, attention_f)
         if found.channels is not None:
             by_tap = found.channels
             by_channel = (by_tap if tap_f is None else by_tap * tap_f[:, None]).sum(2)
             if want_code:
-                grads[4] = by_channel[:, p.in_channels :].to(x.dtype)
+                grads[4] = by_channel[:, p.in_channels :]
             if want_in:
-                grads[5] = by_channel[:, : p.in_channels].to(x.dtype)
+                grads[5] = by_channel[:, : p.in_channels]
             if want_tap:
                 scaled = by_tap if extended is None else by_tap * extended[:, :, None]
-                grads[7] = scaled.sum(1).view(p.batch, *p.kernel).to(x.dtype)
+                grads[7] = scaled.sum(1).view(p.batch, *p.kernel)
 
     if bias is not None and (want_bias or want_attention):
         grad_beta = grad.sum((2, 3), dtype=torch.float32)
         if want_bias:
-            grads[3] = _spread(grad_beta, attention_f).to(x.dtype)
+            grads[3] = _spread(grad_beta, attention_f)
         if grad_attention is not None and want_attention:
             by_channel = grad_beta[:, None] * bias.float()
             grad_attention = grad_attention + (by_channel if p.per_channel else by_channel.sum(2))
     if grad_attention is not None and want_attention:
-        grads[2] = grad_attention.to(x.dtype)
+        grads[2] = grad_attention
+    grads = [g if t is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)]
     return tuple(g.contiguous() if i else g for i, g in enumerate(grads))
 
 
@@ -240,7 +241,8 @@ def unsupported(op_name: str, *args: Any) -> str | None:
     if reason is not None:
         return reason
     for name, tensor in zip(_TENSOR_NAMES[1:], tensors[1:], strict=True):
-        if tensor is not None and tensor.dtype != x.dtype:
+        wide_scale = name.endswith("_scale") and tensor is not None and tensor.dtype == torch.float32
+        if tensor is not None and tensor.dtype != x.dtype and not wide_scale:
             return f"{name} is {tensor.dtype} and x is {x.dtype}; the Triton kernels take one dtype"
     if math.prod(x.shape[2:]) > _common.MAX_INT32 or math.prod(weight.shape[1:]) > _common.MAX_INT32:
         return "an image or a kernel has more than 2^31 - 1 elements"

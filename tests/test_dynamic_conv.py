@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_accurate
+from helpers import FLOOR, assert_accurate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +15,7 @@ import ddrf_fast.flops
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCALES = ("in_scale", "out_scale", "tap_scale")
 
 
 def definition(
@@ -107,6 +108,26 @@ def test_low_precision_errs_as_little_as_torch(dtype, channels_last):
     assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_of_float32_are_not_rounded_in_half_precision(dtype):
+    named = {k: v.to(dtype) for k, v in inputs(channels=32, out=24, size=(12, 11), code=5).items()}
+    named |= {k: torch.randn(named[k].shape).requires_grad_() for k in SCALES}
+    y = ddrf_fast.dynamic_conv(**named, padding=1)
+    exact = {k: v.detach().double().requires_grad_() for k, v in named.items()}
+    expected = definition(**exact, padding=1)
+    assert_accurate(y, expected, floor=FLOOR[dtype])
+    cotangent = torch.randn(y.shape).to(dtype)
+    grads = torch.autograd.grad(y, [named[k] for k in SCALES], cotangent)
+    wanted = torch.autograd.grad(expected, [exact[k] for k in SCALES], cotangent.double())
+    for grad, right in zip(grads, wanted, strict=True):
+        assert grad.dtype == torch.float32
+        assert_accurate(grad, right, floor=FLOOR[dtype])
+    with torch.autocast("cpu", dtype):
+        y = ddrf_fast.dynamic_conv(**named | {"x": named["x"].float()}, padding=1)
+    assert y.dtype == dtype
+    assert_accurate(y, expected, floor=2 * FLOOR[dtype])
+
+
 @pytest.mark.parametrize(
     "case", ["coded, strided", "per output channel", "grouped", "depthwise", "leaky_relu", "dilated"]
 )
@@ -152,11 +173,29 @@ def test_code_is_constant_channels_that_are_never_made():
     assert_accurate(ddrf_fast.dynamic_conv(**named, code=code, padding=2), plain)
 
 
-def test_padding_strings_are_those_of_torch():
-    named = inputs(kernel=(3, 5))
-    for padding in ("same", "valid"):
-        ours = ddrf_fast.dynamic_conv(**named, padding=padding, dilation=(2, 1))
-        assert_accurate(ours, definition(**named, padding=padding, dilation=(2, 1)))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [(3, 5), (2, 4), (1, 2), (4, 3)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_strings_are_those_of_torch(padding, kernel, layout):
+    options = {"padding": padding, "dilation": (2, 1)}
+    named = inputs(kernel=kernel, code=2)
+    named["x"] = named["x"].contiguous(memory_format=layout)
+    leaves = [t.requires_grad_() for t in named.values()]
+    expected = definition(**named, **options)
+    cotangent = torch.randn_like(expected)
+    found = ddrf_fast.dynamic_conv(**named, **options, return_mean=True)
+    ours, theirs = (torch.autograd.grad(y, leaves, cotangent) for y in (found[0], expected))
+    for ours_of, theirs_of in zip(ours, theirs, strict=True):
+        assert_accurate(ours_of, theirs_of, floor=1e-12)
+    with torch.no_grad():
+        without_gradients = ddrf_fast.dynamic_conv(**named, **options, return_mean=True)
+    for y, mean in (found, without_gradients):
+        assert y.is_contiguous(memory_format=layout)
+        assert_accurate(y, expected)
+        assert_accurate(mean, expected.mean((2, 3)))
+    x, weight = named["x"], torch.randn(2, 4, 6, *kernel).double()
+    each = [F.conv2d(x[b : b + 1], weight[b], **options) for b in range(2)]
+    assert_accurate(ddrf_fast.sample_conv2d(x, weight, **options), torch.cat(each))
 
 
 def test_empty_batch_gives_empty_output_and_zero_gradients():
@@ -214,6 +253,8 @@ def test_shapes_without_memory():
     with ddrf_fast.use_backend("auto"), torch.device("meta"):
         x, weight, attention = torch.rand(2, 3, 7, 7), torch.rand(2, 4, 3, 3, 3), torch.rand(2, 2)
         assert ddrf_fast.dynamic_conv(x, weight, attention).shape == (2, 4, 5, 5)
+        even = weight[..., 1:]
+        assert ddrf_fast.dynamic_conv(x, even, attention, padding="same").shape == (2, 4, 7, 7)
         assert ddrf_fast.degrade(x, torch.rand(2, 3, 3), torch.rand(2, 2)).shape == x.shape
         assert ddrf_fast.route(x, None, None, torch.rand(4, 3), None).shape == (2, 4)
 
@@ -272,6 +313,8 @@ WRONG = {
     r"in_scale must be \[B, I\]": ({"in_scale": torch.rand(2, 7)}, ValueError),
     r"out_scale must be \[B, O\]": ({"out_scale": torch.rand(1, 4)}, ValueError),
     r"tap_scale must be \[B, kh, kw\]": ({"tap_scale": torch.rand(2, 9)}, ValueError),
+    "out_scale must have the dtype of x": ({"out_scale": torch.rand(2, 4).double()}, TypeError),
+    "out_scale must be on the device of x": ({"out_scale": torch.rand(2, 4, device="meta")}, ValueError),
     "stride must be at least 1, got 0": ({"stride": 0}, ValueError),
     "stride must be an int or two ints, got 1.5": ({"stride": 1.5}, TypeError),
     "dilation must be an int or two ints, got True": ({"dilation": True}, TypeError),

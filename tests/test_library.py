@@ -93,6 +93,15 @@ def test_opcheck_dynamic_conv(layout, batch):
     opcheck(torch.ops.ddrf_fast.dynamic_conv_backward.default, (torch.rand_like(y), *raw, 0b00100101))
 
 
+def test_opcheck_dynamic_conv_with_scales_of_float32():
+    named = conv_inputs(torch.bfloat16)
+    raw = raw_conv(named | {name: named[name].float() for name in ("in_scale", "tap_scale")})
+    opcheck(torch.ops.ddrf_fast.dynamic_conv.default, (*raw, "relu"))
+    grad = torch.ops.ddrf_fast.dynamic_conv(*raw, "none")
+    for mask in (0b11111111, 0b01000001):
+        opcheck(torch.ops.ddrf_fast.dynamic_conv_backward.default, (grad, *raw, mask))
+
+
 @pytest.mark.parametrize("batch", [B, 0])
 @pytest.mark.parametrize("layout", range(4), ids=["contiguous", "channels_last", "permuted", "expanded"])
 def test_opcheck_degrade(layout, batch):
@@ -195,6 +204,26 @@ def test_vmap_folds_or_loops(operation, inputs):
     for function in (bank_gradient, image_gradient):
         one_by_one = torch.stack([function(v) for v in many.unbind(1)])
         torch.testing.assert_close(vmap(function, in_dims=1)(many), one_by_one)
+
+
+@OPERATIONS
+@pytest.mark.parametrize("batch", [B, 0])
+def test_vmap_over_nothing_gives_nothing(operation, inputs, batch):
+    named = inputs(batch=batch)
+    per_sample, shared = list(named)[:2]
+
+    def call(value: Tensor, bank: Tensor) -> Tensor:
+        return operation(**{**named, per_sample: value, shared: bank})
+
+    def bank_gradient(value: Tensor) -> Tensor:
+        return grad(lambda bank: call(value, bank).sum())(named[shared])
+
+    image, bank = named[per_sample], named[shared]
+    images, banks = (t.new_empty((0, *t.shape)) for t in (image, bank))
+    expected = (0, *call(image, bank).shape)
+    assert vmap(call, in_dims=(0, None))(images, bank).shape == expected
+    assert vmap(call, in_dims=(None, 0))(image, banks).shape == expected
+    assert vmap(bank_gradient)(images).shape == banks.shape
 
 
 @OPERATIONS

@@ -31,6 +31,7 @@ def by_hand(layer, x, attention, code_map=None):
         {"kernel_size": 3, "padding": 1, "activation": "relu"},
         {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 2), "dilation": 2},
         {"kernel_size": 3, "groups": 2},
+        {"kernel_size": (2, 4), "padding": "same", "activation": "relu"},
     ],
 )
 def test_equation(arguments, average):
@@ -42,9 +43,10 @@ def test_equation(arguments, average):
     assert_accurate(layer(x), by_hand(layer, x, layer.router(x)))
 
 
-def test_code_forms_agree():
+@pytest.mark.parametrize(("kernel_size", "padding"), [(3, 1), (4, "same")])
+def test_code_forms_agree(kernel_size, padding):
     torch.manual_seed(0)
-    layer = DynamicConv2d(4, 6, 3, padding=1, code_channels=5)
+    layer = DynamicConv2d(4, 6, kernel_size, padding=padding, code_channels=5)
     x, code = torch.randn(2, 4, 7, 9), torch.randn(2, 5)
     expected = by_hand(layer, x, layer.router(x, code), code[:, :, None, None].expand(-1, -1, 7, 9))
     assert_accurate(layer(x, code), expected)

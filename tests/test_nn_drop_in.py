@@ -530,6 +530,38 @@ def test_modulated_conv_does_not_overflow_float16(autocast):
     assert_accurate(y, expected, floor=4e-3)
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_modulated_conv_errs_no_more_than_stylegan_in_half_precision(cpu_backend, dtype, demodulate):
+    x, w, s, gain = torch.randn(3, 48, 9, 8), torch.randn(40, 48, 3, 3), torch.randn(3, 48), torch.randn(48)
+    options = {"demodulate": demodulate, "padding": 1}
+
+    def error(y, exact):
+        assert y.dtype == dtype
+        return (y - exact).square().mean().sqrt()
+
+    exact = stylegan3_convolution(x.to(dtype).double(), w.double(), s.double(), input_gain=gain, **options)
+    theirs = error(stylegan3_convolution(x.to(dtype), w, s, input_gain=gain, **options), exact)
+    ours = error(fast.modulated_conv2d(x.to(dtype), w, s, input_gain=gain, **options), exact)
+    assert ours < 1.02 * theirs  # the rest is chance
+
+    module = fast.ModulatedConv2d(48, 40, 3, demodulate=demodulate)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(module(x, s), module(x.to(dtype), s))
+    exact = module.double()(x.to(dtype).double(), s.double())
+    theirs = error(
+        stylegan3_convolution(x.to(dtype), module.scale * module.weight[0].float(), s, **options), exact
+    )
+    assert error(module.float()(x.to(dtype), s), exact) < 1.02 * theirs
+
+
+def test_modulated_conv_of_styles_far_apart_does_not_underflow_float16(cpu_backend):
+    x, w = torch.randn(2, 8, 6, 5), torch.randn(4, 8, 3, 3)
+    s = torch.randn(2, 8) * torch.tensor([[1e3], [1e-3]])
+    exact = stylegan3_convolution(x.half().double(), w.double(), s.double())
+    assert_accurate(fast.modulated_conv2d(x.half(), w, s), exact, stylegan3_convolution(x.half(), w, s))
+
+
 def test_modulated_conv2d_differentiates_twice():
     tensors = [
         torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 3), (2, 2, 2, 2), (2, 2))
@@ -547,6 +579,41 @@ MODULES = {
     "modulated": (lambda: fast.ModulatedConv2d(4, 6, 3, 5), [(4, 9, 8), (5,)]),
 }
 every_module = pytest.mark.parametrize(("make", "shapes"), MODULES.values(), ids=MODULES)
+
+
+class Traced(nn.Module):
+    """A model of all of them, each with its optional arguments left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.dynamic = fast.DynamicConv2d(4, 4, 3)
+        self.router = fast.Router(4, 4)
+        for name, (make, _) in MODULES.items():
+            setattr(self, name, make())
+
+    def forward(self, x, style):
+        x, mean = self.dynamic(x, return_mean=True)
+        return (
+            self.condconv(x, self.router(mean)),
+            self.dyconv(x),
+            self.odconv(x),
+            self.dynet(x),
+            self.modulated(x, style),
+        )
+
+
+def test_models_are_traced_symbolically():
+    model = Traced().eval()
+    traced = torch.fx.symbolic_trace(model)
+    for batch, height in ((2, 11), (3, 16)):
+        inputs = torch.randn(batch, 4, height, 9), torch.randn(batch, 5)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert all(map(torch.equal, traced(*inputs), model(*inputs)))
+    sum(y.sum() for y in traced(*inputs)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ValueError, match="x must have 4 channels"):
+        traced(torch.randn(2, 3, 9, 9), torch.randn(2, 5))
 
 
 @every_module

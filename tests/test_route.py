@@ -1,5 +1,8 @@
 """route against its definition in float64, and what holds for it in torch."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import ddrf_fast
+import ddrf_fast.flops
 from ddrf_fast.nn import Router
 from ddrf_fast.ops import _native
 
@@ -230,6 +235,25 @@ def test_opcheck(layout, batch):
     )
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_numbers_of_numpy_are_taken(gradients):
+    named = {name: t.requires_grad_(gradients) for name, t in inputs().items()}
+    for kind in (np.float32, np.float64, np.int64, Fraction):
+        found = call(named, temperature=kind(2), scale=kind(3))
+        assert torch.equal(found, call(named, temperature=2.0, scale=3.0))
+
+
+@pytest.mark.parametrize("one_layer", [False, True])
+def test_operations_are_counted_as_those_of_linear_layers(one_layer):
+    named = inputs((3, 12, 7, 8), hidden=6, kernels=4, code=2, one_layer=one_layer)
+    expected = 2 * 3 * 14 * 4 if one_layer else 2 * 3 * (14 * 6 + 6 * 4)
+    for gradients in (False, True):
+        tensors = {name: None if t is None else t.requires_grad_(gradients) for name, t in named.items()}
+        with FlopCounterMode(display=False) as counter:
+            call(tensors)
+        assert counter.get_total_flops() == expected
+
+
 def test_vmap_and_torch_func():
     named = inputs(code=3)
     many = torch.stack([named["x"] * s for s in (1.0, 0.5, -2.0)], dim=1)
@@ -239,6 +263,7 @@ def test_vmap_and_torch_func():
     raw = torch.ops.ddrf_fast.route.default
     rest = (*(named[name] for name in NAMES[1:]), named["code"], None, "softmax", 1.0)
     torch.testing.assert_close(torch.vmap(lambda x: raw(x, *rest), in_dims=1)(many), one_by_one)
+    assert torch.vmap(lambda x: raw(x, *rest), in_dims=1)(many[:, :0]).shape == (0, 2, 4)
     biases = torch.randn(3, 4, dtype=torch.float64)
     found = torch.vmap(lambda bias: raw(many[:, 0], *rest[:3], bias, *rest[4:]))(biases)
     expected = torch.stack([call({**named, "x": many[:, 0], "excite_bias": bias}) for bias in biases])
@@ -382,6 +407,7 @@ WRONG = {
     "temperature must be on the device of x": ({"temperature": torch.ones((), device="meta")}, ValueError),
     "normalization must be 'softmax' or 'sigmoid', got 'sum'": ({"normalization": "sum"}, ValueError),
     "scale must be a number, got None": ({"scale": None}, TypeError),
+    "scale must be a number, got True": ({"scale": True}, TypeError),
 }
 
 

@@ -50,6 +50,7 @@ class Conv:
     dilation: tuple[int, int] = (1, 1)
     code: int = 0
     scales: str = ""  # of "i", "o", "t"
+    wide_scales: bool = False  # in float32
     bias: bool = True
     activation: str = "none"
     dtype: torch.dtype = torch.float32
@@ -86,6 +87,9 @@ class Conv:
         def random(*shape: int) -> Tensor:
             return _random(device, self.dtype, *shape)
 
+        def scale(*shape: int) -> Tensor:
+            return _random(device, torch.float32 if self.wide_scales else self.dtype, *shape)
+
         tensors = (
             _image(device, self),
             random(rows, self.out_channels, (channels + self.code) // self.groups, *self.kernel)
@@ -93,9 +97,9 @@ class Conv:
             random(batch, rows, *[self.out_channels][: self.attention == "BNO"]) if self.attention else None,
             random(rows, self.out_channels) if self.bias else None,
             random(batch, self.code) if self.code else None,
-            random(batch, channels) if "i" in self.scales else None,
-            random(batch, self.out_channels) if "o" in self.scales else None,
-            random(batch, *self.kernel) if "t" in self.scales else None,
+            scale(batch, channels) if "i" in self.scales else None,
+            scale(batch, self.out_channels) if "o" in self.scales else None,
+            scale(batch, *self.kernel) if "t" in self.scales else None,
         )
         geometry = (list(self.stride), list(self.padding), list(self.dilation))
         return *tensors, *geometry, self.groups, self.activation
@@ -239,6 +243,9 @@ TINY: dict[str, Conv | Degrade | Route] = {
     "conv per sample, code": Conv((2, 8, 5, 4), 8, (1, 1), attention=None, padding=(1, 0), code=3),
     "conv bfloat16": Conv((2, 8, 5, 4), 8, code=3, dtype=HALF),
     "conv float16": Conv((2, 8, 5, 4), 8, scales="i", dtype=torch.float16, channels_last=True),
+    "conv bfloat16, scales of float32": Conv(
+        (2, 8, 5, 4), 8, code=2, scales="iot", dtype=HALF, wide_scales=True
+    ),
     "conv float16, NCHW": Conv((1, 8, 9, 8), 8, code=2, dtype=torch.float16),
     "conv 1x1, rows apart": Conv((2, 8, 4, 5), 16, (1, 1), stride=(1, 2), padding=(0, 0), scales="io"),
     "conv 1x1, direct": Conv((2, 1, 4, 5), 6, (1, 1), padding=(0, 0)),
@@ -304,6 +311,7 @@ for _name in (
     "conv per sample",
     "conv bfloat16",
     "conv float16",
+    "conv bfloat16, scales of float32",
     "conv float16, NCHW",
     "conv cut out",
     "conv 1x1, cut out",

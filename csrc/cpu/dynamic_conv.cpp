@@ -21,6 +21,8 @@
 namespace ddrf_fast {
 namespace {
 
+using torch::headeronly::ScalarType;
+
 // The operators' tensors as they come; the dense ones become contiguous before use.
 struct Arguments {
   Tensor x, weight;
@@ -42,6 +44,19 @@ void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t leas
 void check_optional(const char* name, const std::optional<Tensor>& tensor,
                     const std::vector<int64_t>& shape, const Tensor& like) {
   if (tensor) check_tensor(name, *tensor, shape, like);
+}
+
+// What scales are computed in: float32 for the half precisions, and else x's dtype.
+ScalarType scale_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Scales have x's dtype, or that which they are computed in.
+void check_scale(const char* name, const std::optional<Tensor>& tensor,
+                 const std::vector<int64_t>& shape, const Tensor& x) {
+  if (!tensor) return;
+  const bool computed = tensor->scalar_type() == scale_type(x);
+  check_tensor(name, *tensor, shape, computed ? *tensor : x);
 }
 
 DynamicConvShape checked_shape(const Arguments& a) {
@@ -99,14 +114,22 @@ DynamicConvShape checked_shape(const Arguments& a) {
   }
   check_optional("bias", a.bias, {own, out}, a.x);
   check_optional("code", a.code, {batch, shape.code_channels}, a.x);
-  check_optional("in_scale", a.in_scale, {batch, shape.in_channels}, a.x);
-  check_optional("out_scale", a.out_scale, {batch, out}, a.x);
-  check_optional("tap_scale", a.tap_scale, {batch, shape.kernel[0], shape.kernel[1]}, a.x);
+  check_scale("in_scale", a.in_scale, {batch, shape.in_channels}, a.x);
+  check_scale("out_scale", a.out_scale, {batch, out}, a.x);
+  check_scale("tap_scale", a.tap_scale, {batch, shape.kernel[0], shape.kernel[1]}, a.x);
   return shape;
 }
 
-void make_contiguous(Arguments& a) {
+Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+// As the kernels take them: contiguous, the scales in the type that they are computed in.
+void make_ready(Arguments& a) {
   a.weight = as_contiguous(a.weight);
+  for (auto* scale : {&a.in_scale, &a.out_scale, &a.tap_scale}) {
+    if (*scale) *scale = as_type(**scale, scale_type(a.x));
+  }
   for (auto* tensor : {&a.attention, &a.bias, &a.code, &a.in_scale, &a.out_scale, &a.tap_scale}) {
     *tensor = as_contiguous(*tensor);
   }
@@ -131,10 +154,14 @@ Image<Scalar> mutable_image(const Tensor& tensor) {
 
 template <class Scalar>
 DynamicConvOperands<Scalar> operands_of(const Arguments& a) {
-  return {const_image<Scalar>(a.x),          a.weight.const_data_ptr<Scalar>(),
-          data_or_null<Scalar>(a.attention), data_or_null<Scalar>(a.bias),
-          data_or_null<Scalar>(a.code),      data_or_null<Scalar>(a.in_scale),
-          data_or_null<Scalar>(a.out_scale), data_or_null<Scalar>(a.tap_scale)};
+  return {const_image<Scalar>(a.x),
+          a.weight.const_data_ptr<Scalar>(),
+          data_or_null<Scalar>(a.attention),
+          data_or_null<Scalar>(a.bias),
+          data_or_null<Scalar>(a.code),
+          data_or_null<accumulate_t<Scalar>>(a.in_scale),
+          data_or_null<accumulate_t<Scalar>>(a.out_scale),
+          data_or_null<accumulate_t<Scalar>>(a.tap_scale)};
 }
 
 // Calls the function of the instruction set in use.
@@ -247,7 +274,7 @@ Tensor convolution(const Arguments& a, const Tensor& kernel, const std::optional
 std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activation, bool with_mean) {
   const DynamicConvShape shape = checked_shape(a);
   const Activation act = activation_of(activation);
-  make_contiguous(a);
+  make_ready(a);
   Tensor y, mean;
   if (with_mean) mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
   DDRF_DISPATCH_FLOATING(
@@ -315,7 +342,7 @@ Tensor dynamic_conv_into_cpu(Tensor y, bool accumulate, Tensor x, Tensor weight,
   STD_TORCH_CHECK(y.stride(3) == 1, "y: expected a row's pixels side by side, got strides ",
                   shape_text(y.strides()));
   const Activation act = activation_of(take_string(activation));
-  make_contiguous(a);
+  make_ready(a);
   Tensor mean = empty_tensor(a.x, {shape.batch, shape.out_channels});
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_into", ([&] {
                            call_forward(shape, operands_of<scalar_t>(a), act,
@@ -335,7 +362,7 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
               out_scale, tap_scale, stride,    padding, dilation, groups};
   const DynamicConvShape shape = checked_shape(a);
   activation_of(take_string(activation));
-  make_contiguous(a);
+  make_ready(a);
   std::string result;
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan", ([&] {
                            const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
@@ -350,7 +377,7 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
                                result = call_plan(shape, operands);
                            }
                          }));
-  const bool bfloat16 = a.x.scalar_type() == torch::headeronly::ScalarType::BFloat16;
+  const bool bfloat16 = a.x.scalar_type() == ScalarType::BFloat16;
   switch (cpu_capability()) {
     case Capability::kAmxBf16:
       if (bfloat16) return "AMX BF16: " + result;
@@ -381,7 +408,7 @@ EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
   const DynamicConvShape shape = checked_shape(a);
   check_tensor("grad", grad,
                {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]}, x);
-  make_contiguous(a);
+  make_ready(a);
 
   const std::array<std::optional<Tensor>, 8> inputs{x,      a.weight,   a.attention, a.bias,
                                                     a.code, a.in_scale, a.out_scale, a.tap_scale};
@@ -395,11 +422,16 @@ EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
     STD_TORCH_CHECK(inputs[i].has_value(), "output_mask: bit ", i,
                     " asks for the gradient of an argument that is None");
     const auto sizes = inputs[i]->sizes();
-    grads[i] = empty_tensor(x, {sizes.begin(), sizes.end()}, i == 0 && is_channels_last(x));
+    grads[i] =
+        empty_tensor(*inputs[i], {sizes.begin(), sizes.end()}, i == 0 && is_channels_last(x));
   }
   DDRF_DISPATCH_FLOATING(x.scalar_type(), "dynamic_conv_backward", ([&] {
+                           using Acc = accumulate_t<scalar_t>;
                            const auto data = [&](int i) {
                              return asked(i) ? grads[i].mutable_data_ptr<scalar_t>() : nullptr;
+                           };
+                           const auto scale_data = [&](int i) {
+                             return asked(i) ? grads[i].mutable_data_ptr<Acc>() : nullptr;
                            };
                            DynamicConvGradients<scalar_t> gradients{};
                            if (asked(0)) gradients.x = mutable_image<scalar_t>(grads[0]);
@@ -407,12 +439,16 @@ EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
                            gradients.attention = data(2);
                            gradients.bias = data(3);
                            gradients.code = data(4);
-                           gradients.in_scale = data(5);
-                           gradients.out_scale = data(6);
-                           gradients.tap_scale = data(7);
+                           gradients.in_scale = scale_data(5);
+                           gradients.out_scale = scale_data(6);
+                           gradients.tap_scale = scale_data(7);
                            call_backward<scalar_t>(shape, operands_of<scalar_t>(a),
                                                    const_image<scalar_t>(grad), gradients);
                          }));
+  const std::array<std::optional<Tensor>, 3> scales{in_scale, out_scale, tap_scale};
+  for (int i = 0; i < 3; ++i) {
+    if (scales[i]) grads[5 + i] = as_type(grads[5 + i], scales[i]->scalar_type());
+  }
   return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6], grads[7]};
 }
 

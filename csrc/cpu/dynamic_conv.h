@@ -1,4 +1,5 @@
-// dynamic_conv for the CPU: what the kernels of all instruction sets are given. Free of torch.
+// dynamic_conv for the CPU: what the kernels of all instruction sets are given. Free of torch, but
+// for its element types.
 //
 //   W_b[o,i,u,v] = out_scale[b,o] in_scale[b,i] tap_scale[b,u,v] sum_k attention[b,k(,o)]
 //   weight[k,o,i,u,v] y_b = act(conv2d(cat(x_b, code_b), W_b) + sum_k attention[b,k(,o)] bias[k,o])
@@ -6,6 +7,8 @@
 
 #include <cstdint>
 #include <string>
+
+#include "common/dtype.h"
 
 namespace ddrf_fast {
 
@@ -38,20 +41,23 @@ struct Image {
 template <class Scalar>
 struct DynamicConvOperands {
   Image<const Scalar> x;
-  const Scalar* weight;     // [N, O, I', kh, kw], or [B, ...] without attention
-  const Scalar* attention;  // [B, N] or [B, N, O]
-  const Scalar* bias;       // [N, O], or [B, O] without attention
-  const Scalar* code;       // [B, D]
-  const Scalar* in_scale;   // [B, I]
-  const Scalar* out_scale;  // [B, O]
-  const Scalar* tap_scale;  // [B, kh, kw]
+  const Scalar* weight;                   // [N, O, I', kh, kw], or [B, ...] without attention
+  const Scalar* attention;                // [B, N] or [B, N, O]
+  const Scalar* bias;                     // [N, O], or [B, O] without attention
+  const Scalar* code;                     // [B, D]
+  const accumulate_t<Scalar>* in_scale;   // [B, I]
+  const accumulate_t<Scalar>* out_scale;  // [B, O]
+  const accumulate_t<Scalar>* tap_scale;  // [B, kh, kw]
 };
 
 // Of the operands' shapes; null where not asked for.
 template <class Scalar>
 struct DynamicConvGradients {
   Image<Scalar> x;
-  Scalar *weight, *attention, *bias, *code, *in_scale, *out_scale, *tap_scale;
+  Scalar *weight, *attention, *bias, *code;
+  accumulate_t<Scalar>* in_scale;
+  accumulate_t<Scalar>* out_scale;
+  accumulate_t<Scalar>* tap_scale;
 };
 
 // Where torch's own convolution serves all samples at once: with the bank's only kernel, or with

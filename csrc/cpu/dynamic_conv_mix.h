@@ -246,8 +246,8 @@ class Mixer {
   // From one kernel of the bank to the next.
   int64_t bank_stride() const { return shape_.out_channels * shape_.row_size(); }
 
-  static Acc scale(const Scalar* scales, int64_t index) {
-    return scales == nullptr ? Acc(1) : load_as_accumulate(scales + index);
+  static Acc scale(const Acc* scales, int64_t index) {
+    return scales == nullptr ? Acc(1) : scales[index];
   }
 
   // Rows of the attention, each with a factor for every kernel of the bank: of a sample, of all;
@@ -425,7 +425,7 @@ class BankGradient {
       if (c < shape_.in_per_group()) partial[in_scale_at() + c] = in_sum * out_scale;
     }
     if (gradients_.out_scale != nullptr) {
-      gradients_.out_scale[b * shape_.out_channels + o] = static_cast<Scalar>(out_sum);
+      gradients_.out_scale[b * shape_.out_channels + o] = out_sum;
     }
   }
 
@@ -435,16 +435,18 @@ class BankGradient {
     const auto sum = [&](int64_t at, int64_t begin, int64_t end) {
       Acc total(0);
       for (int64_t o = begin; o < end; ++o) total += partials[o * stride + at];
-      return static_cast<Scalar>(total);
+      return total;
     };
     if (gradients_.attention != nullptr) {
       for (int64_t k = 0; k < shape_.bank; ++k) {
         if (!shape_.attention_per_channel) {
-          gradients_.attention[mixer_.attention_index(b, k, 0)] = sum(k, 0, shape_.out_channels);
+          gradients_.attention[mixer_.attention_index(b, k, 0)] =
+              static_cast<Scalar>(sum(k, 0, shape_.out_channels));
           continue;
         }
         for (int64_t o = 0; o < shape_.out_channels; ++o) {
-          gradients_.attention[mixer_.attention_index(b, k, o)] = sum(k, o, o + 1);
+          gradients_.attention[mixer_.attention_index(b, k, o)] =
+              static_cast<Scalar>(sum(k, o, o + 1));
         }
       }
     }
@@ -464,7 +466,8 @@ class BankGradient {
     }
     if (gradients_.code != nullptr) {
       for (int64_t d = 0; d < shape_.code_channels; ++d) {
-        gradients_.code[b * shape_.code_channels + d] = sum(code_at() + d, 0, shape_.out_channels);
+        gradients_.code[b * shape_.code_channels + d] =
+            static_cast<Scalar>(sum(code_at() + d, 0, shape_.out_channels));
       }
     }
   }

@@ -75,6 +75,10 @@ def _dynamic_conv(
 ) -> TFloat:
     channels = x.shape[1]
     mixed = _mix(weight, attention)
+    # Scales may be float32 beside half precision.
+    in_scale, out_scale, tap_scale = (
+        None if scale is None else op.CastLike(scale, x) for scale in (in_scale, out_scale, tap_scale)
+    )
     if in_scale is not None:
         x = op.Mul(x, _unsqueeze(in_scale, 2, 3))
     if out_scale is not None:

@@ -1,4 +1,8 @@
-"""Modules built on the operations: dynamic convolutions, the routers that drive them, and drop-ins."""
+"""Modules built on the operations: dynamic convolutions, the routers that drive them, and drop-ins.
+
+``torch.fx.symbolic_trace`` takes models of them; it cannot know the form of a code, or the batch size that
+decides how :class:`ODConv2d` normalises in training.
+"""
 
 from ddrf_fast.nn.condconv import CondConv2d
 from ddrf_fast.nn.convert import ConversionReport, convert

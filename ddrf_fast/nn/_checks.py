@@ -1,8 +1,12 @@
 """Checks that the dynamic convolutions share."""
 
+import torch
 from torch import Tensor
 
 from ddrf_fast.ops._checks import integer, tensor
+
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("image")
 
 
 def channels(in_name: str, in_channels: int, out_name: str, out_channels: int, groups: int) -> None:

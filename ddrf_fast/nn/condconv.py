@@ -11,6 +11,12 @@ from ddrf_fast.nn import _checks
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape, tensor
 
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("dynamic_conv")
+torch.fx.wrap("same_padding")
+torch.fx.wrap("shape")
+torch.fx.wrap("tensor")
+
 Pair = int | tuple[int, int]
 
 
@@ -128,7 +134,7 @@ class CondConv2d(nn.Module):
         tensor("routing_weights", routing_weights, ["[B, E]"])
         shape("routing_weights", routing_weights, (x.shape[0], self.num_experts), "[B, E]")
         if self.dynamic_padding:
-            x = F.pad(x, self._same(x))
+            x = F.pad(x, same_padding(x, self.kernel_size, self.stride, self.dilation))
         return dynamic_conv(
             x,
             self.weight.view(self.num_experts, *self.weight_shape),
@@ -140,18 +146,6 @@ class CondConv2d(nn.Module):
             groups=self.groups,
         )
 
-    def _same(self, x: Tensor) -> list[int]:
-        """Zeros at the left, right, top and bottom so that ceil(size / stride) results."""
-        padding: list[int] = []
-        for size, kernel, stride, dilation in zip(
-            x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
-        ):
-            # Not -(-size // stride): ONNX divides negative numbers towards zero.
-            outputs = (size + stride - 1) // stride
-            total = max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
-            padding = [total // 2, total - total // 2, *padding]
-        return padding
-
     def extra_repr(self) -> str:
         padding = "'same'" if self.dynamic_padding else self.padding
         return (
@@ -159,3 +153,16 @@ class CondConv2d(nn.Module):
             f"padding={padding}, dilation={self.dilation}, groups={self.groups}, "
             f"bias={self.bias is not None}, num_experts={self.num_experts}"
         )
+
+
+def same_padding(
+    x: Tensor, kernel_size: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int]
+) -> list[int]:
+    """Zeros at the left, right, top and bottom so that ceil(size / stride) results."""
+    padding: list[int] = []
+    for size, kernel, stride, dilation in zip(x.shape[2:], kernel_size, strides, dilations, strict=True):
+        # Not -(-size // stride): ONNX divides negative numbers towards zero.
+        outputs = (size + stride - 1) // stride
+        total = max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+        padding = [total // 2, total - total // 2, *padding]
+    return padding

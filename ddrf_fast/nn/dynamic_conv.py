@@ -15,6 +15,11 @@ from ddrf_fast.ops._checks import integer, pair, shape, tensor
 from ddrf_fast.ops.dynamic_conv import convolution_geometry
 from ddrf_fast.reference._common import in_layout_of
 
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("dynamic_conv")
+torch.fx.wrap("shape")
+torch.fx.wrap("tensor")
+
 Activation = Literal["relu", "leaky_relu"]
 
 

@@ -12,6 +12,10 @@ from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape
 from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("dynamic_conv")
+torch.fx.wrap("shape")
+
 
 class CoefficientPredictor(nn.Module):
     r"""DyNet's coefficients from a pooled input: sigmoid(FC(GAP(x))).

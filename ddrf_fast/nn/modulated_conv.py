@@ -5,7 +5,8 @@
     y_b = conv2d(x_b, w_b . d_b)
 
 A bank of one kernel with in_scale = s and out_scale = d. d needs no kernel of a sample either: the sum is the
-matrix product of s^2 [B, I] and sum_{u,v} w^2 [I, O].
+matrix product of s^2 [B, I] and sum_{u,v} w^2 [I, O]. In half precision the bank has a second kernel, what
+rounding the first one lost, so that w . s_b . d_b is rounded once.
 """
 
 import math
@@ -19,30 +20,49 @@ from ddrf_fast.nn import _checks
 from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, shape, tensor
-from ddrf_fast.ops._library import is_autocast_enabled
+from ddrf_fast.ops._library import autocast_to_lower, is_autocast_enabled
 from ddrf_fast.ops.dynamic_conv import convolution_geometry
+from ddrf_fast.reference._common import accumulation_dtype
+
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("_checked")
+torch.fx.wrap("_convolve")
+torch.fx.wrap("_demodulation")
+torch.fx.wrap("shape")
+torch.fx.wrap("tensor")
 
 EPSILON = 1e-8
 
 
-def _demodulation(w: Tensor, s: Tensor, epsilon: float | Tensor) -> Tensor:
+def _demodulation(w: Tensor, s: Tensor) -> Tensor:
     """d [B, O], whatever autocast says: squares leave the range of half precision."""
     power = w.square().sum(dim=(2, 3))
     if not is_autocast_enabled(s.device.type):
-        return (s.square() @ power.T + epsilon).rsqrt()
+        return (s.square() @ power.T + EPSILON).rsqrt()
     with torch.autocast(s.device.type, enabled=False):
-        return (s.square() @ power.T + epsilon).rsqrt()
+        return (s.square() @ power.T + EPSILON).rsqrt()
 
 
-def _convolve(
-    x: Tensor, w: Tensor, in_scale: Tensor, out_scale: Tensor | None, padding: int | tuple[int, int]
-) -> Tensor:
+def _convolve(x: Tensor, w: Tensor, s: Tensor, d: Tensor | None, padding: int | tuple[int, int]) -> Tensor:
+    """conv2d of x_b with w . s_b . d_b, which is rounded to x's dtype once; d is 1 if it is None."""
+    (x,) = autocast_to_lower((x,))
+    wide = accumulation_dtype(x.dtype)
+    bank = w[None]
+    if x.dtype != wide:
+        # Into the range of float16, for which d makes up. The product does not depend on these sizes, so no
+        # gradient goes through them; zeros stay zeros.
+        w_size = w.detach().abs().amax(dim=(1, 2, 3)).clamp(min=1e-30)
+        s_size = s.detach().abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        w, s = w / w_size[:, None, None, None], s / s_size
+        d = w_size * s_size if d is None else w_size * s_size * d
+        rounded = w.to(x.dtype)
+        bank = torch.stack((rounded, (w - rounded).detach().to(x.dtype)))
     return dynamic_conv(
         x,
-        w[None].to(x.dtype),
-        x.new_ones(x.shape[0], 1),
-        in_scale=in_scale.to(x.dtype),
-        out_scale=None if out_scale is None else out_scale.to(x.dtype),
+        bank.to(x.dtype),
+        x.new_ones(x.shape[0], len(bank)),
+        in_scale=s.to(wide),
+        out_scale=None if d is None else d.to(wide),
         padding=padding,
     )
 
@@ -74,8 +94,9 @@ def modulated_conv2d(
     Karras et al., *Alias-Free Generative Adversarial Networks* (2021, arXiv:2106.12423), after *Analyzing and
     Improving the Image Quality of StyleGAN* (2020, arXiv:1912.04958). Arguments and numbers are those of the
     function of this name in StyleGAN3; as there, ``w`` (for each output channel) and ``s`` (over the batch)
-    are first divided by their root mean square where they are demodulated, which keeps them in the range of
-    float16. No kernel of a sample is stored, in the backward neither, and it is differentiable to any order.
+    are first divided by their root mean square where they are demodulated, and in half precision the product
+    g d s w is rounded once, so that the error is the same. No kernel of a sample is stored, in the backward
+    neither, and it is differentiable to any order.
 
     Args:
         x: Tensor[B, I, H, W].
@@ -98,12 +119,12 @@ def modulated_conv2d(
         torch.Size([2, 4, 7, 7])
     """
     w, s = _checked(x, w, s)
-    out_scale = None
+    d = None
     if demodulate:
         w = w * w.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
         s = s * s.square().mean().rsqrt()
-        out_scale = _demodulation(w, s, EPSILON)
-    return _convolve(x, w, s if input_gain is None else s * input_gain, out_scale, padding)
+        d = _demodulation(w, s)
+    return _convolve(x, w, s if input_gain is None else s * input_gain, d, padding)
 
 
 class ModulatedConv2d(BankModule):
@@ -120,8 +141,8 @@ class ModulatedConv2d(BankModule):
     :math:`\gamma = 1 / \sqrt{I k^2}` at run time ("equalised learning rate"), as are the weights of A by
     1 / sqrt(style_dim).
 
-    Kernel and styles are divided by their root mean square before they are rounded to the dtype of ``x`` (or
-    autocast's), so that float16 does not overflow. d makes up for it, in the share of 1e-8 too.
+    In half precision (autocast's too) the product d s w is rounded once, as it is there, and none of its
+    factors, which may be outside of the range of float16.
 
     Args:
         in_channels: channels of the input.
@@ -200,14 +221,8 @@ class ModulatedConv2d(BankModule):
             s = self.modulation(style)
         w, s = _checked(x, self.weight[0], s)
         w = self.scale * w
-        if not self.demodulate:
-            return _convolve(x, w, s, None, self.padding)
-        # The result does not depend on these, so no gradient goes through them; zeros stay zeros.
-        w_size = w.detach().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-8)
-        s_size = s.detach().square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
-        w, s = w / w_size, s / s_size
-        epsilon = EPSILON / (s_size * w_size.flatten()).square()
-        return _convolve(x, w, s, _demodulation(w, s, epsilon), self.padding)
+        d = _demodulation(w, s) if self.demodulate else None
+        return _convolve(x, w, s, d, self.padding)
 
     def extra_repr(self) -> str:
         _, out_channels, in_channels, kernel_size, _ = self.weight.shape

@@ -12,6 +12,9 @@ from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer
 from ddrf_fast.ops.dynamic_conv import convolution_geometry
 
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("dynamic_conv")
+
 
 class ODConvAttention(nn.Module):
     """The four attentions of :class:`ODConv2d`, from relu(bn(fc(GAP(x)))).

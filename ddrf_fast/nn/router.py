@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from ddrf_fast.ops import route
 from ddrf_fast.ops._checks import integer
 
+# Leaves of torch.fx's symbolic traces.
+torch.fx.wrap("route")
+
 
 class Router(nn.Module):
     r"""Attention over the kernels of a bank, computed from a pooled input.

@@ -82,9 +82,15 @@ def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> No
 
 
 def operand(
-    name: str, value: Any, sizes: Sequence[int], meaning: str, other_name: str, other: Tensor
+    name: str,
+    value: Any,
+    sizes: Sequence[int],
+    meaning: str,
+    other_name: str,
+    other: Tensor,
+    also: torch.dtype | None = None,
 ) -> None:
-    """None, or a tensor of exactly this shape, and of the dtype and on the device of another."""
+    """None, or a tensor of exactly this shape, of the dtype (or `also`) and on the device of another."""
     if value is None:
         return
     usual = isinstance(value, Tensor) and value.shape == sizes
@@ -92,4 +98,7 @@ def operand(
         return  # at a fifth of the cost of what follows
     tensor(name, value, [meaning])
     shape(name, value, sizes, meaning)
-    like(name, value, other_name, other)
+    if value.dtype == also:
+        device(name, value, other_name, other)
+    else:
+        like(name, value, other_name, other)

@@ -110,7 +110,7 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
     """The rule of a raw operator: the mapped dimension is folded into the batch.
 
     Where that cannot be (a tensor that all samples share is itself mapped, or its gradient is asked for,
-    which then is wanted for each slice) the slices run one by one.
+    which then is wanted for each slice; or there are no slices) the slices run one by one.
     """
     operator = getattr(torch.ops.ddrf_fast, name).default
     backward = name.endswith("_backward")
@@ -126,14 +126,19 @@ def _vmap_rule(name: str, num_tensors: int, per_sample: PerSample) -> Callable[.
         wanted = [bool(args[-1] >> i & 1) for i in range(num_tensors)] if backward else []
         shared_mapped = any(in_dims[i] is not None for i in tensors if i - first not in samples)
         shared_wanted = any(want and i not in samples for i, want in enumerate(wanted))
-        if shared_mapped or shared_wanted:
+        if shared_mapped or shared_wanted or size == 0:
+            if size == 0:  # one slice, of zeros, tells the shapes
+                args = tuple(
+                    a if d is None else a.new_zeros((*a.shape[:d], 1, *a.shape[d + 1 :]))
+                    for a, d in zip(args, in_dims, strict=True)
+                )
             slices = [
                 operator(*(a if d is None else a.select(d, v) for a, d in zip(args, in_dims, strict=True)))
-                for v in range(size)
+                for v in range(max(size, 1))
             ]
             if isinstance(slices[0], Tensor):
-                return torch.stack(slices), 0
-            stacked = tuple(torch.stack(s) for s in zip(*slices, strict=True))
+                return torch.stack(slices)[:size], 0
+            stacked = tuple(torch.stack(s)[:size] for s in zip(*slices, strict=True))
             return stacked, (0,) * len(stacked)
 
         def fold(a: Tensor, dim: int | None) -> Tensor:

@@ -12,6 +12,7 @@ Saved for the backward: the tensors as they came, and y where an activation need
 never saved.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ddrf_fast.ops import _backend, _checks, _library, _native
 from ddrf_fast.reference import dynamic_conv as reference
+from ddrf_fast.reference._common import accumulation_dtype, in_layout_of
 
 SCHEMAS = (
     "dynamic_conv(Tensor x, Tensor weight, Tensor? attention, Tensor? bias, Tensor? code, Tensor? in_scale, "
@@ -68,6 +70,16 @@ def _fake_mean(x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return _fake(x, weight, *args), x.new_empty((x.shape[0], weight.shape[1]))
 
 
+def _autocast(args: Sequence[Any], first: int = 0) -> Sequence[Any]:
+    """Under autocast: in its dtype, but scales in float32 as they come. The tensors begin at `first`."""
+    cast = _library.autocast_to_lower(args)
+    if cast is args:
+        return args
+    scales = range(first + _TENSORS.index("in_scale"), first + len(_TENSORS))
+    wide = [i for i in scales if args[i] is not None and args[i].dtype == torch.float32]
+    return [args[i] if i in wide else a for i, a in enumerate(cast)]
+
+
 def _per_sample(dims: Sequence[int | None]) -> set[int]:
     shared = (
         set() if dims[2] is None else {1, 3}
@@ -81,16 +93,16 @@ def _negative_slope(rest: Sequence[Any]) -> float | None:
     return {"none": None, "relu": 0.0, "leaky_relu": 0.01}[rest[-1]]
 
 
-for _schema, _reference, _fake_of in (
-    (SCHEMAS[0], reference.dynamic_conv, _fake),
-    (SCHEMAS[1], reference.dynamic_conv_backward, _fake_backward),
-    (SCHEMAS[2], _mean, _fake_mean),
+for _schema, _reference, _fake_of, _first in (
+    (SCHEMAS[0], reference.dynamic_conv, _fake, 0),
+    (SCHEMAS[1], reference.dynamic_conv_backward, _fake_backward, 1),
+    (SCHEMAS[2], _mean, _fake_mean, 0),
 ):
     _library.define(
         _schema,
         _reference,
         _fake_of,
-        autocast=_library.autocast_to_lower,
+        autocast=functools.partial(_autocast, first=_first),
         num_tensors=len(_TENSORS),
         per_sample=_per_sample,
     )
@@ -113,27 +125,34 @@ def convolution_geometry(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """(stride, padding, dilation) as pairs, for a kernel of (kh, kw).
 
-    The strings "same" and "valid" are resolved as torch does.
+    The strings "same" and "valid" are resolved as torch does, but that both ends are padded alike: where
+    "same" wants an odd number of zeros, there is one too many at the top or left (`without_excess`).
 
     Raises:
         TypeError: One of them is neither an int nor two ints.
-        ValueError: A value is out of range, or "same" cannot be: it needs stride 1 and dilation * (size - 1)
-            even.
+        ValueError: A value is out of range, or "same" comes with a stride.
     """
     strides, dilations = _checks.pair("stride", stride, 1), _checks.pair("dilation", dilation, 1)
     if padding == "valid":
         return strides, (0, 0), dilations
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        if strides != (1, 1) or any(r % 2 for r in reach):
-            raise ValueError(
-                f'padding="same" needs stride 1 and an odd kernel size, got stride {strides} and '
-                f"a kernel of {tuple(kernel)} with dilation {dilations}"
-            )
-        return strides, (reach[0] // 2, reach[1] // 2), dilations
+        if strides != (1, 1):
+            raise ValueError(f'padding="same" needs stride 1, got {strides}')
+        height, width = (d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
+        return strides, ((height + 1) // 2, (width + 1) // 2), dilations
     if isinstance(padding, str):
         raise ValueError(f'padding must be an int, two ints, "same" or "valid", got {padding!r}')
     return strides, _checks.pair("padding", padding, 0), dilations
+
+
+def without_excess(y: Tensor, x: Tensor, padding: Size | str) -> Tensor:
+    """The convolution of x without the first row and column, where padding="same" made one too many.
+
+    Cutting y rather than padding x leaves a code zero beyond the image.
+    """
+    if padding != "same" or y.shape[2:] == x.shape[2:]:
+        return y
+    return in_layout_of(x, y[:, :, y.shape[2] - x.shape[2] :, y.shape[3] - x.shape[3] :])
 
 
 def check_convolution(
@@ -195,7 +214,7 @@ def arguments(
     _checks.tensor("x", x, ["[B, I, H, W]"])
     _checks.tensor("weight", weight, ["[N, O, I/g, kh, kw]"])
     _checks.tensor("attention", attention, ["[B, N]", "[B, N, O]"])
-    x, weight, attention, bias, code, in_scale, out_scale, tap_scale = _library.autocast_to_lower(
+    x, weight, attention, bias, code, in_scale, out_scale, tap_scale = _autocast(
         (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
     )
     _checks.like("weight", weight, "x", x)
@@ -208,9 +227,10 @@ def arguments(
     if code is not None:
         _checks.tensor("code", code, ["[B, D]"])
         _checks.operand("code", code, (batch, code.shape[1]), "[B, D]", "x", x)
-    _checks.operand("in_scale", in_scale, (batch, in_channels), "[B, I]", "x", x)
-    _checks.operand("out_scale", out_scale, (batch, out_channels), "[B, O]", "x", x)
-    _checks.operand("tap_scale", tap_scale, (batch, *kernel), "[B, kh, kw]", "x", x)
+    wide = accumulation_dtype(x.dtype)
+    _checks.operand("in_scale", in_scale, (batch, in_channels), "[B, I]", "x", x, wide)
+    _checks.operand("out_scale", out_scale, (batch, out_channels), "[B, O]", "x", x, wide)
+    _checks.operand("tap_scale", tap_scale, (batch, *kernel), "[B, kh, kw]", "x", x, wide)
     if num_kernels < 1:
         raise ValueError("weight must hold at least one kernel, got N = 0")
 
@@ -294,7 +314,7 @@ def dynamic_conv(
             channels (DyNet). Nothing is assumed of their sign or their sum.
         bias (Tensor[N, O], optional): Biases of the bank, mixed by the same attention.
         stride: One int or two, at least 1.
-        padding: One int or two (zeros), "same" or "valid".
+        padding: One int or two (zeros), "same" or "valid" as in torch.nn.functional.conv2d.
         dilation: One int or two, at least 1.
         groups: Divides I and O.
         code (Tensor[B, D], optional): D more input channels after x's, constant over the image and
@@ -313,7 +333,9 @@ def dynamic_conv(
         stride) + 1. With `return_mean` a pair: that, and its mean Tensor[B, O].
 
     All tensors are float32, float64, bfloat16 or float16 with x's dtype; sums run in float32 (float64 for
-    float64). Under torch.autocast they are cast to its dtype.
+    float64), and the mixed kernel is rounded once, with its scales. Beside bfloat16 and float16 the scales
+    may be float32, and are then not rounded themselves. Under torch.autocast all but scales in float32 are
+    cast to its dtype.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -342,11 +364,13 @@ def dynamic_conv(
         activation=activation,
     )
     if not return_mean:
-        return call(*args)
+        return without_excess(call(*args), x, padding)
     if _library.needs_gradient(args[: len(_TENSORS)]):
-        y = call(*args)
+        y = without_excess(call(*args), x, padding)
         return y, y.mean(dim=(2, 3))
-    return _backend.run("dynamic_conv_mean", *args)
+    y, mean = _backend.run("dynamic_conv_mean", *args)
+    cut = without_excess(y, x, padding)
+    return (y, mean) if cut is y else (cut, cut.mean(dim=(2, 3)))
 
 
 def dynamic_conv_into(

@@ -12,6 +12,7 @@ The raw operator is for inference. Where something may differentiate, the same i
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -109,7 +110,7 @@ def arguments(
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return torch.sym_float(value)
 
@@ -127,10 +128,11 @@ def _temperature(value: float | Tensor | None, x: Tensor) -> Tensor | None:
         if value.device != x.device:
             raise ValueError(f"temperature must be on the device of x, {x.device}, got {value.device}")
         return value
-    if not _number("temperature", value) > 0:
+    number = _number("temperature", value)
+    if not number > 0:
         raise ValueError(f"temperature must be positive, got {value}")
     # Not new_full: torch.compile keeps a number free only where it meets a tensor in arithmetic.
-    return x.new_ones((), dtype=accumulation_dtype(x.dtype)) * value
+    return x.new_ones((), dtype=accumulation_dtype(x.dtype)) * number
 
 
 def _runs_compiled(tensors: Sequence[Tensor | None]) -> bool:

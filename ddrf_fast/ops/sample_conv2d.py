@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from ddrf_fast.ops import _checks, _library
-from ddrf_fast.ops.dynamic_conv import Activation, Size, call, check_convolution, convolution_geometry
+from ddrf_fast.ops.dynamic_conv import (
+    Activation,
+    Size,
+    call,
+    check_convolution,
+    convolution_geometry,
+    without_excess,
+)
 
 
 def arguments(
@@ -61,7 +68,7 @@ def sample_conv2d(
         weight (Tensor[B, O, I/g, kh, kw]): One kernel per sample.
         bias (Tensor[B, O], optional): One bias per sample.
         stride: One int or two, at least 1.
-        padding: One int or two (zeros), "same" or "valid".
+        padding: One int or two (zeros), "same" or "valid" as in torch.nn.functional.conv2d.
         dilation: One int or two, at least 1.
         groups: Divides I and O.
         activation: None, "relu" or "leaky_relu" (slope 0.01), applied last.
@@ -81,15 +88,14 @@ def sample_conv2d(
         >>> ddrf_fast.sample_conv2d(x, weight, padding="same").shape
         torch.Size([2, 16, 32, 32])
     """
-    return call(
-        *arguments(
-            x,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            activation=activation,
-        )
+    args = arguments(
+        x,
+        weight,
+        bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        activation=activation,
     )
+    return without_excess(call(*args), x, padding)

@@ -10,9 +10,9 @@ kernel and the batch size appears nowhere but in the batch dimension:
     dc = W^T dy             dx, dcode = fold(dc)
     dW = dy c^T             contracted with the bank: dweight, dattention, and the three scales
 
-Kernels are mixed in float32 (float64 for float64) and rounded once. Arguments are those of the raw operator
-`ddrf_fast::dynamic_conv` (ops/dynamic_conv.py); `attention=None` means that `weight` [B, O, I', kh, kw] and
-`bias` [B, O] are each sample's own.
+Kernels are mixed in float32 (float64 for float64) and rounded once; the scales may be float32 where the other
+tensors are shorter. Arguments are those of the raw operator `ddrf_fast::dynamic_conv` (ops/dynamic_conv.py);
+`attention=None` means that `weight` [B, O, I', kh, kw] and `bias` [B, O] are each sample's own.
 """
 
 import math
@@ -153,6 +153,7 @@ def dynamic_conv_backward(
     output_mask: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of the eight tensors, given that of the linear output; (0,) where not asked for."""
+    tensors = (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
     wanted = [bool(output_mask >> i & 1) for i in range(8)]
     want_x, want_weight, want_attention, want_bias, want_code, want_in, want_out, want_tap = wanted
     batch, in_channels = x.shape[:2]
@@ -181,26 +182,25 @@ def dynamic_conv_backward(
         if want_in:
             per_channel = _product(grad_mixed * shared, out_factor, tap_factor).sum(dim=(3, 4))
             per_channel = per_channel.unflatten(1, (groups, per_channel.shape[1] // groups)).sum(dim=2)
-            grads[5] = per_channel.flatten(1)[:, :in_channels].to(x.dtype)
+            grads[5] = per_channel.flatten(1)[:, :in_channels]
         if want_out:
-            grads[6] = _product(grad_mixed * shared, in_factor, tap_factor).sum(dim=(2, 3, 4)).to(x.dtype)
+            grads[6] = _product(grad_mixed * shared, in_factor, tap_factor).sum(dim=(2, 3, 4))
         if want_tap:
-            grads[7] = _product(grad_mixed * shared, in_factor, out_factor).sum(dim=(1, 2)).to(x.dtype)
+            grads[7] = _product(grad_mixed * shared, in_factor, out_factor).sum(dim=(1, 2))
         grad_shared = _product(grad_mixed, in_factor, out_factor, tap_factor)
         if want_weight:
-            grads[1] = _spread(grad_shared, attention).to(x.dtype)
+            grads[1] = _spread(grad_shared, attention)
         if want_attention:
             grads[2] = _contract(grad_shared, weight, attention)
 
     if want_bias or (want_attention and bias is not None):
         grad_beta = grad_rows.to(shared.dtype).sum(dim=3).flatten(1)
         if want_bias:
-            grads[3] = _spread(grad_beta, attention).to(x.dtype)
+            grads[3] = _spread(grad_beta, attention)
         if want_attention and bias is not None:
             grads[2] = grads[2] + _contract(grad_beta, bias, attention)
 
-    if want_attention:
-        grads[2] = grads[2].to(x.dtype)
+    grads = [g if t is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)]
     return grads[0], *(g.contiguous() for g in grads[1:])
 
 
