@@ -103,6 +103,7 @@ class Provider:
         precision: Name of the dtype whose error it is allowed; None: the setting's.
         warm_up: Whether building is so slow that it only takes part with --compile.
         of: What it computes instead of the operation, for comparison: with inputs and a reference of its own.
+        banks: Names of the banks of kernels that it wants in that memory format as well.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Provider:
     precision: str | None = None
     warm_up: bool = False
     of: "Operation | None" = None
+    banks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ class Operation:
 
     def arrange(self, inputs: Inputs, setting: Setting, provider: Provider) -> Inputs:
         """A copy of the inputs in the provider's layout; leaves stay leaves."""
-        layout = provider.layout or setting.layout
-        return {n: convert(v, layout=layout if n in self.images else None) for n, v in inputs.items()}
+        layout, names = provider.layout or setting.layout, (*self.images, *provider.banks)
+        return {n: convert(v, layout=layout if n in names else None) for n, v in inputs.items()}
 
 
 def load(name: str) -> Operation:
@@ -206,6 +208,8 @@ def convert(value: Any, dtype: torch.dtype | None = None, layout: str | None = N
         copied = copied.to(dtype)
     if layout is not None and copied.dim() == 4:
         copied = copied.contiguous(memory_format=LAYOUTS[layout])
+    if layout == "channels_last" and copied.dim() == 5:  # [N, O, I, kh, kw]
+        copied = copied.movedim(2, -1).contiguous().movedim(-1, 2)
     return copied.requires_grad_(value.requires_grad)
 
 

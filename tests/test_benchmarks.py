@@ -27,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.models.efficientnet import EfficientNetB0
 from benchmarks.models.ifcnn import IFCNN
+from benchmarks.peers import dynamic_conv as dynamic_conv_peers
 from benchmarks.registry import Case, Provider, Setting, Work
 from ddrf_fast._measuring import CPU_PEAKS
 from ddrf_fast.inference import engine
@@ -260,6 +261,16 @@ def test_dynamic_conv_peers_take_every_shape(change: dict):
         if not provider.warm_up and not provider.skip(case, setting):
             verdict = gate.judge(provider, provider.build(case, setting))
             assert verdict.status == "ok", f"{provider.name}: {verdict.detail}"
+
+
+def test_dynamic_conv_peers_get_their_bank_in_their_layout():
+    operation, case = _small("dynamic_conv")
+    for provider in operation.providers:
+        inputs = operation.draw(case, Setting(mode="fwdbwd", layout="channels_last"), provider, seed=3)
+        last = provider.layout == "channels_last"
+        for tensor in (inputs["weight"], dynamic_conv_peers.mixed_kernels(inputs)[0]):
+            assert tensor.movedim(2, -1).is_contiguous() == last
+        assert inputs["weight"].is_leaf and inputs["weight"].requires_grad
 
 
 def _spoilt(spoil) -> Provider:

@@ -6,7 +6,7 @@
     bmm       1x1 only: mix, one batched matrix product
     upcast    grouped, computed in float32: on CPUs the low precisions are not always the fast ones
 
-The layout in a name is that of the input, which is handed over in it for nothing.
+The layout in a name is that of the input and of the bank, which are handed over in it for nothing.
 """
 
 import functools
@@ -23,9 +23,13 @@ Formula = Callable[[Case, Inputs, Tensor], Tensor]
 
 
 def mixed_kernels(t: Inputs) -> tuple[Tensor, Tensor | None]:
-    """W_b [B, O, I, kh, kw] and β_b [B, O] (or None)."""
+    """W_b [B, O, I, kh, kw], each in the layout of the bank's, and β_b [B, O] (or None)."""
     weight, attention, bias = t["weight"], t["attention"], t.get("bias")
-    kernels = (attention @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    if weight.is_contiguous():
+        kernels = (attention @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    else:
+        channels_last = weight.movedim(2, -1)
+        kernels = (attention @ channels_last.flatten(1)).unflatten(1, channels_last.shape[1:]).movedim(-1, 2)
     return kernels, None if bias is None else attention @ bias
 
 
@@ -159,7 +163,7 @@ def _provider(name: str, formula: Formula, layout: str, skip=None, compiled: boo
             return "compiled for a few representative cases only"
         return skip(case, setting) if skip else None
 
-    return Provider(name, build, skips, layout, warm_up=compiled)
+    return Provider(name, build, skips, layout, warm_up=compiled, banks=("weight",))
 
 
 def _one_by_one_only(case: Case, setting: Setting) -> str | None:
