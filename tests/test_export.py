@@ -19,7 +19,7 @@ import ddrf_fast
 from ddrf_fast.export import MINIMUM_SIZE, OUTPUTS, check_export, export_model
 from ddrf_fast.export.onnx import translations
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, load_model
-from ddrf_fast.nn import CondConv2d
+from ddrf_fast.nn import CondConv2d, ModulatedConv2d
 from ddrf_fast.ops import _native
 
 FUSE = Path(__file__).parent.parent / "docs" / "cpp" / "fuse.cpp"
@@ -135,6 +135,22 @@ def test_onnx_of_any_model_with_dynamic_convolutions(tmp_path):
         named = {i.name: value.numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)}
         for ours, theirs in zip(net(*inputs), session.run(None, named), strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_of_scales_that_are_wider_than_the_image(tmp_path):
+    torch.manual_seed(0)
+    layer = ModulatedConv2d(4, 8, 3, padding=1).half().eval()
+    inputs = torch.rand(2, 4, 9, 11).half(), torch.rand(2, 4).half()
+    with torch.no_grad():
+        program = torch.onnx.export(
+            layer, inputs, custom_translation_table=translations(), dynamo=True, verbose=False
+        )
+    program.save(tmp_path / "layer.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    named = {i.name: value.numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)}
+    (found,) = session.run(None, named)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, layer(*inputs).detach().numpy(), atol=5e-3)
 
 
 @pytest.mark.parametrize("stride", [2, 3])
