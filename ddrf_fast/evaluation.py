@@ -164,7 +164,7 @@ def read_plane(
     Raises:
         ValueError: the file cannot be read.
     """
-    image = read_image(path)
+    image = read_image(path, floating=values.kind != "full")
     if image.ndim == 3 and not channels:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if image.dtype != np.uint8 or values != _WHOLE_RANGE:

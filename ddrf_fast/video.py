@@ -227,7 +227,7 @@ class _Source:
                 f"{path}: its frames have {width}x{height} pixels, more than the {max_pixels} allowed "
                 "(max_pixels)"
             )
-        self.container = av.open(os.fspath(path))
+        self.container = av.open(f"file:{os.fspath(path)}")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
         self.audio = self.container.streams.audio[0] if self.container.streams.audio else None
@@ -245,7 +245,7 @@ class _Source:
     def _first(self) -> Any:
         """The first frame, which tells what the file's header may not."""
         try:
-            with av.open(os.fspath(self.path)) as container:
+            with av.open(f"file:{os.fspath(self.path)}") as container:  # a name with a colon is no URL
                 if not container.streams.video:
                     raise ValueError(f"{self.path}: holds no video")
                 for packet in container.demux(container.streams.video[0]):

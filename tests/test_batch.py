@@ -100,15 +100,25 @@ def test_names_and_formats_of_results(tmp_path):
         (("double",), "out", "a.jpg and .*a.png have one name"),
         (("vis", "ir"), "ir/a.png", "must be a folder, but .*a.png is a file"),
         (("vis",), "vis", "is an input and would be replaced"),
+        (("alone", "ir"), "alone", "alone/a_f.png is an input and would be replaced"),
         (("vis/a.png",), "a.xyz", "a.xyz has no known image format"),
         (("v*/a.png", "i*/a.png"), "out", "no image in"),
     ],
 )
 def test_plans_that_make_no_sense_are_named(tmp_path, sources, output, message):
-    touch(tmp_path, "vis/a.png", "ir/a.png", "double/a.png", "double/a.jpg")
+    touch(tmp_path, "vis/a.png", "ir/a.png", "double/a.png", "double/a.jpg", "alone/a.png", "alone/a_f.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
-        planned(tmp_path, sources, output)
+        planned(tmp_path, sources, output, suffix="_f" if output == "alone" else "")
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    touch(tmp_path, "vis/a.png", "vis/more/b.png", "elsewhere/c.png")
+    for link, target in (("vis/loop", "."), ("vis/more/up", ".."), ("vis/other", "../elsewhere")):
+        (tmp_path / link).symlink_to(target)
+    assert list(planned(tmp_path, ("vis",), recursive=True)[0]) == [
+        "out/a.png", "out/more/b.png", "out/other/c.png"
+    ]  # fmt: skip
 
 
 def test_shares_are_disjoint_and_complete(monkeypatch):

@@ -217,6 +217,14 @@ def test_a_profile_that_does_not_fit_is_left_out(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("dtype", "suffix"), [(">u2", ".png"), (">u2", ".tif"), (">f4", ".tif")])
+def test_any_byte_order_is_written(tmp_path, dtype, suffix):
+    for shape in ((3, 4), (3, 4, 3)):
+        image = ramp(shape, np.uint16).astype(dtype)
+        write_image(tmp_path / f"image{suffix}", image)
+        np.testing.assert_array_equal(read_image(tmp_path / f"image{suffix}", floating=True), image)
+
+
 def test_cmyk_is_not_taken_for_alpha(tmp_path):
     Image.new("CMYK", (9, 8)).save(tmp_path / "image.tif")
     with pytest.raises(ValueError, match=r"image\.tif: CMYK is not supported"):

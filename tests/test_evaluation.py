@@ -168,6 +168,17 @@ def test_a_batch_goes_on_and_names_what_failed(folders, capfd):
     assert "ignored: " in stderr
 
 
+def test_float_thermal_images_are_measured_with_a_range(folders, capfd):
+    kelvin = np.random.default_rng(0).uniform(280, 310, (50, 60)).astype(np.float32)
+    for name in ("bridge", "field", "street"):
+        _write(folders / "kelvin" / f"{name}.tif", kelvin)
+    given = (folders / "mean", folders / "vis", folders / "kelvin")
+    code, stdout, _ = _eval(capfd, *given, "--metrics", "SSIM", "--thermal-range", "minmax")
+    assert (code, _table(stdout)["mean"]["images"]) == (0, "3")
+    code, _, stderr = _eval(capfd, *given, "--metrics", "SSIM")
+    assert code == 1 and "values of type float32 are not supported" in stderr
+
+
 def test_methods_that_cannot_be_paired_are_told_before_anything_is_measured(folders, monkeypatch):
     monkeypatch.setattr(evaluation, "_scores", lambda *_: pytest.fail("measured in vain"))
     (folders / "empty").mkdir()

@@ -1,6 +1,8 @@
 """Sessions: what goes in comes out, in type, depth, size and colour, and bad input is named."""
 
+import copy
 import itertools
+import pickle
 import threading
 import time
 import warnings
@@ -20,7 +22,7 @@ from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
 from ddrf_fast.inference.alignment import as_homography, warp
 from ddrf_fast.inference.streaming import ahead
-from ddrf_fast.models import DDRFNet, DDRFNetConfig, ddrfnet, save_model
+from ddrf_fast.models import DDRFNet, DDRFNetConfig, ddrfnet, load_model, save_model
 from ddrf_fast.models.ddrfnet import pad_to_even
 
 SIZE = (45, 62)
@@ -220,6 +222,41 @@ def test_fuse_loads_once_and_again_when_the_file_has_changed(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="does not exist"):
         ddrf_fast.fuse(visible, infrared, weights=path, device="cpu")
+
+
+def test_weights_in_a_folder_are_loaded_again_when_they_have_changed(tmp_path):
+    visible, infrared = _pair()
+    models = [load_model(_save(tmp_path / f"{seed}.safetensors", seed)) for seed in (1, 2)]
+    for model in models:
+        path = model.save_pretrained(tmp_path / "weights")
+        fused = ddrf_fast.fuse(visible, infrared, weights=path, device="cpu")
+        np.testing.assert_array_equal(fused, Fuser(path, "cpu")(visible, infrared))
+
+
+def test_sessions_can_be_copied_and_sent_to_other_processes(fuser):
+    visible, infrared = _pair()
+    expected = fuser(visible, infrared)
+    for other in (copy.deepcopy(fuser), pickle.loads(pickle.dumps(fuser))):
+        assert other.network is not fuser.network
+        np.testing.assert_array_equal(other(visible, infrared), expected)
+
+
+def test_torchs_default_dtype_is_no_matter(weights):
+    visible, infrared = (image.astype(np.float32) for image in _pair(size=(70, 80)))
+
+    def results():
+        network = Network(weights, "cpu", "float32")
+        yield Fuser(network, clean=True)(visible, infrared)
+        for settings in ({"noise_std": 0.05}, {"kernel": np.ones((3, 3))}, {"refine": True}):
+            yield Restorer(network, **settings)(visible)
+
+    expected = list(results())
+    torch.set_default_dtype(torch.float64)
+    try:
+        for found, other in zip(results(), expected, strict=True):
+            np.testing.assert_allclose(found, other, atol=1e-4)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_one_liners_take_what_the_network_computes_in(weights):
@@ -657,6 +694,9 @@ def test_swapped_modalities_are_named(fuser):
         fuser(colour, colour)
     with pytest.raises(ValueError, match="infrared is in colour"):
         Restorer(fuser.network)(infrared=colour)
+    planes = [torch.from_numpy(image).permute(2, 0, 1) for image in (colour, np.stack(3 * [GREY], axis=2))]
+    with pytest.raises(ValueError, match="infrared is in colour"):
+        Restorer(fuser.network)(infrared=torch.stack(planes[:1] + 9 * planes[1:]))
 
 
 # --- clean images ------------------------------------------------------------------------------------------
@@ -938,10 +978,11 @@ def test_what_goes_wrong_in_a_stream_is_raised_in_its_place(fuser):
         yield _pair(0)
         yield _pair(1)[0], NAN
 
-    stream = fuser.stream(frames())
-    next(stream)
-    with pytest.raises(ValueError, match="infrared holds NaN"):
+    for batch_size in (1, 4):
+        stream = fuser.stream(frames(), batch_size=batch_size)
         next(stream)
+        with pytest.raises(ValueError, match="infrared holds NaN"):
+            next(stream)
 
     def broken():
         yield 1

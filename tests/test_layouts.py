@@ -267,5 +267,5 @@ def test_check_tells_of_raw_thermal_values(tmp_path, capsys):
         write_image(tmp_path / kind / "a.png", image.reshape(4, 5))
     assert cli.main(["data", "check", str(tmp_path)]) == 0
     note = capsys.readouterr().out.splitlines()[-1]
-    assert note.startswith("note: 1 infrared images of 16 bit use few of their values (")
+    assert note.startswith("note: 1 infrared images hold raw thermal values (")
     assert "ir/a.png has values from 7000 to 7019): train with data=[{path: ..., thermal_range: " in note

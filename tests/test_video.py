@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -143,6 +144,14 @@ def test_container_and_codec(clips, fuser, tmp_path, suffix, codec, name):
     assert report.notes == (
         [".webm cannot hold the audio (aac), it was left out"] if suffix == ".webm" else []
     )
+
+
+def test_a_name_with_a_colon_is_a_file(passing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "ir:1.mp4"):
+        write(Path("video.mp4"), scene(3, colour=False))
+        Path("video.mp4").rename(name)
+    assert fuse_video("12:30.mp4", "ir:1.mp4", "out.mp4", fuser=passing).frames == 3
 
 
 def test_ranges_and_odd_sizes(fuser, tmp_path):

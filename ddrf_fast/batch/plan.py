@@ -30,10 +30,11 @@ class Job:
 
 @dataclass
 class Plan:
-    """What there is to do: the jobs, and a line for each image that has no partner."""
+    """What there is to do: the jobs, a line for each image that has no partner, and all images found."""
 
     jobs: list[Job] = field(default_factory=list)
     unpaired: list[str] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
 
 
 class _Image(NamedTuple):
@@ -98,7 +99,8 @@ def plan(
             raise ValueError(f"the output must be a folder, but {output} is a file")
         found = [_search(source, recursive, Path(results or output)) for source in sources]
         result = _paired(found, sources, in_folder)
-    check_outputs(result.jobs)
+        result.images = [image.path for of_source in found for image in of_source.values()]
+    check_outputs(result)
     return result
 
 
@@ -159,8 +161,14 @@ def _search(source: str, recursive: bool, output: Path) -> dict[str, _Image]:
 def _walk(folder: Path, recursive: bool, output: Path) -> Iterator[Path]:
     own = os.path.realpath(output)
     for place, folders, names in os.walk(folder, followlinks=True):
-        kept = [name for name in sorted(folders) if not name.startswith(".")]
-        folders[:] = [n for n in kept if os.path.realpath(Path(place, n)) != own] if recursive else []
+        # Not the results' folder, and no link that leads back to where it is.
+        here = os.path.realpath(place)
+        kept = {name: os.path.realpath(Path(place, name)) for name in sorted(folders) if name[0] != "."}
+        folders[:] = [
+            name
+            for name, path in kept.items()
+            if recursive and path != own and os.path.commonpath((path, here)) != path
+        ]
         yield from (Path(place, name) for name in sorted(names))
 
 
@@ -198,22 +206,24 @@ def _set(wildcard: str) -> str:
     return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
 
 
-def check_outputs(jobs: Sequence[Job]) -> None:
-    """Refuses results that would replace an input, or each other, or have no known format.
+def check_outputs(plan: Plan) -> None:
+    """Refuses results that would replace an input, with a partner or without, or each other, or have no known
+    format.
 
     Raises:
         ValueError: one would.
     """
-    inputs = {os.path.realpath(path) for job in jobs for path in job.inputs}
+    inputs = {os.path.realpath(path) for path in plan.images}
+    inputs.update(os.path.realpath(path) for job in plan.jobs for path in job.inputs)
     outputs: dict[Path, Job] = {}
-    for job in jobs:
+    for job in plan.jobs:
         if job.output.suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(
                 f"{job.output} has no known image format; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         if os.path.realpath(job.output) in inputs:
             raise ValueError(
-                f"{job.output} is an input and would be replaced; choose another output or a suffix"
+                f"{job.output} is an input and would be replaced; choose another folder for the output"
             )
         if job.output in outputs:
             raise ValueError(

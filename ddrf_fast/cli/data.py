@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if report.narrow:
         print(
-            f"note: {len(report.narrow)} infrared images of 16 bit use few of their values "
+            f"note: {len(report.narrow)} infrared images hold raw thermal values "
             f"({report.narrow[0]}): train with data=[{{path: ..., thermal_range: percentile}}], fuse with "
             "--thermal-range percentile"
         )

@@ -62,8 +62,9 @@ def run(options: argparse.Namespace) -> int:
         output = os.path.join(options.output, kind, "") if both else options.output
         part, share = plan_files(options, (source,), output)
         plan.jobs += part.jobs
+        plan.images += part.images
         kinds.update(dict.fromkeys(part.jobs, kind))
-    check_outputs(plan.jobs)  # of both kinds together
+    check_outputs(plan)  # of both kinds together
     kernel = None if options.kernel is None else read_matrix(options.kernel)
     settings = shared_settings(options, share)
     told = {"kernel": kernel, "noise_std": options.noise_std, "tone": options.tone}

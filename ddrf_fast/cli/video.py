@@ -13,8 +13,8 @@ from ddrf_fast.cli.files import mapped, shared_settings
 from ddrf_fast.cli.options import Parser, ended_by_sigterm, natural
 
 SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
-    | {".webm", ".wmv"}
+    {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+    | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
 )
 
 OF_VIDEOS = ("sync", "smoothing", "codec", "crf")

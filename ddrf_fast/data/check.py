@@ -20,7 +20,8 @@ class CheckReport(NamedTuple):
         unreadable: images that cannot be read, and why.
         sizes: pairs whose images differ in size.
         unpaired: images without a partner.
-        narrow: infrared images of 16 bit that use little of their values, and need a thermal range; these
+        narrow: infrared images of 16 bit that use little of their values, or of floats: they need a thermal
+            range; these
             are no problem.
     """
 
@@ -78,13 +79,15 @@ def _check(pair: PairPaths) -> tuple[list[str], list[str], list[str]]:
     broken, images = [], []
     for path in (pair.visible, pair.infrared):
         try:
-            images.append(read_image(path))
+            images.append(read_image(path, floating=path == pair.infrared))
         except ValueError as error:
             broken.append(str(error))
     if broken:
         return broken, [], []
-    values = few_values(images[1])
-    narrow = [] if values is None else [f"{pair.infrared} has values from {values[0]} to {values[1]}"]
+    infrared_image = images[1]
+    floating = infrared_image.dtype.kind == "f"
+    values = (infrared_image.min(), infrared_image.max()) if floating else few_values(infrared_image)
+    narrow = [] if values is None else [f"{pair.infrared} has values from {values[0]:g} to {values[1]:g}"]
     visible, infrared = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
     if visible == infrared:
         return [], [], narrow

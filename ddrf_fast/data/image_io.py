@@ -233,6 +233,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, profile: bytes 
     if not isinstance(image, np.ndarray) or image.dtype.name not in _DEPTHS:
         found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         raise TypeError(f"image must be an array of {', '.join(_DEPTHS)}, got {found} (from_float converts)")
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # OpenCV asks for no other
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))) or image.size == 0:
         raise ValueError(f"image must be [H, W] or [H, W, 2..4] and not empty, got {list(image.shape)}")
     suffix = path.suffix.lower()

@@ -114,7 +114,9 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
 
 def _read_pair(pair: PairPaths, thermal_range: ThermalRange) -> tuple[Tensor, Tensor]:
     visible = torch.from_numpy(_grey(read_image(pair.visible), ThermalRange()))
-    infrared = torch.from_numpy(_grey(read_image(pair.infrared), thermal_range))
+    infrared = torch.from_numpy(
+        _grey(read_image(pair.infrared, floating=thermal_range.kind != "full"), thermal_range)
+    )
     if visible.shape != infrared.shape:
         raise ValueError(
             f"{pair.visible} is {list(visible.shape)}, but {pair.infrared} is {list(infrared.shape)}: "

@@ -25,8 +25,8 @@ def standard_normal(seed: Tensor, sample_ids: Tensor, count: int) -> Tensor:
         float64 Tensor[B, count], with the resolution of float32.
     """
     batch = len(sample_ids)
-    black = torch.zeros(batch, 1, 1, count, device=seed.device)
-    one = torch.ones(batch, 1, 1, 1, device=seed.device)
+    black = torch.zeros(batch, 1, 1, count, dtype=torch.float32, device=seed.device)
+    one = torch.ones(batch, 1, 1, 1, dtype=torch.float32, device=seed.device)
     kernel, weights = one.new_ones(1, 1, 1), one[:, :, 0, 0]
     noise = (one, seed ^ _RECIPE, sample_ids, None, None)
     numbers = call(black, kernel, weights, *noise, 1, 0, (1, count), "zeros", False, "sample")

@@ -183,8 +183,8 @@ class _Frequencies(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor) -> "_Frequencies":
-        x = torch.fft.rfftfreq(WINDOW, device=image.device).expand(WINDOW, -1)
-        y = torch.fft.fftfreq(WINDOW, device=image.device)[:, None].expand_as(x)
+        x = torch.fft.rfftfreq(WINDOW, dtype=torch.float32, device=image.device).expand(WINDOW, -1)
+        y = torch.fft.fftfreq(WINDOW, dtype=torch.float32, device=image.device)[:, None].expand_as(x)
         # Not the lowest, of which a window sees little, nor any twice.
         used = (torch.hypot(x, y) > 2.5 / WINDOW) & ((x > 0) | (y > 0))
         return cls(used, x[used], y[used])
@@ -219,7 +219,7 @@ class _Spectra(NamedTuple):
     def of(cls, image: Tensor, grid_size: tuple[int, int]) -> "_Spectra":
         """Those of Tensor[C, H, W] in [0, 1]."""
         frequencies = _Frequencies.of(image)
-        taper = torch.hann_window(WINDOW, periodic=False, device=image.device)
+        taper = torch.hann_window(WINDOW, periodic=False, dtype=torch.float32, device=image.device)
         taper = taper[:, None] * taper
         taper = taper / taper.norm()
         energies, clipped = [], []
@@ -250,7 +250,7 @@ def _shares(count: int, nodes: int, length: int, like: Tensor) -> Tensor:
     """How near windows lie to the nodes of a line that spans the image: Tensor[nodes, count]."""
     if nodes == 1:
         return like.new_ones(1, count)
-    middles = torch.arange(count, device=like.device) * _STEP + WINDOW / 2
+    middles = torch.arange(count, dtype=torch.float32, device=like.device) * _STEP + WINDOW / 2
     place = middles / (length - 1) * (nodes - 1)
     return (1 - (place - torch.arange(nodes, device=like.device)[:, None]).abs()).clamp(min=0)
 

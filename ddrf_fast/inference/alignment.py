@@ -42,8 +42,10 @@ def read_matrix(path: str | os.PathLike[str]) -> NDArray[Any]:
             matrix = np.loadtxt(path.read_text().replace(",", " ").splitlines(), ndmin=2)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: no matrix could be read ({error})") from error
+    if not isinstance(matrix, np.ndarray):
+        raise ValueError(f"{path}: holds several arrays, expected one matrix")
     if matrix.ndim != 2 or matrix.dtype.kind not in "uif" or not np.isfinite(matrix).all():
         raise ValueError(f"{path}: expected a matrix of finite numbers, got {matrix.dtype} {matrix.shape}")
     return matrix.astype(np.float64)

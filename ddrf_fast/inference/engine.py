@@ -113,6 +113,13 @@ class Engine:
         self._space: _Space | None = None
         self._graphs: OrderedDict[tuple[object, ...], _Graph | None] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory and what belongs to this process."""
+        return self.__dict__ | {"_lock": None, "_space": None, "_graphs": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_lock": threading.Lock()})
+
     @torch.inference_mode()
     def __call__(
         self,

@@ -208,8 +208,8 @@ class Network:
         taps = torch.from_numpy(known / known.sum()).float()
         return Degradation(
             kernels=taps[None, None],
-            weights=torch.ones(1, 1),
-            noise_std=torch.tensor([float(noise)]),
+            weights=torch.ones(1, 1, dtype=torch.float32),
+            noise_std=torch.tensor([float(noise)], dtype=torch.float32),
             seed=torch.tensor(0),
             sample_ids=torch.tensor([0]),
         ).to(self.device)
@@ -230,13 +230,14 @@ def cached_network(
 ) -> Network:
     """The network of these settings, loaded at the first call, and again where the file has changed."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights).absolute()
-    state = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    state = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
     return _load(path, state, resolve_device(device), dtype, tile)
 
 
 @lru_cache(maxsize=4)
 def _load(
-    path: Path, state: tuple[int, int] | None, device: torch.device, dtype: str, tile: int | str
+    path: Path, state: tuple[tuple[int, int], ...], device: torch.device, dtype: str, tile: int | str
 ) -> Network:
     return Network(path, device, dtype, tile)
 
@@ -261,4 +262,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device {str(resolved)!r} was asked for, but {torch.cuda.device_count()} CUDA devices are there"
         )
+    try:
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(resolved)!r} was asked for, but is not there") from error
     return resolved

@@ -118,10 +118,15 @@ class Picture:
     def _from_pil(cls, image: Any, name: str) -> "Picture":
         from PIL import Image, ImageOps
 
-        if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16", "I;16B"):
+            wide = image.mode[0] in "IF"  # which a conversion cuts off at 255
             raise ValueError(
                 f"{name} must be a PIL image of mode L, LA, RGB, RGBA or I;16, got {image.mode}: "
-                "use .convert('RGB') or .convert('L')"
+                + (
+                    "give it as an array of uint16 or floats"
+                    if wide
+                    else "use .convert('RGB') or .convert('L')"
+                )
             )
         picture = cls._from_array(np.asarray(ImageOps.exif_transpose(image)), name)
         profile = image.info.get("icc_profile")
@@ -181,9 +186,9 @@ class Picture:
 
     @property
     def colour(self) -> bool:
-        """Whether there are three channels that differ, but for what JPEG does to a grey image."""
+        """Whether there are three channels that differ, but for what JPEG does to a grey image, in any."""
         return any(
-            (unit - unit.mean(dim=1, keepdim=True)).abs().mean().item() > GREY_TOLERANCE
+            (unit - unit.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3)).max().item() > GREY_TOLERANCE
             for _, unit in self._strips()
             if self.planes.shape[1] == 3
         )
@@ -215,7 +220,8 @@ class Picture:
 
     def luma(self) -> Tensor:
         """Y of BT.601 in full range, float32 Tensor[B, 1, H, W] in [0, 1]."""
-        luma = torch.empty((len(self.planes), 1, *self.size), device=self.planes.device)
+        size = len(self.planes), 1, *self.size
+        luma = torch.empty(size, dtype=torch.float32, device=self.planes.device)
         for rows, unit in self._strips():
             luma[:, :, rows] = unit if unit.shape[1] == 1 else luminance(unit)[:, None]
         return luma

@@ -1,7 +1,6 @@
 """Work ahead of a consumer, in threads: bounded, and in order."""
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,12 +103,25 @@ class _Room:
 
 
 def grouped(items: Iterable[T], size: int, key: Callable[[T], Hashable]) -> Iterator[list[T]]:
-    """Neighbours with one key, in groups of at most `size`.
+    """Neighbours with one key, in groups of at most `size`. What came before an error comes before it.
 
     Example:
         >>> list(grouped("aaabca", 2, key=str))
         [['a', 'a'], ['a'], ['b'], ['c'], ['a']]
     """
-    for _, alike in itertools.groupby(items, key):
-        while group := list(itertools.islice(alike, size)):
+    group: list[T] = []
+    try:
+        for item in items:
+            if group and key(item) != key(group[0]):
+                yield group
+                group = []
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+    except Exception:
+        if group:
             yield group
+        raise
+    if group:
+        yield group

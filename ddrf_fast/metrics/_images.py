@@ -34,8 +34,8 @@ def prepare(image: Tensor, *others: Tensor, smallest: int = 1, names: Sequence[s
             raise ValueError(f"{name} must have the shape of {names[0]}, {list(image.shape)}, got {shape}")
         floating = tensor.is_floating_point()
         values = tensor.to(torch.float32 if floating and tensor.dtype != torch.float64 else torch.float64)
-        # Networks overshoot [0, 1] a little; values on another scale are off by a factor of 255 at least.
-        lowest, highest = (-1.0, 2.0) if floating else (0.0, 255.0)
+        # Networks overshoot [0, 1] a little; those in [-1, 1] are on another scale.
+        lowest, highest = (-0.5, 1.5) if floating else (0.0, 255.0)
         checked = values.numel() > 0 and not torch.compiler.is_compiling()
         if checked and not bool((values.amin() >= lowest) & (values.amax() <= highest)):
             scale = "[0, 1]" if floating else "[0, 255]"

@@ -76,7 +76,7 @@ def load_model(path: str | os.PathLike[str] | None = None, device: str | torch.d
     """
     file = _existing(path)
     config, _ = read_metadata(path)
-    model = DDRFNet(config)
+    model = DDRFNet(config).float()  # whatever torch's default is
     with safe_open(file, framework="pt") as tensors:
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     expected = model.state_dict()
