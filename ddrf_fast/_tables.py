@@ -72,7 +72,11 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     Raises:
         OSError: the file cannot be written.
     """
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        # Names of files need not be UTF-8.
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

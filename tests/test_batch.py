@@ -112,6 +112,17 @@ def test_plans_that_make_no_sense_are_named(tmp_path, sources, output, message):
         planned(tmp_path, sources, output, suffix="_f" if output == "alone" else "")
 
 
+def test_results_beside_the_inputs_are_left_where_they_are_skipped(tmp_path):
+    touch(
+        tmp_path, "vis/a.png", "vis/b.png", "vis/a_f.png", "vis/c_f.png", "ir/a.png", "ir/b.png", "ir/c_f.png"
+    )
+    with pytest.raises(ValueError, match=r"a_f\.png is an input and would be replaced"):
+        planned(tmp_path, ("vis", "ir"), "vis", suffix="_f")
+    jobs, unpaired = planned(tmp_path, ("vis", "ir"), "vis", suffix="_f", skip_existing=True)
+    assert list(jobs) == ["vis/a_f.png", "vis/b_f.png", "vis/c_f_f.png"]
+    assert unpaired == []
+
+
 def test_links_that_lead_back_are_not_followed(tmp_path):
     touch(tmp_path, "vis/a.png", "vis/more/b.png", "elsewhere/c.png")
     for link, target in (("vis/loop", "."), ("vis/more/up", ".."), ("vis/other", "../elsewhere")):

@@ -642,6 +642,39 @@ def test_degrade_depends_on_seed_and_name_alone(folders, tmp_path, capfd):
     assert _main(capfd, "degrade", visible, "-o", output, "--noise-std", "0.2,0.1")[0] == 2
 
 
+def test_names_that_are_no_text_are_told_and_written(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for kind in (b"fused", b"vis", b"ir"):
+        os.mkdir(os.path.join(folder, kind))
+        with open(os.path.join(folder, kind, b"n\xff.png"), "wb") as file:
+            file.write(cv2.imencode(".png", np.full((50, 50), 99, np.uint8))[1].tobytes())
+    given = [os.path.join(folder, kind) for kind in (b"fused", b"vis", b"ir")]
+    result = subprocess.run(
+        [sys.executable, "-m", "ddrf_fast", "eval", *given, "--metrics", "EN", "--csv", folder + b"/t.csv"],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert b"fused,n\xff,0.0" in (tmp_path / "t.csv").read_bytes()
+    fused = subprocess.run(
+        [sys.executable, "-m", "ddrf_fast", "degrade", given[1], "-o", folder + b"/o\xff", "--json"],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert fused.returncode == 0, fused.stderr
+    assert len(json.loads(fused.stdout)["written"]) == 1
+
+
+def test_options_that_mean_nothing_are_refused(folders, tmp_path, capfd):
+    visible, infrared, output = folders
+    pair = (visible / "street.png", infrared / "street.tif")
+    for arguments, message in (
+        (("fuse", *pair, "-r"), "--recursive has no meaning for two files"),
+        (("fuse", *pair, "--ignore-unpaired"), "--ignore-unpaired has no meaning for two files"),
+        (("restore", "--visible", visible, "--thermal-range", "minmax"), "there is no --infrared IMAGES"),
+    ):
+        code, _, stderr = _main(capfd, *arguments, "-o", output)
+        assert code == 2 and message in stderr
+
+
 @pytest.mark.parametrize("command", ["fuse", "restore", "degrade"])
 def test_results_have_the_colour_profile_of_their_image(tmp_path, capfd, command):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -50,6 +50,7 @@ def plan(
     extension: str | None = None,
     recursive: bool = False,
     results: str | None = None,
+    skip_existing: bool = False,
 ) -> Plan:
     """Pairs files, or the images of folders and patterns.
 
@@ -65,6 +66,8 @@ def plan(
         recursive: search the folders inside of folders, but for hidden ones and that of the results; results
             keep their structure.
         results: the folder of all results, where the output is one in it.
+        skip_existing: whether results that are there will be left: then those in the folder of a source are
+            told by the suffix, and are no inputs. Otherwise they might as well be images of somebody.
 
     Returns:
         The plan, jobs in the order of their names.
@@ -98,6 +101,13 @@ def plan(
         if into.exists() and not into.is_dir():
             raise ValueError(f"the output must be a folder, but {output} is a file")
         found = [_search(source, recursive, Path(results or output)) for source in sources]
+        if skip_existing and suffix:
+            found = [
+                _without_results(images, suffix)
+                if os.path.realpath(source) == os.path.realpath(into)
+                else images
+                for images, source in zip(found, sources, strict=True)
+            ]
         result = _paired(found, sources, in_folder)
         result.images = [image.path for of_source in found for image in of_source.values()]
     check_outputs(result)
@@ -156,6 +166,16 @@ def _search(source: str, recursive: bool, output: Path) -> dict[str, _Image]:
             raise ValueError(f"{found[key].path} and {path} have one name, which is which?")
         found[key] = image
     return found
+
+
+def _without_results(found: dict[str, _Image], suffix: str) -> dict[str, _Image]:
+    """Without images that are called as another one with the suffix."""
+    names = {image.name for image in found.values()}
+    return {
+        key: image
+        for key, image in found.items()
+        if not (image.name.endswith(suffix) and image.name.removesuffix(suffix) in names)
+    }
 
 
 def _walk(folder: Path, recursive: bool, output: Path) -> Iterator[Path]:

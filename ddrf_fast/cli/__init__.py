@@ -7,6 +7,7 @@ Exit codes: 0 all was done; 1 something failed (a pair of a batch, or unexpected
 with one line on stderr; 130 interrupted.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,9 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes KEY=VALUE from one place of the line; they may stand between options, too.

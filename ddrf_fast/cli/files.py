@@ -75,6 +75,7 @@ def plan_files(
         extension=options.ext,
         recursive=options.recursive,
         results=options.output,
+        skip_existing=options.skip_existing,
     )
     return plan, batch.Share.of_environment()
 

@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     if video.are_videos(options.visible, options.infrared):
         return video.run(options)
     video.refuse(options, video.OF_VIDEOS, "images")
+    if single := os.path.isfile(options.visible):
+        video.refuse(options, video.OF_FOLDERS, "two files")
     from ddrf_fast.inference import Fuser
 
     plan, share = plan_files(options, (options.visible, options.infrared))
@@ -58,5 +60,5 @@ def run(options: argparse.Namespace) -> int:
         done="fused",
         noun="pair",
         device=str(fuser.device),
-        single=os.path.isfile(options.visible),
+        single=single,
     )

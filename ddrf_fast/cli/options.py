@@ -57,7 +57,8 @@ def session_options() -> Parser:
         default="auto",
         type=tile,
         metavar="N",
-        help="rows of the strips of large images, with equal results; 0: no strips (default: auto)",
+        help="rows of the strips of large images, with equal results but for rounding; 0: no strips "
+        "(default: auto)",
     )
     parser.add_argument(
         "--color",

@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     given = {kind: getattr(options, kind) for kind in ("visible", "infrared") if getattr(options, kind)}
     if not given:
         raise ValueError("give --visible IMAGES, --infrared IMAGES, or both")
+    if "infrared" not in given and options.thermal_range != "full":
+        raise ValueError("--thermal-range is that of infrared images; there is no --infrared IMAGES")
     both = len(given) == 2
     plan, kinds = Plan(), {}
     for kind, source in given.items():

@@ -73,9 +73,9 @@ class Engine:
         dtype: what features and parameters are computed in: "auto" (bfloat16 on CPUs with AVX-512 and on CUDA
             devices that have it, else float32), or a floating dtype. Images and what is added to them stay
             float32 (float64 with float64).
-        tile: whether an image is computed whole or in strips of rows, with equal results: "auto" (whole as
-            long as its features fit into 600 MiB and into half of the memory that is free), "never", or the
-            height of a strip in pixels.
+        tile: whether an image is computed whole or in strips of rows, with results that differ by rounding:
+            "auto" (whole as long as its features fit into 600 MiB and into half of the memory that is free),
+            "never", or the height of a strip in pixels.
 
     Attributes:
         model: the network.

@@ -69,8 +69,8 @@ def fuse(
             ``torch.device`` takes.
         dtype: what the network computes in: "float32", "bfloat16", "float16", or "auto" (bfloat16 on CPUs
             with AVX-512 and on CUDA devices that have it, else float32).
-        tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
-            "auto": by the size of the image.
+        tile: rows of the strips that large images are computed in, with the result of the whole but for
+            rounding; 0: none; "auto": by the size of the image.
         **settings: color, thermal_range, resize, homography, clean, max_pixels of :class:`Fuser`.
 
     Returns:

@@ -43,8 +43,8 @@ class Network:
         weights: a weights file; None: the one that comes with the package.
         device: as for :func:`resolve_device`.
         dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`.
-        tile: rows of the strips that large images are computed in, with the result of the whole; 0: none;
-            "auto": by the size of the image.
+        tile: rows of the strips that large images are computed in, with the result of the whole but for
+            rounding; 0: none; "auto": by the size of the image.
 
     Attributes:
         model: the network, in evaluation mode.
