@@ -1,6 +1,6 @@
 """Images in files and folders: what there is to do, who does it, and doing it."""
 
-from ddrf_fast.batch.plan import Job, Plan, check_outputs, plan, refuse_naming
+from ddrf_fast.batch.plan import Job, Plan, check_outputs, is_folder, plan
 from ddrf_fast.batch.run import Report, Work, run, write_output
 from ddrf_fast.batch.share import Share
 
@@ -11,8 +11,8 @@ __all__ = [
     "Share",
     "Work",
     "check_outputs",
+    "is_folder",
     "plan",
-    "refuse_naming",
     "run",
     "write_output",
 ]

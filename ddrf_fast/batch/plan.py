@@ -92,11 +92,9 @@ def plan(
 
     if all(files):
         images = [_Image(Path(source).stem, Path(source)) for source in sources]
-        named = output.endswith(os.sep) or into.is_dir() or not into.suffix
-        if not named:
-            refuse_naming(output, suffix, extension)
-        target = in_folder(images[0]) if named else into
+        target = in_folder(images[0]) if is_folder(output, suffix, extension) else into
         result = Plan([Job(images[0].name, tuple(image.path for image in images), target)])
+        found = [{image.name: image} for image in images]
     else:
         if into.exists() and not into.is_dir():
             raise ValueError(f"the output must be a folder, but {output} is a file")
@@ -109,20 +107,23 @@ def plan(
                 for images, source in zip(found, sources, strict=True)
             ]
         result = _paired(found, sources, in_folder)
-        result.images = [image.path for of_source in found for image in of_source.values()]
+    result.images = [image.path for of_source in found for image in of_source.values()]
     check_outputs(result)
     return result
 
 
-def refuse_naming(output: str, suffix: str, extension: str | None) -> None:
-    """Refuses a suffix or an extension where the output is a file.
+def is_folder(output: str, suffix: str, extension: str | None) -> bool:
+    """Whether the output is a folder, in which results are named by a suffix and an extension, or a file.
 
     Raises:
-        ValueError: there is one.
+        ValueError: it is a file, and there is a suffix or an extension.
     """
+    if output.endswith(os.sep) or os.path.isdir(output) or not Path(output).suffix:
+        return True
     if suffix or extension:
         name = "suffix" if suffix else "ext"
         raise ValueError(f"--{name} names results in a folder, but {output} is the name of a file")
+    return False
 
 
 def _paired(
@@ -234,7 +235,6 @@ def check_outputs(plan: Plan) -> None:
         ValueError: one would.
     """
     inputs = {os.path.realpath(path) for path in plan.images}
-    inputs.update(os.path.realpath(path) for job in plan.jobs for path in job.inputs)
     outputs: dict[Path, Job] = {}
     for job in plan.jobs:
         if job.output.suffix.lower() not in IMAGE_SUFFIXES:

@@ -71,7 +71,7 @@ def refuse(options: argparse.Namespace, names: Iterable[str], what: str) -> None
 def run(options: argparse.Namespace) -> int:
     """Fuses two videos; exits with 1 where a part of one could not be read."""
     refuse(options, OF_FOLDERS, "videos")
-    from ddrf_fast.batch import Share, refuse_naming
+    from ddrf_fast.batch import Share, is_folder
     from ddrf_fast.inference import Fuser
     from ddrf_fast.video import SMOOTHING, fuse_video
 
@@ -79,11 +79,9 @@ def run(options: argparse.Namespace) -> int:
     if share.count > 1:
         raise ValueError(f"two videos are fused by one process, but torchrun started {share.count}")
     visible, output = Path(options.visible), Path(options.output)
-    if output.is_dir() or not output.suffix or options.output.endswith(os.sep):
+    if is_folder(options.output, options.suffix, options.ext):
         extension = visible.suffix if options.ext == "auto" else f".{(options.ext or 'mp4').lstrip('.')}"
         output = output / f"{visible.stem}{options.suffix}{extension}"
-    else:
-        refuse_naming(options.output, options.suffix, options.ext)
     told = {"command": options.command, "inputs": [options.visible, options.infrared], "output": str(output)}
     if options.skip_existing and output.exists():
         print(json.dumps(told | {"skipped": True}) if options.json else f"{output} is there, skipped")

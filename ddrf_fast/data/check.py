@@ -20,9 +20,8 @@ class CheckReport(NamedTuple):
         unreadable: images that cannot be read, and why.
         sizes: pairs whose images differ in size.
         unpaired: images without a partner.
-        narrow: infrared images of 16 bit that use little of their values, or of floats: they need a thermal
-            range; these
-            are no problem.
+        narrow: infrared images of floats, or of 16 bit that use little of their values, which need a thermal
+            range; these are no problem.
     """
 
     layout: str
@@ -84,9 +83,8 @@ def _check(pair: PairPaths) -> tuple[list[str], list[str], list[str]]:
             broken.append(str(error))
     if broken:
         return broken, [], []
-    infrared_image = images[1]
-    floating = infrared_image.dtype.kind == "f"
-    values = (infrared_image.min(), infrared_image.max()) if floating else few_values(infrared_image)
+    thermal = images[1]
+    values = (thermal.min(), thermal.max()) if thermal.dtype.kind == "f" else few_values(thermal)
     narrow = [] if values is None else [f"{pair.infrared} has values from {values[0]:g} to {values[1]:g}"]
     visible, infrared = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
     if visible == infrared:
