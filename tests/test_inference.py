@@ -995,6 +995,25 @@ def test_what_goes_wrong_in_a_stream_is_raised_in_its_place(fuser):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddrf_fast_")]
 
 
+def test_nothing_is_drawn_after_an_interrupt_that_came_before_the_thread_began(monkeypatch):
+    begin, drawn = threading.Thread.start, []
+
+    def interrupted(thread):
+        timers.append(threading.Timer(0.05, begin, [thread]))
+        begin(timers[0])
+        raise KeyboardInterrupt
+
+    timers: list[threading.Timer] = []
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    results = ahead((drawn.append(number) for number in range(3)), str, workers=1, limit=4)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    timers[0].join()
+    time.sleep(0.05)
+    assert not drawn
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddrf_fast")]
+
+
 def test_sessions_share_a_network(weights):
     network = Network(weights, "cpu")
     assert Fuser(network).model is Restorer(network).model is network.model

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ddrf_fast.cli.options import Commands, common_options, ended_by_sigterm, fuser_options, session_settings
+from ddrf_fast.cli.options import Commands, common_options, ended_cleanly, fuser_options, session_settings
 
 
 def add_parser(commands: Commands) -> None:
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         ) from error
     from ddrf_fast.inference import Fuser
 
-    with ended_by_sigterm():
+    with ended_cleanly():
         serve(
             Fuser(**settings),
             host=options.host,

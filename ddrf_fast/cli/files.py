@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddrf_fast.cli.options import Parser, ended_by_sigterm, one_line, positive, session_settings
+from ddrf_fast.cli.options import Parser, ended_cleanly, one_line, positive, session_settings
 
 if TYPE_CHECKING:
     from ddrf_fast import batch
@@ -129,7 +129,7 @@ def execute(
 
     started = time.perf_counter()
     try:
-        with ended_by_sigterm():
+        with ended_cleanly():
             report = batch.run(
                 share.of(plan.jobs),
                 work,

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 PROGRAM = "ddrf-fast"
+CLEANING = 5.0  # seconds
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,16 +123,29 @@ def positive(text: str) -> int:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_cleanly() -> Iterator[None]:
     """SIGTERM ends what runs within as Ctrl-C does, cleaning up. torchrun, systemd and `kill` send it.
 
-    Python's own handler is named: in the background of a script that of SIGINT is to ignore it.
+    Others that follow at once are ignored: they would break off the cleaning up. SIGINT stays ignored where
+    it was, as in the background of a script.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    until = 0.0
+
+    def end(number: int, frame: object) -> None:
+        nonlocal until
+        if time.monotonic() >= until:
+            until = time.monotonic() + CLEANING
+            raise KeyboardInterrupt
+
+    if previous[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def is_expected(error: Exception) -> bool:

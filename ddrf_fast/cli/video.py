@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddrf_fast.cli.files import mapped, shared_settings
-from ddrf_fast.cli.options import Parser, ended_by_sigterm, natural
+from ddrf_fast.cli.options import Parser, ended_cleanly, natural
 
 SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         homography=options.homography,
         clean=options.clean,
     )
-    with ended_by_sigterm():
+    with ended_cleanly():
         report = fuse_video(
             visible,
             options.infrared,

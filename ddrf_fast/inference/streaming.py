@@ -43,16 +43,18 @@ def ahead(
     room = _Room(limit)
     results: SimpleQueue[tuple[Future[R], int] | None] = SimpleQueue()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ddrf_fast")
+    drawing = threading.Lock()
 
     def draw() -> None:
         try:
-            for item in items:
-                price = cost(item)
-                if not room.take(price):
-                    break
-                results.put((pool.submit(function, item), price))
-                if not room.take(0):  # before another is drawn, which may be large, there is to be room
-                    break
+            with drawing:
+                for item in items if room.take(0) else ():
+                    price = cost(item)
+                    if not room.take(price):
+                        break
+                    results.put((pool.submit(function, item), price))
+                    if not room.take(0):  # before another is drawn, which may be large, there is to be room
+                        break
         except BaseException as error:
             failed: Future[R] = Future()
             failed.set_exception(error)
@@ -60,9 +62,9 @@ def ahead(
         finally:
             results.put(None)
 
-    drawing = threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True)
+    thread = threading.Thread(target=draw, name="ddrf_fast-draw", daemon=True)
     try:
-        drawing.start()  # within: an interrupt may come while it waits for the thread
+        thread.start()
         while (entry := results.get()) is not None:
             result, price = entry
             value = result.result()
@@ -71,8 +73,12 @@ def ahead(
     finally:
         room.close()
         pool.shutdown(cancel_futures=True)
-        with contextlib.suppress(RuntimeError):  # it never began
-            drawing.join(PATIENCE)  # a thread that still runs when Python ends can abort it
+        # What the items come from may be closed now: none may be drawn from here on. That takes a lock, for
+        # a thread cannot be joined where an interrupt came after its start, and before it has begun.
+        if drawing.acquire(timeout=PATIENCE):
+            drawing.release()
+            with contextlib.suppress(RuntimeError):
+                thread.join()  # a thread that still runs when Python ends can abort it
 
 
 class _Room:
