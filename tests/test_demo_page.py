@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -61,6 +62,27 @@ def _served(temporary, *options, how=signal.SIGINT):
 def test_sigterm_ends_it_as_well(tmp_path):
     with _served(tmp_path, how=signal.SIGTERM) as address:
         assert address
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("nowhere.invalid", "not known|failure in name"), ("192.0.2.1", "assign requested address")],
+)
+def test_where_nothing_can_listen_is_told_at_once(host, reason):
+    from ddrf_fast.demo.page import serve  # needs Gradio
+
+    with pytest.raises(OSError, match=f"the page cannot be served at {host}: .*({reason})"):
+        serve(ddrf_fast.Fuser(device="cpu"), host=host, open_browser=False)
+
+
+def test_a_port_that_is_taken_is_told():
+    from ddrf_fast.demo.page import serve  # needs Gradio
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="Address already in use"),
+    ):
+        serve(ddrf_fast.Fuser(device="cpu"), port=taken.getsockname()[1], open_browser=False)
 
 
 @pytest.fixture(scope="module")

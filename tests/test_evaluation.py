@@ -168,6 +168,21 @@ def test_a_batch_goes_on_and_names_what_failed(folders, capfd):
     assert "ignored: " in stderr
 
 
+def test_an_image_without_a_value_is_named(folders, capfd):
+    for folder in ("mean", "vis", "ir"):
+        rng = np.random.default_rng(0)
+        for name in ("flat", "noise"):
+            image = rng.integers(0, 256, (200, 200), np.uint8)
+            _write(folders / folder / f"{name}.png", image * (name != "flat"))
+    code, stdout, stderr = _eval(
+        capfd, folders / "mean", folders / "vis", folders / "ir", "--metrics", "NIQE,EN", "--ignore-unpaired"
+    )
+    assert code == 1  # the small images of the fixture
+    assert "note: mean, flat: NIQE is no number" in stderr.splitlines()
+    assert "noise" not in stderr
+    assert _table(stdout)["mean"]["NIQE ↓"] == "nan"
+
+
 def test_float_thermal_images_are_measured_with_a_range(folders, capfd):
     kelvin = np.random.default_rng(0).uniform(280, 310, (50, 60)).astype(np.float32)
     for name in ("bridge", "field", "street"):

@@ -1,6 +1,7 @@
 """`ddrf-fast eval`: measures fused or restored images."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -84,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
     for result in results:
         for image, error in result.failures:
             print(f"failed: {result.name}, {image}: {one_line(error)}", file=sys.stderr)
+        for image, scores in result.images.items():
+            undefined = [name for name, value in scores.items() if math.isnan(value)]
+            if undefined:
+                print(f"note: {result.name}, {image}: {', '.join(undefined)} is no number", file=sys.stderr)
         for line in result.unpaired:
             print(f"{'ignored' if options.ignore_unpaired else 'failed'}: {line}", file=sys.stderr)
         failed |= bool(result.failures) or (bool(result.unpaired) and not options.ignore_unpaired)

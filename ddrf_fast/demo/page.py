@@ -8,6 +8,7 @@ import contextlib
 import html
 import os
 import re
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,6 +127,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="ddrf_fast_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
+            _check_address(host, port)
             _, address, _ = build_page(fuser).launch(
                 server_name=host,
                 server_port=port,
@@ -141,11 +143,17 @@ def serve(
         except OSError as error:
             where = f"{host}:{port}" if port is not None else host
             raise OSError(
-                f"the page cannot be served at {where}: the port is taken, or no such host"
+                f"the page cannot be served at {where}: {error.strerror or 'no port is free'}"
             ) from error
         with contextlib.suppress(KeyboardInterrupt):
             print(f"{address}   (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises an OSError where nothing can listen there; Gradio would try for minutes."""
+    family = socket.getaddrinfo(host, None)[0][0]
+    socket.create_server((host, port or 0), family=family).close()
 
 
 def _theme() -> gr.themes.Base:
