@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -78,6 +79,25 @@ def test_a_forced_backend_may_be_forced_again():
         with forced:
             assert _backend.asked_for() == "reference"
         assert _backend.asked_for() is None
+
+
+def test_blocks_of_threads_that_overlap_leave_nothing_behind():
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with ddrf_fast.use_backend("native"):
+            entered.set()
+            left.wait()
+
+    thread = threading.Thread(target=other)
+    with ddrf_fast.use_backend("reference"):
+        thread.start()
+        entered.wait()
+        assert _backend.asked_for() == "native"
+    assert _backend.asked_for() == "native"
+    left.set()
+    thread.join()
+    assert _backend.asked_for() is None
 
 
 def test_a_forced_backend_runs_the_backward_too():

@@ -46,12 +46,17 @@ def _checked(name: str, source: str) -> str | None:
     return name
 
 
-# One for the process, not for the thread: autograd runs a backward in threads of its own.
-_forced: str | None = _checked(os.environ.get("DDRF_FAST_BACKEND", "auto"), "DDRF_FAST_BACKEND")
+_from_environment = _checked(os.environ.get("DDRF_FAST_BACKEND", "auto"), "DDRF_FAST_BACKEND")
+# What was asked for since. One for the process, not for the thread: autograd runs a backward in threads of
+# its own.
+_asked: list["use_backend"] = []
+_forced = _from_environment  # the last of them
 
 
 class use_backend:
     """Makes every operation run on one backend: for good when called, for a block as a context manager.
+
+    It holds for all threads. Where blocks of several overlap, the one that was entered last counts.
 
     Args:
         name: "auto", "reference", "native", "triton" or "cuda". A backend that cannot run an operation then
@@ -70,19 +75,25 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._previous = _checked(name, "name"), _forced
+        self._name = _checked(name, "name")
         self.__enter__()
 
     def __enter__(self) -> "use_backend":
-        global _forced
-        _forced = self._name
+        if self not in _asked:
+            _asked.append(self)
+        self._apply()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        _asked.remove(self)
+        self._apply()
+
+    @staticmethod
+    def _apply() -> None:
         global _forced
-        _forced = self._previous
+        _forced = _asked[-1]._name if _asked else _from_environment
 
 
 def asked_for() -> str | None:
