@@ -118,8 +118,12 @@ class SmallMapGradient {
   void run(const Image<const Scalar>& image, const Image<const Scalar>& grad, Scalar* weight,
            Acc* attention) const {
     const int64_t batch = shape_.batch, bank = shape_.bank;
-    const bool several = shape_.has_attention && samples_ < batch;
-    const Scratch<Acc> sums(several ? bank * shape_.out_channels * columns_ : 0);
+    // Sums over all samples: of the result's own type they are taken where they belong.
+    constexpr bool kApart = !std::is_same_v<Scalar, Acc>;
+    const bool several = weight != nullptr && shape_.has_attention && samples_ < batch;
+    const Scratch<Acc> apart(kApart && several ? bank * shape_.out_channels * columns_ : 0);
+    Acc* sums = apart.get();
+    if constexpr (!kApart) sums = several ? weight : nullptr;
     const Scratch<Acc> patches(samples_ * shape_.groups * column_blocks_ * block_columns_ *
                                pixels_);
     const bool direct = reads_directly(grad);
@@ -151,7 +155,7 @@ class SmallMapGradient {
                           {&block[i * block_rows_ * block_columns_], block_columns_});
           }
           Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;
-          contract(at, first, count, block.get(), weight, several ? sums.get() : nullptr, partial);
+          contract(at, first, count, block.get(), weight, sums, partial);
         }
       });
       for (int64_t i = 0; attention != nullptr && i < count; ++i) {
@@ -164,7 +168,7 @@ class SmallMapGradient {
         }
       }
     }
-    if (several && weight != nullptr) {
+    if (kApart && several) {
       parallel_for(bank * shape_.out_channels, 16, [&](int64_t begin, int64_t end) {
         store_row(weight + begin * columns_, &sums[begin * columns_], (end - begin) * columns_);
       });

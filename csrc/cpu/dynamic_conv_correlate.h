@@ -122,9 +122,7 @@ class Correlation {
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
   static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
-  static constexpr int64_t kKernelBytes = 32 << 20;
   static constexpr int64_t kMapPixels = 256;          // of a small map
-  static constexpr int64_t kPixelBytes = 32 << 20;    // of copied small maps
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   static constexpr int64_t kNearBytes = 512 * 1024;   // of pixels that stay in the cache
@@ -147,7 +145,7 @@ class Correlation {
         if (plan->reads_directly(job.image)) continue;
         sample_size += any.groups_ * any.channels_ * plan->tiles_.channel_stride();
       }
-      const int64_t step = std::max<int64_t>(1, kPixelBytes / (sample_size * int64_t{sizeof(Acc)}));
+      const int64_t step = samples_mixed_for(sample_size * int64_t{sizeof(Acc)}, batch);
       for (int64_t first = 0; first < batch; first += step) {
         run_in_blocks(plans, job, first, std::min(step, batch - first));
       }
@@ -160,9 +158,8 @@ class Correlation {
     const int64_t kernel_size = any.packs()
                                     ? any.groups_ * packed_size
                                     : mixer.shape().out_channels * mixer.row_size(any.has_ones_);
-    const int64_t fitting = kKernelBytes / (kernel_size * int64_t{sizeof(Acc)} + 1);
     const int64_t step =
-        shared ? batch : std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, batch));
+        shared ? batch : samples_together(kernel_size * int64_t{sizeof(Acc)}, batch);
     const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
     for (int64_t first = 0; first < batch; first += step) {
       const int64_t count = std::min(step, batch - first);

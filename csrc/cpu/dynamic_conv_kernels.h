@@ -21,13 +21,6 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
-// Gradients of whole kernels are there for so many samples at a time only.
-inline constexpr int64_t kKernelBytes = 32 << 20;
-
-inline int64_t samples_at_once(const DynamicConvShape& shape, int64_t sample_bytes) {
-  return std::max<int64_t>(1, std::min(kKernelBytes / (sample_bytes + 1), shape.batch));
-}
-
 // A 1x1 convolution has no rows: where they follow one another in both images, they become one.
 template <class A, class B>
 DynamicConvShape flattened(const DynamicConvShape& given, const Image<A>& x, const Image<B>& y) {
@@ -273,7 +266,7 @@ void dynamic_conv_backward(const DynamicConvShape& given,
     const int64_t kernel_size = needs_kernel ? kernel_gradient.size() : 0;
     const int64_t sample_size = kernel_size + bank_gradient.partial_size() +
                                 (needs_kernel ? kernel_gradient.scratch_size() : 0);
-    const int64_t step = samples_at_once(shape, sample_size * int64_t{sizeof(Acc)});
+    const int64_t step = samples_together(sample_size * int64_t{sizeof(Acc)}, shape.batch);
     const Scratch<Acc> grad_kernel(step * kernel_size);
     const Scratch<Acc> grad_bias(step * shape.out_channels);
     for (int64_t first = 0; first < shape.batch; first += step) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <utility>
 
@@ -10,6 +11,22 @@
 #include "cpu/scratch_memory.h"
 
 namespace ddrf_fast::DDRF_CAPABILITY {
+
+// Samples that go together, with so many bytes of scratch memory each: as many as stay in the
+// third-level cache and find the thread's memory of the last call (scratch_memory.h), as every 4
+// KiB of new memory are a page fault. Eights share what is read of the bank.
+inline int64_t samples_together(int64_t bytes, int64_t batch, int64_t most_bytes = 8 << 20) {
+  const int64_t fitting = std::max<int64_t>(1, most_bytes / (bytes + 1));
+  const int64_t taken =
+      fitting < 8 ? int64_t{std::bit_floor(static_cast<uint32_t>(fitting))} : fitting / 8 * 8;
+  return std::min(taken, std::max<int64_t>(1, batch));
+}
+
+// The same of samples for which kernels are mixed block by block: eight may take twice as much.
+inline int64_t samples_mixed_for(int64_t bytes, int64_t batch) {
+  return std::max(samples_together(bytes, batch),
+                  samples_together(bytes, std::min<int64_t>(batch, 8), 16 << 20));
+}
 
 // Uninitialised numbers, from the thread's memory (scratch_memory.h).
 template <class Acc>

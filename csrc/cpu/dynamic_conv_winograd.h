@@ -198,7 +198,7 @@ class Winograd {
   static constexpr int kTileRows = 4, kWide = kTileColumns + 2, kEntries = 6 * kWide;
   static constexpr int64_t kMapTiles = 128 / kTileColumns, kEnoughTasks = 8;
   static constexpr int64_t kMostVectors = 6;  // of tiles in a chunk
-  static constexpr int64_t kSecondLevelBytes = 600 * 1024, kKernelBytes = 24 << 20;
+  static constexpr int64_t kSecondLevelBytes = 600 * 1024;
   static constexpr int64_t kAhead = 2;   // channels between fetching and reading
   static constexpr int64_t kBlock = 16;  // output channels between two inverse transforms
   static constexpr int64_t kRow = kTileColumns * kLane;  // pixels of a row of a vector of tiles
@@ -583,8 +583,7 @@ class Winograd {
     const int64_t batch = job.mixer.shape().batch;
     const int64_t rows = kernel_rows(), columns = kernel_columns();
     const int64_t u_entry = rows * columns + kStagger, u_size = kEntries * u_entry;
-    const int64_t step =
-        std::clamp<int64_t>(kKernelBytes / (groups_ * u_size * int64_t{sizeof(Acc)}), 1, batch);
+    const int64_t step = samples_together(groups_ * u_size * int64_t{sizeof(Acc)}, batch);
     const Scratch<Acc> u(step * groups_ * u_size);
     const int64_t v_entry = channels_ * chunk_ + kStagger;
     const std::vector<Offsets> table = offsets(forward ? 1 : columns);
@@ -628,8 +627,7 @@ class Winograd {
     const Mixer<Scalar>& mixer = job.mixer;
     const int64_t batch = mixer.shape().batch;
     const int64_t v_entry = channels_ * chunk_ + kStagger, v_size = kEntries * v_entry;
-    const int64_t step =
-        std::clamp<int64_t>(kKernelBytes / (groups_ * v_size * int64_t{sizeof(Acc)}), 1, batch);
+    const int64_t step = samples_mixed_for(groups_ * v_size * int64_t{sizeof(Acc)}, batch);
     const Scratch<Acc> v(step * groups_ * v_size);
     const int64_t parts = ceil_div(channels_, kLane);
     const int64_t blocks = ceil_div(outputs_, kBlock);

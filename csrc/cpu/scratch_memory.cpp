@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 constexpr size_t kLargest = size_t{1} << 62;
-constexpr size_t kSmallest = 4096, kMostKept = size_t{16} << 20;  // bytes of a block; of a thread
+constexpr size_t kSmallest = 4096, kMostKept = size_t{32} << 20;  // bytes of a block; of a thread
 
 // Blocks come in sizes of a power of two, so that those of one call fit the next one of about its
 // size. The part of a block that is not asked for is never touched, and costs no memory.
