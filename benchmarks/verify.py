@@ -99,18 +99,20 @@ class Gate:
         return self.truths[operation.name]
 
     @functools.cached_property
-    def _other_draw(self) -> "Gate":
+    def _next_draw(self) -> "Gate":
         return Gate(self.operation, self.case, self.setting, self.seed + 1)
 
-    def judge(self, provider: Provider, run: Run) -> Verdict:
+    def judge(self, provider: Provider, run: Run, draws: int = 4) -> Verdict:
         """Runs the provider and compares.
 
-        Once more on another draw where rounding may have decided the side of a kink inside: what is wrong is
-        wrong on every draw.
+        On other draws, too, where rounding may have decided the side of a kink inside: what is wrong is wrong
+        on every draw.
         """
         verdict = self._judge(provider, run)
         kinked = (provider.of or self.operation).kinked and self.setting.backward
-        return self._other_draw._judge(provider, run) if verdict.status == "wrong" and kinked else verdict
+        if verdict.status != "wrong" or not kinked or draws == 1:
+            return verdict
+        return self._next_draw.judge(provider, run, draws - 1)
 
     def _judge(self, provider: Provider, run: Run) -> Verdict:
         operation = provider.of or self.operation

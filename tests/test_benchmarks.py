@@ -617,7 +617,8 @@ def test_a_training_step_lowers_the_loss():
 
 
 @pytest.mark.parametrize(
-    ("wrong_draws", "kinked", "status"), [(1, True, "ok"), (2, True, "wrong"), (1, False, "wrong")]
+    ("wrong_draws", "kinked", "status"),
+    [(1, True, "ok"), (3, True, "ok"), (4, True, "wrong"), (1, False, "wrong")],
 )
 def test_gradients_on_the_other_side_of_a_kink_are_judged_again(wrong_draws: int, kinked: bool, status: str):
     operation, case = _small("dynamic_conv")
