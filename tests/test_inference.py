@@ -1009,9 +1009,11 @@ def test_nothing_is_drawn_after_an_interrupt_that_came_before_the_thread_began(m
     with pytest.raises(KeyboardInterrupt):
         next(results)
     timers[0].join()
-    time.sleep(0.05)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ddrf_fast"):
+            thread.join(60)
+            assert not thread.is_alive()
     assert not drawn
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddrf_fast")]
 
 
 def test_sessions_share_a_network(weights):
