@@ -14,7 +14,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -748,11 +747,6 @@ class Correlation {
         }
       }
     });
-  }
-
-  // Of so many samples as many as share the rows of the bank best: of others it is read again.
-  static int64_t most_mixed(int64_t samples) {
-    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(samples)));
   }
 
   // Rows of a block, at most `most`, of which so many have room.

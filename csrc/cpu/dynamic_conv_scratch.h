@@ -12,14 +12,17 @@
 
 namespace ddrf_fast::DDRF_CAPABILITY {
 
+// Of so many samples as many as share what is read of the bank best: eights, or 4, 2 or 1.
+inline int64_t most_mixed(int64_t samples) {
+  return samples < 8 ? int64_t{std::bit_floor(static_cast<uint32_t>(samples))} : samples / 8 * 8;
+}
+
 // Samples that go together, with so many bytes of scratch memory each: as many as stay in the
 // third-level cache and find the thread's memory of the last call (scratch_memory.h), as every 4
-// KiB of new memory are a page fault. Eights share what is read of the bank.
+// KiB of new memory are a page fault.
 inline int64_t samples_together(int64_t bytes, int64_t batch, int64_t most_bytes = 8 << 20) {
   const int64_t fitting = std::max<int64_t>(1, most_bytes / (bytes + 1));
-  const int64_t taken =
-      fitting < 8 ? int64_t{std::bit_floor(static_cast<uint32_t>(fitting))} : fitting / 8 * 8;
-  return std::min(taken, std::max<int64_t>(1, batch));
+  return std::min(most_mixed(fitting), std::max<int64_t>(1, batch));
 }
 
 // The same of samples for which kernels are mixed block by block: eight may take twice as much.
