@@ -90,6 +90,9 @@ def test_gradients_to_second_order(padding, weights_at):
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        run, inputs, check_forward_ad=True, check_backward_ad=False, fast_mode=True
+    )
 
 
 @pytest.mark.usefixtures("cpu_backend")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import compile_against_torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.library import opcheck
 
 import ddrf_fast
@@ -227,11 +227,47 @@ def test_vmap_over_nothing_gives_nothing(operation, inputs, batch):
 
 
 @OPERATIONS
-def test_forward_mode_is_refused_aloud(operation, inputs):
-    named = inputs()
+def test_forward_mode(operation, inputs):
+    named = {name: value.requires_grad_() for name, value in inputs(torch.float64).items()}
+
+    def call(*values: Tensor) -> Tensor:
+        return operation(**dict(zip(named, values, strict=True)))
+
+    values = tuple(named.values())
+    torch.autograd.gradcheck(call, values, check_forward_ad=True, check_backward_ad=False)
+
+
+@OPERATIONS
+def test_forward_mode_meets_itself_and_reverse_mode(operation, inputs):
+    """The second derivatives in four ways, of tensors that are not linear in the loss."""
+    named = inputs(torch.float64)
+    for name in list(named)[2:]:
+        if named[name].numel() > 50:
+            continue
+
+        def loss(value: Tensor, name: str = name) -> Tensor:
+            return operation(**{**named, name: value}).pow(3).sum()
+
+        expected = jacrev(jacrev(loss))(named[name])
+        assert expected.abs().sum() > 0
+        for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd), (jacfwd, jacfwd)):
+            torch.testing.assert_close(outer(inner(loss))(named[name]), expected)
+
+
+@OPERATIONS
+def test_forward_mode_is_mapped_and_compiled(operation, inputs):
+    named = inputs(torch.float64)
     first = next(iter(named))
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda v: operation(**{**named, first: v}), (named[first],), (named[first],))
+
+    def tangent(value: Tensor) -> Tensor:
+        return jvp(lambda v: operation(**{**named, first: v}), (value,), (value.cos(),))[1]
+
+    many = torch.stack([named[first], named[first].flip(0)])
+    expected = torch.stack([tangent(value) for value in many])
+    torch.testing.assert_close(vmap(tangent)(many), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(tangent, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(named[first]), expected[0])
 
 
 def test_autocast_casts_convolutions_down_and_degradations_up():

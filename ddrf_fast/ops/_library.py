@@ -4,8 +4,9 @@ An operation is two raw operators, `x` and `x_backward`, and two autograd Functi
 operators have a schema, a fake, an autocast rule and a vmap rule; plain torch is registered for every device,
 and compiled kernels take precedence where they are loaded. Autograd stays outside of the operators, in
 `setup_context`-style Functions: with torch.library.register_autograd neither torch.func nor double backward
-would work. Operators for inference alone (`route`, `dynamic_conv_mean`) have no gradient: public functions
-call them where nothing needs one (`needs_gradient`), and otherwise what autograd knows.
+would work. In forward mode plain torch runs in their place: within a Function's `jvp` higher derivatives get
+lost (torch 2.13). Operators for inference alone (`route`, `dynamic_conv_mean`) have no gradient: public
+functions call them where nothing needs one (`needs_gradient`), and otherwise what autograd knows.
 """
 
 import functools
@@ -244,6 +245,8 @@ def differentiable(
             return *(found.get(i) for i in range(num_tensors + 1)), *(None for _ in rest)
 
     def call_backward(*args: Any) -> tuple[Tensor, ...]:
+        if in_forward_mode():
+            return reference_backward(*args)
         # torch.compile differentiates once only, and cannot trace a Function within a Function's backward.
         second_order = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         if second_order and not torch.compiler.is_compiling():
@@ -276,6 +279,8 @@ def differentiable(
     def call(*args: Any) -> Tensor:
         if not needs_gradient(args[:num_tensors]):
             return _backend.run(name, *args)  # a third of the Function's overhead
+        if in_forward_mode():
+            return reference(*args)
         transformed = torch._C._are_functorch_transforms_active()
         if torch.compiler.is_compiling():
             # Dynamo cannot trace a Function within a transform.
@@ -295,11 +300,15 @@ def _through_rectifier(grad: Tensor, output: Tensor, slope: float) -> Tensor:
     return torch.ops.aten.leaky_relu_backward(grad, output, slope, True)
 
 
+def in_forward_mode() -> bool:
+    """Whether derivatives are carried along, by torch.func.jvp, jacfwd and hessian or torch.autograd's dual
+    numbers; Dynamo, which cannot ask, sees the transforms."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something may differentiate; transforms and forward mode don't show in `requires_grad`."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or in_forward_mode():
         return True
     # Also when compiling: Dynamo cannot trace a Function that nothing differentiates (torch 2.13).
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -329,7 +329,8 @@ def degrade(
         + \sigma\, n_{bc}(y, x), \quad (y', x') = (s y + o, s x + o)
 
     Eq. 1-3 of the DDRF-Net paper in the gather model (Nagy and O'Leary 1998; DMBSR, Laroche et al. 2023). A
-    true convolution. Differentiable in image, kernels, weights, noise_std and shot_noise, to any order.
+    true convolution. Differentiable in image, kernels, weights, noise_std and shot_noise, in reverse and
+    forward mode, to any order.
 
     Args:
         image (Tensor[B, C, H, W]): NCHW or channels_last; the output keeps that layout. Any range, if

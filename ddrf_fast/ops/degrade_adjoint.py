@@ -123,7 +123,7 @@ def degrade_adjoint(
     The step back of plug-and-play and unrolled restoration: the gradient of :math:`\frac12\|D x - y\|^2` is
     :math:`D^\top (D x - y)`. Exact for every padding: what was read beyond the border is added back where it
     was read from. In the terms of Escande and Weiss (2017) it is the scatter model to degrade's gather model.
-    Differentiable in all three tensors, to any order.
+    Differentiable in all three tensors, in reverse and forward mode, to any order.
 
     Args:
         degraded (Tensor[B, C, H', W']): y, NCHW or channels_last; the result keeps that layout.
@@ -161,7 +161,7 @@ def degrade_adjoint(
         >>> estimate.shape
         torch.Size([1, 3, 32, 32])
     """
-    degraded, image, kernels, weights, *rest = arguments(
+    raw = arguments(
         degraded,
         kernels,
         weights,
@@ -172,6 +172,9 @@ def degrade_adjoint(
         correlation=correlation,
         grid=grid,
     )
+    if _library.in_forward_mode():
+        return call_backward(*raw)[0]
+    degraded, image, kernels, weights, *rest = raw
     options = rest[len(_NO_NOISE) : -1]
     call_adjoint = _Adjoint.apply if _library.needs_gradient((degraded, kernels, weights)) else _adjoint
     return call_adjoint(degraded, kernels, weights, tuple(image.shape[2:]), *options)

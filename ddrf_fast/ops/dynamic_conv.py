@@ -304,8 +304,8 @@ def dynamic_conv(
         + \beta_b)
 
     Eq. 6 of the DDRF-Net paper; CondConv (arXiv:1904.04971) and Dynamic Convolution (arXiv:1912.03458)
-    compute the same. Like torch.nn.functional.conv2d it is a correlation. Differentiable in every tensor, to
-    any order.
+    compute the same. Like torch.nn.functional.conv2d it is a correlation. Differentiable in every tensor, in
+    reverse and forward mode, to any order.
 
     Args:
         x (Tensor[B, I, H, W]): Input, in NCHW or channels_last; the output keeps that layout.

@@ -163,7 +163,7 @@ def route(
 
     The attention of Dynamic Convolution (arXiv:1912.03458) and of eq. 6 of the DDRF-Net paper; with
     ``squeeze_weight=None`` and ``normalization="sigmoid"`` that of CondConv (arXiv:1904.04971).
-    Differentiable in every tensor, to any order.
+    Differentiable in every tensor, in reverse and forward mode, to any order.
 
     Args:
         x (Tensor[B, C, H, W] or Tensor[B, C]): Input of the convolution, or its mean over the pixels where

@@ -61,7 +61,7 @@ def sample_conv2d(
     """Convolves each sample with its own kernel: y_b = act(conv2d(x_b, weight_b) + bias_b).
 
     The batch size is nowhere a number of groups, so the operation compiles and exports with a free batch.
-    Differentiable in every tensor, to any order.
+    Differentiable in every tensor, in reverse and forward mode, to any order.
 
     Args:
         x (Tensor[B, I, H, W]): Input, in NCHW or channels_last; the output keeps that layout.
