@@ -108,7 +108,7 @@ def reference(case: Case, t: Inputs) -> Tensor:
     from ddrf_fast.models import load_model
 
     if is_large(case):
-        engine = Engine(load_model(), torch.float32, tile="never")
+        engine = Engine(load_model(), torch.float32, tile=0)
         return converted(lambda *images: engine(*images).fused, "cpu", torch.float32)(t)
     with ddrf_fast.use_backend("reference"):
         return converted(ddrfnet("cpu", torch.float64), "cpu", torch.float64)(t)

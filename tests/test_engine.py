@@ -1,12 +1,14 @@
 """The inference engine: whole or in strips, on any backend, the numbers of the network itself."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 
 from ddrf_fast.inference import strips
 from ddrf_fast.inference.engine import Engine
+from ddrf_fast.inference.layers import Code
 from ddrf_fast.models import DDRFNet, DDRFNetConfig
 
 
@@ -27,7 +29,7 @@ def pair(*shape):
     return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
 
 
-@pytest.mark.parametrize("tile", ["never", 1, 16, 30])
+@pytest.mark.parametrize("tile", [0, 1, 16, 30])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 41, 30), (1, 1, 64, 33)])
 def test_equals_the_network(model, shape, tile, cpu_backend):
     images = pair(*shape)
@@ -39,7 +41,7 @@ def test_equals_the_network(model, shape, tile, cpu_backend):
 
 @pytest.mark.parametrize("told", [0, 16, 19])
 @pytest.mark.parametrize("modality", ["visible", "infrared"])
-@pytest.mark.parametrize("tile", ["never", 1, 16])
+@pytest.mark.parametrize("tile", [0, 1, 16])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 41, 30), (1, 1, 64, 33)])
 def test_a_branch_alone_equals_the_networks(model, shape, tile, modality, told, cpu_backend):
     image = pair(*shape)[0]
@@ -60,7 +62,7 @@ def test_what_ran_before_leaves_no_trace(model):
         assert torch.equal(engine.fuse(*images), expected.fused)
 
 
-@pytest.mark.parametrize("tile", ["never", 8])
+@pytest.mark.parametrize("tile", [0, 8])
 def test_of_a_fusion_only_the_fused_image_is_held(model, tile):
     engine, images = Engine(model, torch.float32, tile=tile), pair(2, 1, 40, 26)
     fused = engine.fuse(*images)
@@ -69,7 +71,7 @@ def test_of_a_fusion_only_the_fused_image_is_held(model, tile):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("tile", ["never", 8])
+@pytest.mark.parametrize("tile", [0, 8])
 def test_a_branch_computes_in_the_engines_dtype(model, tile, dtype):
     image = pair(1, 1, 33, 40)[0].double()
     with torch.inference_mode():
@@ -105,7 +107,7 @@ def test_maps_of_codes_are_left_to_the_network(model):
     assert torch.equal(engine.restore("infrared", infrared, codes), restored)
 
 
-@pytest.mark.parametrize("tile", ["never", 1, 16])
+@pytest.mark.parametrize("tile", [0, 1, 16])
 def test_contrast_comes_back_about_a_mean_that_is_given(model, tile):
     engine, images = Engine(model, torch.float32, tile=tile), pair(2, 1, 40, 30)
     tone = torch.tensor([[2.0, 0.8, 0.5], [3.0, 0.9, 0.8]])
@@ -118,6 +120,33 @@ def test_contrast_comes_back_about_a_mean_that_is_given(model, tile):
     torch.testing.assert_close(moved.infrared, usual.infrared)
     assert (moved.fused - usual.fused).abs().mean() > 1e-3
     assert torch.equal(engine.fuse(*images, tone, None, mean + 0.1), moved.fused)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "float64"])
+def test_a_dtype_may_be_named(model, name):
+    assert Engine(model, name).dtype == Engine(model, getattr(torch, name)).dtype == getattr(torch, name)
+
+
+def test_a_device_that_refuses_a_graph_is_asked_once_for_each_size(model, monkeypatch):
+    asked = []
+
+    def refusing():
+        asked.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refusing)
+    engine = Engine(model, torch.float32)
+    for count, images in enumerate((pair(1, 1, 8, 8), pair(1, 1, 8, 10)), start=1):
+        given = engine._pair, images, 2 * [Code()]
+        assert engine._graph(*given) is None
+        assert len(asked) == count - 1  # a size may come but once
+        with pytest.warns(UserWarning, match=f"images of {images[0].shape[3]}x8, .* not permitted"):
+            assert engine._graph(*given) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for images in (pair(1, 1, 8, 8), pair(1, 1, 8, 10)):
+            assert engine._graph(engine._pair, images, 2 * [Code()]) is None
+    assert len(asked) == 2
 
 
 @pytest.mark.gpu
@@ -162,10 +191,14 @@ def test_full_disk_is_said_before_anything_is_computed(model, monkeypatch):
 
 
 def test_bad_input_is_named(model):
-    with pytest.raises(ValueError, match="tile must be"):
-        Engine(model, torch.float32, tile=0)
-    with pytest.raises(TypeError, match="dtype must be"):
-        Engine(model, dtype=torch.int8)
+    for tile in (-1, True, 1.5, "never", None):
+        with pytest.raises(
+            ValueError, match=f"tile must be 'auto', 0 for no strips or their .* got {tile!r}"
+        ):
+            Engine(model, torch.float32, tile=tile)
+    for dtype in (torch.int8, torch.float8_e5m2, "int8", "half", None):
+        with pytest.raises(ValueError, match=f"dtype must be one of auto, float32, .*, got {dtype!r}"):
+            Engine(model, dtype)
     with pytest.raises(ValueError, match="visible_code must be"):
         Engine(model, torch.float32)(*pair(1, 1, 8, 8), torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"^code must be \[1, 16 or 19\].*, got \[2, 16\]"):

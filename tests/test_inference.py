@@ -1,6 +1,7 @@
 """Sessions: what goes in comes out, in type, depth, size and colour, and bad input is named."""
 
 import copy
+import inspect
 import itertools
 import pickle
 import threading
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_capability
+from PIL import Image
 
 import ddrf_fast
 from ddrf_fast.data import read_image, thermal
 from ddrf_fast.data.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.degradation import DynamicDegradation, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
-from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, pictures
+from ddrf_fast.inference import Degrader, Fuser, Network, Restorer, functions, pictures
 from ddrf_fast.inference.alignment import as_homography, warp
+from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead
 from ddrf_fast.models import DDRFNet, DDRFNetConfig, ddrfnet, load_model, save_model
 from ddrf_fast.models.ddrfnet import pad_to_even
@@ -102,7 +105,6 @@ def test_colour_is_the_visible_images_and_luma_the_networks(fuser, dtype):
 
 
 def test_array_tensor_pil_and_path_give_the_same_numbers(fuser, tmp_path):
-    image = pytest.importorskip("PIL.Image")
     visible, infrared = (_as(image_, np.uint8) for image_ in _pair())
     expected = fuser(visible, infrared)
 
@@ -111,7 +113,7 @@ def test_array_tensor_pil_and_path_give_the_same_numbers(fuser, tmp_path):
     assert result.dtype == torch.uint8
     np.testing.assert_array_equal(result.permute(1, 2, 0).numpy(), expected)
 
-    result = fuser(image.fromarray(visible), image.fromarray(infrared))
+    result = fuser(Image.fromarray(visible), Image.fromarray(infrared))
     assert (result.mode, result.size) == ("RGB", SIZE[::-1])
     np.testing.assert_array_equal(np.asarray(result), expected)
 
@@ -121,7 +123,6 @@ def test_array_tensor_pil_and_path_give_the_same_numbers(fuser, tmp_path):
 
 
 def test_sixteen_bit_files_and_images_stay_sixteen_bit(fuser, tmp_path):
-    image = pytest.importorskip("PIL.Image")
     visible, infrared = (_as(image_, np.uint16) for image_ in _pair())
     grey = visible[..., 0].copy()
     expected = fuser(visible, infrared)
@@ -129,7 +130,7 @@ def test_sixteen_bit_files_and_images_stay_sixteen_bit(fuser, tmp_path):
     cv2.imwrite(str(tmp_path / "infrared.tif"), infrared)
     np.testing.assert_array_equal(fuser(tmp_path / "visible.png", tmp_path / "infrared.tif"), expected)
 
-    result = fuser(image.fromarray(grey), infrared)
+    result = fuser(Image.fromarray(grey), infrared)
     assert result.mode == "I;16"
     np.testing.assert_array_equal(np.asarray(result), fuser(grey, infrared))
 
@@ -211,6 +212,11 @@ def test_an_infrared_image_of_three_equal_channels_is_grey(fuser):
     assert np.abs(fused.astype(int) - expected).max() <= 1  # 0.299 + 0.587 + 0.114 is 1 but for a rounding
 
 
+def test_a_grey_image_is_known_for_one_by_its_shape(monkeypatch):
+    monkeypatch.setattr(Picture, "_strips", lambda picture: pytest.fail("its values were converted"))
+    assert not Picture.take(_as(_pair()[1], np.uint16), "infrared", ThermalRange()).colour
+
+
 def test_fuse_loads_once_and_again_when_the_file_has_changed(tmp_path):
     visible, infrared = _pair()
     path = _save(tmp_path / "weights.safetensors", seed=1)
@@ -270,10 +276,24 @@ def test_one_liners_take_what_the_network_computes_in(weights):
         # Told by their last digits from what the usual settings give.
         assert (fused != ddrf_fast.fuse(visible, infrared, **given, dtype="float32")).any()
         assert (restored != ddrf_fast.restore(visible, **given, dtype="float32")).any()
-    with pytest.raises(ValueError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int8'"):
+    by_name = ddrf_fast.fuse(visible, infrared, **given, dtype="float32", tile=0)
+    np.testing.assert_array_equal(
+        ddrf_fast.fuse(visible, infrared, **given, dtype=torch.float32, tile=0), by_name
+    )
+    with pytest.raises(ValueError, match=r"dtype must be one of auto, float32, .*, got 'int8'"):
         ddrf_fast.fuse(visible, infrared, **given, dtype="int8")
-    with pytest.raises(ValueError, match="tile must be 'auto', 'never' or a height in pixels, got -1"):
+    with pytest.raises(ValueError, match=r"tile must be 'auto', 0 for no strips or their height.*, got -1"):
         ddrf_fast.restore(visible, **given, tile=-1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "session"),
+    [(functions.FuserSettings, Fuser), (functions.RestorerSettings, Restorer)],
+)
+def test_one_liners_pass_on_every_setting_of_their_session(settings, session):
+    taken = list(inspect.signature(session).parameters)
+    assert taken[:4] == ["weights", "device", "dtype", "tile"]
+    assert list(settings.__annotations__) == taken[4:]
 
 
 GREY, COLOUR = np.zeros((8, 10), np.uint8), np.zeros((8, 10, 3), np.uint8)
@@ -315,9 +335,8 @@ def test_bad_files_are_named(fuser, tmp_path):
     for name in ("no_image.png", "missing.png"):
         with pytest.raises((ValueError, OSError), match=name):
             fuser(tmp_path / name, GREY)
-    image = pytest.importorskip("PIL.Image")
     with pytest.raises(ValueError, match=r"mode L, LA, RGB, RGBA or I;16, got CMYK"):
-        fuser(image.new("CMYK", (10, 8)), GREY)
+        fuser(Image.new("CMYK", (10, 8)), GREY)
 
 
 def test_bad_devices_and_weights_are_named(weights, tmp_path):
@@ -358,7 +377,6 @@ def test_the_shipped_weights_bring_the_sample_pair_together():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_alpha_is_kept(fuser, dtype):
-    image = pytest.importorskip("PIL.Image")
     visible, infrared = (_as(image_, dtype) for image_ in _pair())
     alpha = _as(np.random.default_rng(3).random((*SIZE, 1)), dtype)
     expected = fuser(visible, infrared)
@@ -373,15 +391,14 @@ def test_alpha_is_kept(fuser, dtype):
     if dtype == np.uint8:
         for mode, channels in (("RGBA", 4), ("LA", 2)):
             given = np.concatenate((visible, alpha), axis=2)[..., -channels:]
-            result = fuser(image.fromarray(given), infrared)
+            result = fuser(Image.fromarray(given), infrared)
             assert result.mode == mode
             np.testing.assert_array_equal(np.asarray(result), fuser(given, infrared))
 
 
 def test_pil_images_are_turned_upright(fuser):
-    image = pytest.importorskip("PIL.Image")
     visible, infrared = (_as(image_, np.uint8) for image_ in _pair())
-    turned = image.fromarray(np.rot90(visible).copy())
+    turned = Image.fromarray(np.rot90(visible).copy())
     turned.getexif()[0x0112] = 6  # to be turned back
     result = fuser(turned, infrared)
     np.testing.assert_array_equal(np.asarray(result), fuser(visible, infrared))
@@ -389,9 +406,8 @@ def test_pil_images_are_turned_upright(fuser):
 
 
 def test_pil_images_keep_the_profile_of_their_colours(fuser):
-    image = pytest.importorskip("PIL.Image")
     visible, infrared = (_as(image_, np.uint8) for image_ in _pair())
-    given = image.fromarray(visible)
+    given = Image.fromarray(visible)
     given.info["icc_profile"] = b"of colours"
     assert fuser(given, infrared).info["icc_profile"] == b"of colours"
     assert "icc_profile" not in Fuser(fuser.network, color="gray")(given, infrared).info
@@ -406,7 +422,7 @@ def test_color_rgb_fuses_each_channel_and_gray_gives_the_luminance(weights, fuse
     gray = Fuser(fuser.network, color="gray")(visible, infrared)
     assert gray.shape == SIZE
     np.testing.assert_allclose(gray, fuser(_luma(visible), infrared), atol=1e-5)
-    pil = pytest.importorskip("PIL.Image").fromarray(_as(visible, np.uint8))
+    pil = Image.fromarray(_as(visible, np.uint8))
     assert Fuser(fuser.network, color="gray")(pil, infrared).mode == "L"
 
 
@@ -1084,5 +1100,6 @@ def test_what_is_chosen_differs_from_float32_by_a_grey_level_here_and_there():
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(ValueError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int8'"):
-        Fuser(dtype="int8")
+    for dtype in ("int8", torch.int8, 32):
+        with pytest.raises(ValueError, match=f"dtype must be one of auto, float32, .*, got {dtype!r}"):
+            Fuser(dtype=dtype)

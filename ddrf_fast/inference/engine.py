@@ -15,10 +15,11 @@ the same result.
 
 import contextlib
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ddrf_fast.degradation.photometric import is_dark, undo_darkness
 from ddrf_fast.inference.layers import Branch, Code, Fusion, NetworkLayers
-from ddrf_fast.inference.strips import PEAKS, Strips
+from ddrf_fast.inference.strips import Strips
 from ddrf_fast.models import DDRFNet
 from ddrf_fast.models.ddrfnet import (
     DDRFOutput,
@@ -41,11 +42,21 @@ from ddrf_fast.models.ddrfnet import (
 from ddrf_fast.models.estimator import details, energy
 from ddrf_fast.models.tone import light
 from ddrf_fast.ops import _native
+from ddrf_fast.ops._checks import INTEGER
 
 MEMORY = 600 << 20  # bytes of features, unless less is free
 MOST_GRAPHS = 8  # image sizes whose CUDA graphs are kept
 
-Tile = int | str
+Dtype: TypeAlias = torch.dtype | str
+Tile: TypeAlias = int | str
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+"""What the network can compute in, by name."""
 
 # Of infrared, visible and fused image; of one image alone _RESTORED.
 _ALL, _RESTORED, _FUSED = slice(0, 3), slice(0, 1), slice(2, 3)
@@ -70,12 +81,12 @@ class Engine:
 
     Args:
         model: the network, on the device that it shall run on; its weights are not to change afterwards.
-        dtype: what features and parameters are computed in: "auto" (bfloat16 on CPUs with AVX-512 and on CUDA
-            devices that have it, else float32), or a floating dtype. Images and what is added to them stay
-            float32 (float64 with float64).
-        tile: whether an image is computed whole or in strips of rows, with results that differ by rounding:
-            "auto" (whole as long as its features fit into 600 MiB and into half of the memory that is free),
-            "never", or the height of a strip in pixels.
+        dtype: what features and parameters are computed in: float32, bfloat16, float16 or float64, as a
+            ``torch.dtype`` or its name; "auto": bfloat16 on CPUs with AVX-512 and on CUDA devices that have
+            it, else float32. Images and what is added to them stay float32 (float64 with float64).
+        tile: rows of the strips that large images are computed in, with the result of the whole but for
+            rounding; 0: no strips; "auto": whole as long as an image's features fit into 600 MiB and into
+            half of the memory that is free.
 
     Attributes:
         model: the network.
@@ -83,8 +94,7 @@ class Engine:
         device: where it runs.
 
     Raises:
-        TypeError: a dtype that is not floating.
-        ValueError: another ``dtype`` or ``tile``.
+        ValueError: ``dtype`` or ``tile`` is none of those.
 
     Example:
         >>> engine = Engine(DDRFNet().eval())
@@ -95,11 +105,9 @@ class Engine:
         torch.Size([1, 1, 37, 50])
     """
 
-    def __init__(
-        self, model: DDRFNet, dtype: torch.dtype | Literal["auto"] = "auto", tile: Tile = "auto"
-    ) -> None:
-        if tile not in ("auto", "never") and not (type(tile) is int and tile > 0):
-            raise ValueError(f"tile must be 'auto', 'never' or a height in pixels, got {tile!r}")
+    def __init__(self, model: DDRFNet, dtype: Dtype = "auto", tile: Tile = "auto") -> None:
+        if tile != "auto" and not (type(tile) is int and tile >= 0):
+            raise ValueError(f"tile must be 'auto', 0 for no strips or their height in pixels, got {tile!r}")
         self.model = model
         self.device = model.code_basis.device
         self.dtype = resolve_dtype(dtype, self.device)
@@ -111,7 +119,7 @@ class Engine:
         }
         self._lock = threading.Lock()
         self._space: _Space | None = None
-        self._graphs: OrderedDict[tuple[object, ...], _Graph | None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[object, ...], _Graph | Literal["seen", "refused"]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the memory and what belongs to this process."""
@@ -223,7 +231,7 @@ class Engine:
             >>> [(strip.row, tuple(strip.output.fused.shape)) for strip in engine.strips(image, image)]
             [(0, (1, 1, 28, 50)), (28, (1, 1, 32, 50)), (60, (1, 1, 10, 50))]
         """
-        check_images(visible, infrared, PEAKS)
+        check_images(visible, infrared, INTEGER)
         if len(visible) != 1:
             raise ValueError(f"strips takes one pair, got a batch of {len(visible)}")
         codes = self._pair_codes(visible_code, infrared_code, 1)
@@ -247,7 +255,7 @@ class Engine:
             if space is not None and space.fits(network, shape):
                 return False  # there is room: it is taken
             return _Space(network, shape, torch.device("meta")).bytes > _budget(self.device)
-        return self.tile != "never" and int(self.tile) < shape[2]
+        return 0 < int(self.tile) < shape[2]
 
     def _of_pair(
         self,
@@ -309,43 +317,49 @@ class Engine:
     def _strips(
         self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]
     ) -> Iterator[tuple[int, Tensor]]:
-        rows = None if self.tile in ("auto", "never") else (int(self.tile) + 1) // 2
+        rows = None if self.tile in ("auto", 0) else (int(self.tile) + 1) // 2
         return Strips(network, images, codes, _budget(self.device), rows).run()
 
     def _run(self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]) -> Tensor:
         """The restored images and the fused one, unshuffled, in memory that the next run overwrites."""
         shape = images[0].shape
         if self.device.type == "cuda":
-            # Those of a size are recorded when it comes for the second time.
-            key = (
-                network,
-                shape,
-                *(image.dtype for image in images),
-                *(part is None for code in codes for part in code),
-            )
-            if key in self._graphs:
-                self._graphs.move_to_end(key)
-                graph = self._graphs[key] = self._graphs[key] or _Graph.record(network, images, codes)
-                if graph is not None:
-                    return graph.replay(images, codes)
-            else:
-                self._graphs[key] = None
-                if len(self._graphs) > MOST_GRAPHS:
-                    self._graphs.popitem(last=False)
+            graph = self._graph(network, images, codes)
+            if graph is not None:
+                return graph.replay(images, codes)
         if self._space is None or not self._space.fits(network, shape):
             self._space = None  # first give back
             self._space = _Space(network, shape, self.device)
         return self._space.run(network, images, codes)
 
+    def _graph(
+        self, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]
+    ) -> "_Graph | None":
+        """All launches for what is like these, recorded when it comes for the second time.
 
-def resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) -> torch.dtype:
+        None before that, and where the device has refused.
+        """
+        dtypes = tuple(image.dtype for image in images)
+        key = (network, images[0].shape, dtypes, tuple(part is None for code in codes for part in code))
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            graph = "seen"
+        elif graph == "seen":
+            graph = _Graph.record(network, images, codes) or "refused"
+        self._graphs[key] = graph  # at the end: what has not come for longest goes first
+        if len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return graph if isinstance(graph, _Graph) else None
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The dtype meant by ``dtype``, see :class:`Engine`.
 
     Raises:
-        TypeError: a dtype that is not floating.
+        ValueError: it is none of those.
 
     Example:
-        >>> resolve_dtype(torch.float32, torch.device("cpu"))
+        >>> resolve_dtype("float32", torch.device("cpu"))
         torch.float32
     """
     if dtype == "auto":
@@ -356,9 +370,10 @@ def resolve_dtype(dtype: torch.dtype | Literal["auto"], device: torch.device) ->
             # Half the bytes are worth a factor of 1.1 to 1.3; with AVX2 converting them costs more than that.
             half = _native.cpu_capability() in ("avx512", "avx512_bf16", "amx_bf16")
         return torch.bfloat16 if half else torch.float32
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
-    return dtype
+    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved is None or resolved not in DTYPES.values():
+        raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return resolved
 
 
 def _budget(device: torch.device) -> int:
@@ -447,7 +462,7 @@ class _Space:
     def _estimate(self, branch: Branch, picture: Tensor) -> Tensor:
         x = details(picture).to(self.joint.dtype)
         for layer, y in zip(branch.estimator.layers, self.estimated, strict=True):
-            layer.into(y, x, layer.attention(x[:, :, 0, 0]))
+            layer.into(y, x, layer.static_attention(len(x)))
             x = y
         return branch.estimator.code(energy(x)).to(self.joint.dtype)
 
@@ -496,22 +511,30 @@ class _Graph(NamedTuple):
     def record(
         cls, network: NetworkLayers, images: Sequence[Tensor], codes: Sequence[Code]
     ) -> "_Graph | None":
-        """None where the device refuses."""
+        """None, and a warning, where the device refuses."""
         images = [image.clone() for image in images]
         codes = [Code(*(None if part is None else part.clone() for part in code)) for code in codes]
-        space = _Space(network, images[0].shape, network.device)
-        graph = torch.cuda.CUDAGraph()
-        with contextlib.suppress(RuntimeError), torch.cuda.device(network.device):
-            # Before, on a stream of its own, what the first launches compile and allocate.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                space.run(network, images, codes)
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
-                pictures = space.run(network, images, codes)
-            return cls(graph, _tensors(images, codes), pictures, space)
-        return None
+        try:
+            space = _Space(network, images[0].shape, network.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.device(network.device):
+                # Before, on a stream of its own, what the first launches compile and allocate.
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    space.run(network, images, codes)
+                torch.cuda.current_stream().wait_stream(stream)
+                with torch.cuda.graph(graph):
+                    pictures = space.run(network, images, codes)
+        except RuntimeError as error:
+            height, width = images[0].shape[2:]
+            warnings.warn(
+                f"no CUDA graph could be recorded for images of {width}x{height}, which take longer without: "
+                f"{error}",
+                stacklevel=2,
+            )
+            return None
+        return cls(graph, _tensors(images, codes), pictures, space)
 
     def replay(self, images: Sequence[Tensor], codes: Sequence[Code]) -> Tensor:
         for own, given in zip(self.inputs, _tensors(images, codes), strict=True):

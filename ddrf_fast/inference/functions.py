@@ -1,15 +1,43 @@
 """Fusion and restoration in one call; the network is loaded at the first and kept."""
 
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddrf_fast.inference.fuser import Fuser
+from ddrf_fast.inference.engine import Dtype, Tile
+from ddrf_fast.inference.fuser import Fuser, Resize
 from ddrf_fast.inference.network import Network, PathLike, cached_network
 from ddrf_fast.inference.restorer import Restorer
-from ddrf_fast.inference.session import ImageT
+from ddrf_fast.inference.session import Color, ImageT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class FuserSettings(TypedDict, total=False):
+    """What :func:`fuse` passes on to :class:`Fuser`."""
+
+    color: Color
+    thermal_range: str | tuple[float, float]
+    resize: Resize | None
+    homography: Any
+    clean: bool
+    max_pixels: int
+
+
+class RestorerSettings(TypedDict, total=False):
+    """What :func:`restore` passes on to :class:`Restorer`."""
+
+    color: Color
+    thermal_range: str | tuple[float, float]
+    kernel: Any
+    noise_std: float | None
+    tone: Sequence[float] | None
+    refine: bool
+    max_pixels: int
 
 
 @overload
@@ -19,9 +47,9 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
-    dtype: str = "auto",
-    tile: int | str = "auto",
-    **settings: Any,
+    dtype: Dtype = "auto",
+    tile: Tile = "auto",
+    **settings: "Unpack[FuserSettings]",
 ) -> NDArray[Any]: ...
 @overload
 def fuse(
@@ -30,9 +58,9 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
-    dtype: str = "auto",
-    tile: int | str = "auto",
-    **settings: Any,
+    dtype: Dtype = "auto",
+    tile: Tile = "auto",
+    **settings: "Unpack[FuserSettings]",
 ) -> ImageT: ...
 def fuse(
     visible: Any,
@@ -40,9 +68,9 @@ def fuse(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
-    dtype: str = "auto",
-    tile: int | str = "auto",
-    **settings: Any,
+    dtype: Dtype = "auto",
+    tile: Tile = "auto",
+    **settings: "Unpack[FuserSettings]",
 ) -> Any:
     """Fuses a visible and an infrared image into one, in the colours of the visible image.
 
@@ -67,8 +95,8 @@ def fuse(
             package.
         device: "auto" (that of a CUDA tensor, else CUDA where there is one, else the CPU), or what
             ``torch.device`` takes.
-        dtype: what the network computes in: "float32", "bfloat16", "float16", or "auto" (bfloat16 on CPUs
-            with AVX-512 and on CUDA devices that have it, else float32).
+        dtype: what the network computes in: float32, bfloat16, float16 or float64, as a ``torch.dtype`` or
+            its name; "auto": bfloat16 on CPUs with AVX-512 and on CUDA devices that have it, else float32.
         tile: rows of the strips that large images are computed in, with the result of the whole but for
             rounding; 0: none; "auto": by the size of the image.
         **settings: color, thermal_range, resize, homography, clean, max_pixels of :class:`Fuser`.
@@ -79,7 +107,8 @@ def fuse(
     Raises:
         TypeError: an image of another type or dtype, or an unknown setting.
         ValueError: images of another shape, of two sizes, empty, with NaN or out of range; an infrared image
-            in colour; a file that cannot be read; weights that are missing or do not fit.
+            in colour; a file that cannot be read; weights that are missing or do not fit; another `dtype` or
+            `tile`.
 
     Example:
         >>> import ddrf_fast, torch
@@ -97,9 +126,9 @@ def restore(
     *,
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
-    dtype: str = "auto",
-    tile: int | str = "auto",
-    **settings: Any,
+    dtype: Dtype = "auto",
+    tile: Tile = "auto",
+    **settings: "Unpack[RestorerSettings]",
 ) -> Any:
     """Restores a visible or an infrared image that is blurred, noisy or dark, or both images.
 
@@ -130,7 +159,7 @@ def restore(
 
 
 def _shared(
-    weights: PathLike | None, device: str | torch.device, dtype: str, tile: int | str, image: Any
+    weights: PathLike | None, device: str | torch.device, dtype: Dtype, tile: Tile, image: Any
 ) -> Network:
     if device == "auto" and isinstance(image, Tensor) and image.is_cuda:
         device = image.device

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddrf_fast.data import MAX_PIXELS
 from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.inference.alignment import as_homography, warp
+from ddrf_fast.inference.engine import Dtype, Tile
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import resample
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
@@ -44,8 +45,8 @@ class Fuser(Session):
         self,
         weights: PathLike | Network | None = None,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
-        tile: int | str = "auto",
+        dtype: Dtype = "auto",
+        tile: Tile = "auto",
         *,
         color: Color = "ycbcr",
         thermal_range: str | tuple[float, float] = "full",

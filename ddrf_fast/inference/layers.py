@@ -1,8 +1,8 @@
 """The layers of DDRF-Net as the engine runs them: one form for dynamic, static and estimators' ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,12 @@ class Layer:
     def attention(self, mean: Tensor, code: Tensor | None = None) -> Tensor:
         """The mixing weights Tensor[B, N] for an input of this mean Tensor[B, C]."""
         if not self._router:
-            return mean.new_ones(mean.shape[0], 1)
+            return self.static_attention(len(mean))
         return route(mean, *self._router, code=code, temperature=self._temperature, scale=self._scale)
+
+    def static_attention(self, batch: int) -> Tensor:
+        """The weights Tensor[B, 1] of a static layer, which are the same for every input."""
+        return self.weight.new_ones(batch, 1)
 
     def into(
         self, y: Tensor, x: Tensor, attention: Tensor, code: Tensor | None = None, accumulate: bool = False
@@ -120,7 +124,7 @@ class Branch:
     def of(
         cls, branch: RestorationBranch, estimator: CodeEstimator, tone: ToneEstimator, dtype: torch.dtype
     ) -> "Branch":
-        blocks = [block for block in branch.blocks if isinstance(block, ResidualBlock)]
+        blocks = cast(Iterable[ResidualBlock], branch.blocks)
         return cls(
             Estimator.of(estimator, dtype),
             tone.tone,

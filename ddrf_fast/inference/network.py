@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +15,11 @@ from torch import Tensor
 from ddrf_fast.degradation import Degradation, estimate_blur
 from ddrf_fast.degradation.estimate import is_enlarged
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, is_dark, joint_mean
-from ddrf_fast.inference.engine import Engine
+from ddrf_fast.inference.engine import Dtype, Engine, Tile, resolve_dtype
 from ddrf_fast.models.checkpoint import DEFAULT_WEIGHTS, load_model
 from ddrf_fast.models.ddrfnet import Modality, pad_to_even
 
 PathLike = str | os.PathLike[str]
-
-DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""What the network can compute in, by name."""
 
 QUIET = 0.08 / 255
 """Less noise than this an image has only if something took its grain away."""
@@ -42,30 +34,28 @@ class Network:
     Args:
         weights: a weights file; None: the one that comes with the package.
         device: as for :func:`resolve_device`.
-        dtype: what it computes in: "float32", "bfloat16", "float16", or "auto", as for :class:`Engine`.
-        tile: rows of the strips that large images are computed in, with the result of the whole but for
-            rounding; 0: none; "auto": by the size of the image.
+        dtype: what it computes in, as for :class:`Engine`.
+        tile: rows of the strips that large images are computed in, likewise.
 
     Attributes:
         model: the network, in evaluation mode.
         device: where it runs.
 
     Raises:
-        ValueError: the weights are missing or do not fit, or the device is unknown or not there.
+        ValueError: the weights are missing or do not fit, the device is unknown or not there, or `dtype` or
+            `tile` is none of those.
     """
 
     def __init__(
         self,
         weights: PathLike | None = None,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
-        tile: int | str = "auto",
+        dtype: Dtype = "auto",
+        tile: Tile = "auto",
     ) -> None:
         self.device = resolve_device(device)
         self.model = load_model(weights, device=self.device)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self.engine = Engine(self.model, DTYPES[dtype], "never" if tile == 0 else tile)
+        self.engine = Engine(self.model, dtype, tile)
 
     def fuse(
         self,
@@ -84,7 +74,8 @@ class Network:
             code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
             tone: where there is no code and the visible images are three channels of each of some pictures,
                 the tones of these, Tensor[B, 3].
-            infrared_code: where there is no code, what is known of the infrared ones, Tensor[B, 3, 16 or 19].
+            infrared_code: where there is no code, what is known of the infrared ones, Tensor[B, D], D = 3
+                (their tone alone), 16 (all but their tone) or 19.
             reach: where there are infrared images, bool Tensor[B, 1, H, W]; elsewhere the visible ones are
                 restored alone. None: everywhere.
         """
@@ -100,7 +91,14 @@ class Network:
     def restore(
         self, modality: Modality, image: Tensor, code: Tensor | None = None, tone: Tensor | None = None
     ) -> Tensor:
-        """Restores float32 Tensor[B, 1, H, W], likewise."""
+        """Restores float32 Tensor[B, 1, H, W] on any device, not clipped; the result may be on another one.
+
+        Args:
+            modality: "visible" or "infrared".
+            image: images in [0, 1].
+            code: of a known degradation of all the images, Tensor[1 or B, 16 or 19].
+            tone: where there is no code and the images are channels of some pictures, as for :meth:`fuse`.
+        """
         return self.engine.restore(modality, image, tone if code is None else self._expanded(code, image))
 
     def tone(self, visible: Tensor) -> Tensor:
@@ -214,8 +212,8 @@ class Network:
             sample_ids=torch.tensor([0]),
         ).to(self.device)
 
-    def _expanded(self, code: Tensor | None, images: Tensor) -> Tensor | None:
-        return None if code is None else code.to(self.device).expand(len(images), *code.shape[1:])
+    def _expanded(self, code: Tensor, images: Tensor) -> Tensor:
+        return code.to(self.device).expand(len(images), *code.shape[1:])
 
 
 def _numbers(name: str, value: Any) -> NDArray[np.float64]:
@@ -226,18 +224,19 @@ def _numbers(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def cached_network(
-    weights: PathLike | None, device: str | torch.device, dtype: str = "auto", tile: int | str = "auto"
+    weights: PathLike | None, device: str | torch.device, dtype: Dtype = "auto", tile: Tile = "auto"
 ) -> Network:
     """The network of these settings, loaded at the first call, and again where the file has changed."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights).absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     state = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
-    return _load(path, state, resolve_device(device), dtype, tile)
+    device = resolve_device(device)
+    return _load(path, state, device, resolve_dtype(dtype, device), tile)
 
 
 @lru_cache(maxsize=4)
 def _load(
-    path: Path, state: tuple[tuple[int, int], ...], device: torch.device, dtype: str, tile: int | str
+    path: Path, state: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype, tile: Tile
 ) -> Network:
     return Network(path, device, dtype, tile)
 

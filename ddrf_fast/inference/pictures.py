@@ -13,9 +13,12 @@ from torch import Tensor
 
 from ddrf_fast.data import MAX_PIXELS, luminance, read_image
 from ddrf_fast.data.thermal import ThermalRange, few_values
+from ddrf_fast.ops._checks import INTEGER
 
 RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and float16 make them
-GREY_TOLERANCE = 0.02  # mean difference between its channels up to which an infrared image is taken for grey
+GREY_TOLERANCE = (
+    0.02  # mean distance of its channels from grey up to which an infrared image is taken for grey
+)
 LUMA_NOISE = float(np.linalg.norm(luminance(np.eye(3))))  # of independent noise of 1 in each channel
 
 # Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
@@ -142,15 +145,15 @@ class Picture:
     @classmethod
     def _of(cls, values: Tensor, name: str, wrap: Callable[[Tensor], Any]) -> "Picture":
         """Splits off alpha; black and white are those of the dtype."""
-        peak = {torch.uint8: 255, torch.uint16: 65535}.get(values.dtype, 1)
-        if peak == 1 and not values.is_floating_point():
+        if not values.is_floating_point() and values.dtype not in INTEGER:
             raise _wrong_dtype(name, values.dtype)
+        white = 1.0 if values.is_floating_point() else float(torch.iinfo(values.dtype).max)
         if values.numel() == 0:
             raise ValueError(f"{name} is empty: it is {values.shape[3]}x{values.shape[2]}")
         channels = values.shape[1]
         colours = channels if channels % 2 else channels - 1
         alpha = values[:, colours:] if colours < channels else None
-        return cls(values[:, :colours], alpha, name, 0.0, float(peak), wrap)
+        return cls(values[:, :colours], alpha, name, 0.0, white, wrap)
 
     def _understood(self, thermal_range: ThermalRange | None) -> "Picture":
         """Checks floats, and maps thermal values."""
@@ -187,10 +190,9 @@ class Picture:
     @property
     def colour(self) -> bool:
         """Whether there are three channels that differ, but for what JPEG does to a grey image, in any."""
-        return any(
+        return self.planes.shape[1] == 3 and any(
             (unit - unit.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3)).max().item() > GREY_TOLERANCE
             for _, unit in self._strips()
-            if self.planes.shape[1] == 3
         )
 
     @property

@@ -11,6 +11,7 @@ from ddrf_fast.data import MAX_PIXELS
 from ddrf_fast.degradation import Degradation, refine
 from ddrf_fast.degradation.estimate import WINDOW
 from ddrf_fast.degradation.photometric import TONE_CHANNELS, with_joint_mean
+from ddrf_fast.inference.engine import Dtype, Tile
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.session import Color, ImageT, Request, Session, refuse_colour, together
 from ddrf_fast.models.ddrfnet import Modality
@@ -51,8 +52,8 @@ class Restorer(Session):
         self,
         weights: PathLike | Network | None = None,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
-        tile: int | str = "auto",
+        dtype: Dtype = "auto",
+        tile: Tile = "auto",
         *,
         color: Color = "ycbcr",
         thermal_range: str | tuple[float, float] = "full",

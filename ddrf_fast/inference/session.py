@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.degradation.photometric import TONE_CHANNELS
+from ddrf_fast.inference.engine import Dtype, Tile
 from ddrf_fast.inference.network import Network, PathLike
 from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.inference.streaming import ahead, grouped
@@ -31,7 +32,8 @@ class Request:
         planes: its planes as the network takes them, float32 Tensor[N, 1, H, W]; where the channels of a
             colour image go through it apart, N is 3 for each.
         infrared: the planes of the infrared image, where a pair is fused.
-        infrared_code: of these planes, Tensor[N, 19]; None: to be estimated from them.
+        infrared_code: what is known of these planes, Tensor[N, 3] (their tone alone) or Tensor[N, 19]; None:
+            all is to be estimated from them.
         reach: where the infrared image reaches, bool Tensor[N, 1, H, W]; None: everywhere.
         modality: of the picture.
         mapped: the values of the infrared image that became black and white, where a thermal range other than
@@ -97,8 +99,8 @@ class Session(ABC):
         self,
         weights: PathLike | Network | None,
         device: str | torch.device,
-        dtype: str,
-        tile: int | str,
+        dtype: Dtype,
+        tile: Tile,
         color: Color,
         thermal_range: str | tuple[float, float],
         max_pixels: int,

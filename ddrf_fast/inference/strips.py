@@ -33,11 +33,10 @@ from ddrf_fast.inference.layers import Branch, Code, Estimator, Fusion, Layer, N
 from ddrf_fast.models.ddrfnet import BASE_DISTANCES, base_images, blend_bands, to_pixels
 from ddrf_fast.models.estimator import details
 from ddrf_fast.models.tone import light
+from ddrf_fast.reference._common import unit_range
 
 STRIP_BYTES = 16 << 20  # of features, in one strip
 LEAST_ROWS = 8
-PEAKS = {torch.uint8: 255.0, torch.uint16: 65535.0}
-"""What stands for 1 in images that are not floating."""
 
 
 class Strips:
@@ -105,7 +104,7 @@ class Strips:
         precise, dtype, height = self.network.picture_dtype, self.network.dtype, self.height
         strips: Iterator[Tensor] = (details(rows).to(dtype) for rows in self._source(index, precise))
         for number, layer in enumerate(estimator.layers):
-            attention = layer.attention(layer.bias)
+            attention = layer.static_attention(1)
             strips = self._convolved(layer, strips, attention, height=height, place=number)
             height = -(-height // layer.stride)
         energies = _Mean()
@@ -220,8 +219,8 @@ class Strips:
         """The unshuffled image, Tensor[1, 4, rows, W/2]."""
         image = self.images[index]
         for first, last in self._spans():
-            rows = image[:, :, 2 * first : 2 * last].to(self.network.device, self.network.picture_dtype)
-            rows = rows / PEAKS[image.dtype] if image.dtype in PEAKS else rows
+            rows = image[:, :, 2 * first : 2 * last].to(self.network.device)
+            rows = unit_range(rows, self.network.picture_dtype)
             missing = (0, 2 * self.width - rows.shape[3], 0, 2 * (last - first) - rows.shape[2])
             rows = F.pad(rows, missing, mode="replicate") if any(missing) else rows
             yield F.pixel_unshuffle(rows, 2).to(dtype)
