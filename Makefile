@@ -51,7 +51,7 @@ format: $(VENV)/.developing
 bench: $(VENV)/.developing $(VENV)/.compiled
 	mkdir -p $(OUT)
 	for op in dynamic_conv degrade model efficientnet; do \
-	  $(BIN)/python -m benchmarks.run $$op --device cpu --json $(OUT)/$$op-cpu.json || exit 1; \
+	  $(BIN)/python -m benchmarks.run $$op --device cpu --json $(OUT)/cpu--$$op--full.json || exit 1; \
 	done
 
 gpu:

@@ -688,6 +688,8 @@ def test_kernels_are_initialised_one_by_one():
         fast.DyNetConv2d,
         fast.DynamicConv2d,
         fast.ModulatedConv2d,
+        fast.Router,
+        fast.CoefficientPredictor,
     ],
 )
 def test_every_layer_takes_device_and_dtype(layer, device):

@@ -11,11 +11,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import ddrf_fast
 from csrc import flags
+from ddrf_fast.data import read_image
 from ddrf_fast.ops import _native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +49,15 @@ def library(name: str) -> Path:
     path = _native.find(name)
     assert path is not None, f"{name} is not compiled; `make test` compiles it"
     return path
+
+
+@pytest.mark.slow
+def test_the_sample_pair_is_what_its_program_renders(tmp_path):
+    result = run(sys.executable, "docs/render_sample.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name in ("sample_visible.png", "sample_infrared.png"):
+        rendered, shipped = (read_image(folder / name) for folder in (tmp_path, ROOT / "ddrf_fast/assets"))
+        assert np.abs(rendered.astype(int) - shipped).max() <= 1  # another OpenCV may round otherwise
 
 
 def test_import_is_light():

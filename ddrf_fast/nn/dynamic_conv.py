@@ -1,7 +1,7 @@
 """The dynamic convolution as a module: a bank of kernels, and the router that mixes it."""
 
 import math
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,13 @@ from ddrf_fast.nn._bank import BankModule
 from ddrf_fast.nn.router import Router
 from ddrf_fast.ops import dynamic_conv
 from ddrf_fast.ops._checks import integer, pair, shape, tensor
-from ddrf_fast.ops.dynamic_conv import convolution_geometry
+from ddrf_fast.ops.dynamic_conv import Activation, convolution_geometry
 from ddrf_fast.reference._common import in_layout_of
 
 # Leaves of torch.fx's symbolic traces.
 torch.fx.wrap("dynamic_conv")
 torch.fx.wrap("shape")
 torch.fx.wrap("tensor")
-
-Activation = Literal["relu", "leaky_relu"]
 
 
 class DynamicConv2d(BankModule):
@@ -94,7 +92,7 @@ class DynamicConv2d(BankModule):
         _checks.channels("in_channels", in_channels, "out_channels", out_channels, groups)
         if integer("code_channels", code_channels, 0) and groups != 1:
             raise ValueError(f"a code needs groups=1, got code_channels={code_channels}, groups={groups}")
-        if activation not in (None, "relu", "leaky_relu"):
+        if activation is not None and activation not in get_args(Activation):
             raise ValueError(f'activation must be None, "relu" or "leaky_relu", got {activation!r}')
         self.in_channels = in_channels
         self.out_channels = out_channels

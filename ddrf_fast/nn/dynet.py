@@ -28,6 +28,8 @@ class CoefficientPredictor(nn.Module):
         num_coefficients: how many coefficients are predicted for each sample.
         reduction: None for one fully connected layer; otherwise two, without a nonlinearity, with
             ``in_channels // reduction`` units between them (4 in DyNet's ResNets, to save parameters).
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         TypeError: a size is not an int.
@@ -41,7 +43,14 @@ class CoefficientPredictor(nn.Module):
         torch.Size([2, 16, 3, 3])
     """
 
-    def __init__(self, in_channels: int, num_coefficients: int, reduction: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_coefficients: int,
+        reduction: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         integer("in_channels", in_channels, 1)
         integer("num_coefficients", num_coefficients, 1)
@@ -52,6 +61,7 @@ class CoefficientPredictor(nn.Module):
                 raise ValueError(f"reduction must be at most in_channels={in_channels}, got {reduction}")
             hidden = in_channels // reduction
             self.layers = nn.Sequential(nn.Linear(in_channels, hidden), nn.Linear(hidden, num_coefficients))
+        self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tensor[B, in_channels, H, W] -> Tensor[B, num_coefficients], each in 0..1."""

@@ -1,5 +1,7 @@
 """Routers: how a dynamic convolution decides, for each sample, how much of each kernel it takes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ class Router(nn.Module):
             all are dead.
         temperature: the :math:`\tau` of the softmax, positive. A buffer: saved with the weights, and changing
             it does not recompile a compiled model.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         TypeError: a size is not an int.
@@ -43,7 +47,13 @@ class Router(nn.Module):
     temperature: Tensor
 
     def __init__(
-        self, in_channels: int, num_kernels: int, reduction: int = 4, temperature: float = 1.0
+        self,
+        in_channels: int,
+        num_kernels: int,
+        reduction: int = 4,
+        temperature: float = 1.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = integer("in_channels", in_channels, 1)
@@ -55,6 +65,7 @@ class Router(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self._first_temperature = temperature
         self.set_temperature(temperature)
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the linear layers as torch does, and sets the temperature that it was made with."""

@@ -1,6 +1,6 @@
 """Renders the sample pair of the package: a street at night, in colour and as a thermal camera sees it.
 
-    python ddrf_fast/assets/render_sample.py [FOLDER]    # writes sample_visible.png and sample_infrared.png
+    python docs/render_sample.py [FOLDER]    # writes sample_visible.png and sample_infrared.png
 
 The pair is made from nothing but geometry and seeded noise, so that it can be shipped under the package's
 own licence. Every surface carries seven numbers: albedo (3), emitted light (3) and warmth (1). The visible
@@ -500,7 +500,7 @@ def render(seed: int = SEED) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "ddrf_fast/assets")
     visible, infrared = render()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 9]
     for name, image in (("sample_visible.png", visible[..., ::-1]), ("sample_infrared.png", infrared)):
