@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddrf_fast.inference.pictures import GREY_TOLERANCE
+
 try:
     import av
 except ImportError:  # who has no video needs none
@@ -20,8 +22,6 @@ except ImportError:  # who has no video needs none
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
-# Mean distance from grey up to which the chroma of an infrared frame is taken for noise.
-GREY_TOLERANCE = 0.02
 # Formats whose first plane is the luma and nothing else, in the machine's byte order.
 _LUMA_FIRST = re.compile(r"(gray|yuvj?4\d\dp)(9le|1\dle)?")
 _NEUTRAL = 128

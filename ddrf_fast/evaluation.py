@@ -71,7 +71,7 @@ def measure(
     thermal = ThermalRange.parse(thermal_range)
     if len(references) != 2 and thermal.kind != "full":
         raise ValueError(
-            "thermal_range is that of infrared images, of VIS IR; with --reference there are none"
+            "thermal_range is that of infrared images, but the references are clean images alone"
         )
     paths = [*methods, *references]
     for path in paths:

@@ -28,12 +28,12 @@ from ddrf_fast._files import replacing
 from ddrf_fast._frames import Luma, Orientation, Template, av, check_depth, is_colour, planar, rgb
 from ddrf_fast.data.thermal import SteadyRange, ThermalRange
 from ddrf_fast.inference import Fuser
+from ddrf_fast.inference.network import PathLike
 from ddrf_fast.inference.session import Request
 from ddrf_fast.inference.streaming import ahead, grouped
 from ddrf_fast.ops._checks import integer
 
 Sync = Literal["timestamp", "frame"]
-PathLike = str | os.PathLike[str]
 
 
 class Container(NamedTuple):
@@ -122,6 +122,7 @@ def fuse_video(
         How many frames were fused, and what there is to know about it.
 
     Raises:
+        TypeError: `smoothing`, `batch_size` or `workers` is no int.
         ValueError: PyAV is not installed, a video cannot be read, has no frame, too many pixels, or is to be
             shown turned by another angle than quarter turns; sizes differ, the infrared one is in colour, the
             output is an input or of unknown format, a setting is none of those above or refused by the codec.
@@ -136,8 +137,7 @@ def fuse_video(
         raise ValueError(f"{output} is an input and would be replaced; choose another output")
     if sync not in get_args(Sync):
         raise ValueError(f"sync must be 'timestamp' or 'frame', got {sync!r}")
-    if smoothing < 1:
-        raise ValueError(f"smoothing must be at least 1 frame, got {smoothing}")
+    integer("smoothing", smoothing, 1)
     integer("batch_size", batch_size, 1)
     integer("workers", workers, 1)
     report = VideoReport()
@@ -337,7 +337,7 @@ def _check(visible: _Source, infrared: _Source, fuser: Fuser, sync: Sync, report
     if sync == "frame" and abs(visible.rate / infrared.rate - 1) > 0.01:
         report.notes.append(
             f"frames are paired by number, but the frame rates are {float(visible.rate):.4g} and "
-            f"{float(infrared.rate):.4g}: --sync timestamp pairs them by time"
+            f"{float(infrared.rate):.4g}: the sync 'timestamp' pairs them by time"
         )
 
 

@@ -20,10 +20,11 @@ from PIL import Image, ImageCms
 
 import ddrf_fast
 from ddrf_fast import cli
-from ddrf_fast.cli import degrade, files
+from ddrf_fast.cli import degrade, export, files, info
 from ddrf_fast.data import read_profile
 from ddrf_fast.degradation import Degradation
 from ddrf_fast.degradation.presets import PRESETS
+from ddrf_fast.export import FORMATS, OUTPUTS
 
 
 @pytest.fixture
@@ -224,8 +225,11 @@ def test_bad_usage_and_bad_input_are_one_line_and_2(folders, weights, tmp_path, 
         (("fuse", visible, tmp_path / "empty", "-o", output, *given), "no image in"),
         (("fuse", visible, infrared, "-o", street, *given), "is a file"),
         (("fuse", visible, infrared, "-o", output, "--ext", "xyz", *given), "bridge.xyz"),
-        (("degrade", street, "-o", "one.png", "--ext", "tif"), "--ext names results in a folder, but one"),
-        (("degrade", street, "-o", "one.png", "--suffix", "_low"), "--suffix names results in a folder, but"),
+        (
+            ("degrade", street, "-o", "one.png", "--ext", "tif"),
+            "an extension names results in a folder, but one",
+        ),
+        (("degrade", street, "-o", "one.png", "--suffix", "_low"), "a suffix names results in a folder, but"),
         (("fuse", street, infrared / "street.tif", "-o", tmp_path / "a.xyz", *given), "a.xyz"),
         (("fuse", street, infrared / "field.tif", "-o", output, *given), "50x37"),
         (("fuse", street, tmp_path / "text.safetensors", "-o", output, *given), "text.safetensors"),
@@ -327,6 +331,22 @@ def test_debug_shows_the_traceback(folders, weights):
         cli.main(
             ["fuse", str(folders[0]), "nowhere", "-o", str(folders[2]), "--weights", str(weights), "--debug"]
         )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("bad input"), 2, "bad input"),
+        (TypeError("of either"), 2, "of either (ddrf-fast info --debug shows where)"),
+        (RuntimeError("a mistake"), 1, "RuntimeError: a mistake (ddrf-fast info --debug shows where)"),
+    ],
+)
+def test_what_may_be_a_mistake_of_the_program_can_be_shown(error, code, message, monkeypatch, capfd):
+    def run(options):
+        raise error
+
+    monkeypatch.setattr(info, "run", run)
+    assert _main(capfd, "info") == (code, "", f"ddrf-fast: error: {message}\n")
 
 
 def test_demo_writes_and_measures(tmp_path, weights, capfd):
@@ -705,6 +725,8 @@ def test_the_noise_that_is_asked_for_is_all_there_is(tmp_path, capfd, preset):
 
 def test_what_the_command_line_says_without_torch_is_so():
     assert degrade.PRESETS == PRESETS
+    assert tuple(FORMATS) == export.FORMATS
+    assert tuple(OUTPUTS) == export.OUTPUTS
     assert f"{ddrf_fast.data.MAX_PIXELS}" in files.file_options().format_help()
 
 

@@ -234,7 +234,8 @@ def test_frames_of_other_rates_are_paired_by_time_or_by_number(passing, tmp_path
 
     report = fuse_video(visible, infrared, output, fuser=passing, smoothing=1, sync="frame")
     assert report.frames == 10
-    assert "the frame rates are 30 and 10" in report.notes[0] and "ir.mp4 ended first" in report.notes[1]
+    assert "the frame rates are 30 and 10: the sync 'timestamp' pairs" in report.notes[0]
+    assert "ir.mp4 ended first" in report.notes[1]
     np.testing.assert_allclose(levels(output), shown, atol=2)
 
 
@@ -373,6 +374,8 @@ def test_says_what_is_wrong_and_leaves_no_file(clips, fuser, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fuse_video(*arguments, fuser=fuser, **options)
+    with pytest.raises(TypeError, match=r"smoothing must be an int, got 2\.5"):
+        fuse_video(*clips, fuser=fuser, smoothing=2.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -712,9 +715,9 @@ def test_command_applies_its_options_or_refuses_them(clips, weights, tmp_path, c
     ):
         code, _, err = fuse(*arguments, "-o", tmp_path / "refused")
         assert (code, err.count("\n")) == (2, 1) and message in err, err
-    for naming in (("--suffix", "_fused"), ("--ext", "mkv")):
+    for naming, called in ((("--suffix", "_fused"), "a suffix"), (("--ext", "mkv"), "an extension")):
         code, _, err = fuse(visible, infrared, "-o", tmp_path / "refused.mp4", *naming)
-        assert code == 2 and f"{naming[0]} names results in a folder, but" in err
+        assert code == 2 and f"{called} names results in a folder, but" in err
     assert not list(tmp_path.glob("refused*"))
 
 

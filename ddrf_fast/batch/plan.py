@@ -121,8 +121,8 @@ def is_folder(output: str, suffix: str, extension: str | None) -> bool:
     if output.endswith(os.sep) or os.path.isdir(output) or not Path(output).suffix:
         return True
     if suffix or extension:
-        name = "suffix" if suffix else "ext"
-        raise ValueError(f"--{name} names results in a folder, but {output} is the name of a file")
+        name = "a suffix" if suffix else "an extension"
+        raise ValueError(f"{name} names results in a folder, but {output} is the name of a file")
     return False
 
 

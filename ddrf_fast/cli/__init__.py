@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        hint = "" if is_expected(error) else f" ({PROGRAM} {options.command} --debug shows where)"
+        where = f" ({PROGRAM} {options.command} --debug shows where)"
+        # A TypeError may be of the input, or a mistake of the program.
+        hint = where if isinstance(error, TypeError) or not is_expected(error) else ""
         print(f"{PROGRAM}: error: {one_line(error)}{hint}", file=sys.stderr)
         return 2 if is_expected(error) else 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ddrf_fast.cli.options import Commands, common_options
 
-FORMATS = ("pt2", "aoti", "onnx")  # of ddrf_fast.export.FORMATS
+# Of ddrf_fast.export.
+FORMATS = ("pt2", "aoti", "onnx")
 OUTPUTS = ("fused", "all")
 
 

@@ -12,6 +12,7 @@ from ddrf_fast.cli.options import Parser, ended_cleanly, one_line, positive, ses
 
 if TYPE_CHECKING:
     from ddrf_fast import batch
+    from ddrf_fast.inference import Fuser
 
 EPILOG = (
     "Patterns with *, ?, [...] or ** are quoted; what their wildcards stand for pairs them. An image that "
@@ -86,6 +87,18 @@ def shared_settings(options: argparse.Namespace, share: "batch.Share") -> dict[s
     if options.device == "auto":
         settings["device"] = share.device
     return settings
+
+
+def load_fuser(options: argparse.Namespace, share: "batch.Share") -> "Fuser":
+    """The session that fuses, from the options of `ddrf-fast fuse`."""
+    from ddrf_fast.inference import Fuser
+
+    return Fuser(
+        **shared_settings(options, share),
+        resize=options.resize,
+        homography=options.homography,
+        clean=options.clean,
+    )
 
 
 def max_pixels(options: argparse.Namespace) -> int:

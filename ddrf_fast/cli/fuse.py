@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ddrf_fast.cli import video
-from ddrf_fast.cli.files import EPILOG, execute, file_options, plan_files, shared_settings
+from ddrf_fast.cli.files import EPILOG, execute, file_options, load_fuser, plan_files
 from ddrf_fast.cli.options import Commands, common_options, fuser_options
 
 
@@ -42,15 +42,8 @@ def run(options: argparse.Namespace) -> int:
     video.refuse(options, video.OF_VIDEOS, "images")
     if single := os.path.isfile(options.visible):
         video.refuse(options, video.OF_FOLDERS, "two files")
-    from ddrf_fast.inference import Fuser
-
     plan, share = plan_files(options, (options.visible, options.infrared))
-    fuser = Fuser(
-        **shared_settings(options, share),
-        resize=options.resize,
-        homography=options.homography,
-        clean=options.clean,
-    )
+    fuser = load_fuser(options, share)
     return execute(
         options,
         plan,

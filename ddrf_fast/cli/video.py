@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddrf_fast.cli.files import mapped, shared_settings
+from ddrf_fast.cli.files import load_fuser, mapped
 from ddrf_fast.cli.options import Parser, ended_cleanly, natural
 
 SUFFIXES = frozenset(
@@ -72,7 +72,6 @@ def run(options: argparse.Namespace) -> int:
     """Fuses two videos; exits with 1 where a part of one could not be read."""
     refuse(options, OF_FOLDERS, "videos")
     from ddrf_fast.batch import Share, is_folder
-    from ddrf_fast.inference import Fuser
     from ddrf_fast.video import SMOOTHING, fuse_video
 
     share = Share.of_environment()
@@ -87,12 +86,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(told | {"skipped": True}) if options.json else f"{output} is there, skipped")
         return 0
     started = time.perf_counter()
-    fuser = Fuser(
-        **shared_settings(options, share),
-        resize=options.resize,
-        homography=options.homography,
-        clean=options.clean,
-    )
+    fuser = load_fuser(options, share)
     with ended_cleanly():
         report = fuse_video(
             visible,
