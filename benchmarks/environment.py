@@ -7,23 +7,15 @@ from pathlib import Path
 
 import torch
 
+from ddrf_fast import collect_env
+
 
 def device_name(device: str) -> str:
     """The GPU's name, or the processor's with its number of cores."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    names = [
-        line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
-    ]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {len(names) or '?'} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    about = collect_env.cpu()
+    return f"{about['model']}, {about['cpus']} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str]:

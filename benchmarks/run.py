@@ -85,20 +85,23 @@ def torch_as_asked(options: argparse.Namespace) -> Iterator[None]:
     """Threads, and the same precision rules and algorithm search for everybody, while it runs."""
     tf32, matmul = options.dtype == "tf32", torch.backends.cuda.matmul
     threads, matmul_tf32 = torch.get_num_threads(), matmul.allow_tf32
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
         import cv2
-
+    except ImportError:  # where a GPU is, there may be little else
+        cv2 = None
+    cv2_threads = cv2.getNumThreads() if cv2 else None
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if cv2:
         cv2.setNumThreads(torch.get_num_threads())
-    except ImportError:
-        pass
     matmul.allow_tf32 = tf32
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
             yield
     finally:
         matmul.allow_tf32 = matmul_tf32
+        if cv2:
+            cv2.setNumThreads(cv2_threads)
         torch.set_num_threads(threads)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 
@@ -43,6 +44,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_threads_are_as_before_when_a_benchmark_has_run():
+    before = cv2.getNumThreads()
+    with run.torch_as_asked(run.parse(["dynamic_conv", "--threads", "3"])):
+        assert torch.get_num_threads() == cv2.getNumThreads() == 3
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, before)
 
 
 def test_geometric_mean_of_ratios():
