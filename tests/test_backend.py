@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -79,6 +80,40 @@ def test_a_forced_backend_may_be_forced_again():
         with forced:
             assert _backend.asked_for() == "reference"
         assert _backend.asked_for() is None
+
+
+def test_a_block_may_be_entered_within_itself():
+    with ddrf_fast.use_backend("reference") as forced:
+        with ddrf_fast.use_backend("native"):
+            with forced:
+                assert _backend.asked_for() == "reference"
+            assert _backend.asked_for() == "native"
+        assert _backend.asked_for() == "reference"
+    assert _backend.asked_for() is None
+
+
+def test_a_call_replaces_the_one_before():
+    first = weakref.ref(ddrf_fast.use_backend("native"))
+    assert first() is None  # nothing keeps it
+    kept = len(_backend._calls)
+    for _ in range(3):
+        ddrf_fast.use_backend("native")
+        ddrf_fast.use_backend("reference")
+    assert len(_backend._calls) <= kept + 2
+    with ddrf_fast.use_backend("native"):
+        ddrf_fast.use_backend("auto")
+        assert _backend.asked_for() == "native"
+    assert _backend.asked_for() is None
+
+
+def test_what_is_called_before_a_block_is_entered_stays():
+    """As it may happen with blocks of two threads, which are called and entered in turn."""
+    ddrf_fast.use_backend("reference")
+    first, second = ddrf_fast.use_backend("native"), ddrf_fast.use_backend("triton")
+    with first, second:
+        assert _backend.asked_for() == "triton"
+    assert _backend.asked_for() == "reference"
+    ddrf_fast.use_backend("auto")
 
 
 def test_blocks_of_threads_that_overlap_leave_nothing_behind():

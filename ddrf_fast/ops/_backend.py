@@ -12,6 +12,8 @@ raises.
 
 import importlib
 import os
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -46,17 +48,23 @@ def _checked(name: str, source: str) -> str | None:
     return name
 
 
-_from_environment = _checked(os.environ.get("DDRF_FAST_BACKEND", "auto"), "DDRF_FAST_BACKEND")
-# What was asked for since. One for the process, not for the thread: autograd runs a backward in threads of
-# its own.
-_asked: list["use_backend"] = []
-_forced = _from_environment  # the last of them
+# What was asked for: the last of the blocks that some thread is in, else the last call. One for the process,
+# not for the thread: autograd runs a backward in threads of its own.
+_blocks: list["use_backend"] = []
+# A `with` is a call first, which is taken out again on entering; so each call is kept with the object that it
+# made, and the one before it too, while that object exists. The environment is the first call.
+_calls: list[tuple[str | None, Callable[[], "use_backend | None"]]] = [
+    (_checked(os.environ.get("DDRF_FAST_BACKEND", "auto"), "DDRF_FAST_BACKEND"), lambda: None)
+]
+_forced = _calls[0][0]
+_lock = threading.Lock()
 
 
 class use_backend:
     """Makes every operation run on one backend: for good when called, for a block as a context manager.
 
-    It holds for all threads. Where blocks of several overlap, the one that was entered last counts.
+    It holds for all threads. Where blocks of several overlap, the one that was entered last counts. A call
+    replaces the one before, and counts outside of blocks.
 
     Args:
         name: "auto", "reference", "native", "triton" or "cuda". A backend that cannot run an operation then
@@ -76,24 +84,31 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         self._name = _checked(name, "name")
-        self.__enter__()
+        with _lock:
+            # A call whose object is gone is for good, and replaces those before.
+            del _calls[: max(i for i, (_, made) in enumerate(_calls) if made() is None)]
+            _calls.append((self._name, weakref.ref(self)))
+            self._apply()
 
     def __enter__(self) -> "use_backend":
-        if self not in _asked:
-            _asked.append(self)
-        self._apply()
+        with _lock:
+            _calls[:] = [call for call in _calls if call[1]() is not self]
+            _blocks.append(self)
+            self._apply()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _asked.remove(self)
-        self._apply()
+        with _lock:
+            # The innermost, where a block is entered again within itself.
+            del _blocks[max(i for i, block in enumerate(_blocks) if block is self)]
+            self._apply()
 
     @staticmethod
     def _apply() -> None:
         global _forced
-        _forced = _asked[-1]._name if _asked else _from_environment
+        _forced = _blocks[-1]._name if _blocks else _calls[-1][0]
 
 
 def asked_for() -> str | None:
