@@ -314,6 +314,24 @@ def test_noise_std_is_a_number_a_vector_or_a_map():
         assert_accurate(noisy - clean, unit * factor, floor=1e-12)
 
 
+@pytest.mark.parametrize("name", ["noise_std", "shot_noise"])
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_taken(number, name):
+    image, kernels, weights = torch.rand(2, 1, 6, 7), torch.rand(3, 3, 3), torch.rand(2, 3)
+    run = lambda value: ddrf_fast.degrade(image, kernels, weights, seed=1, **{name: value})  # noqa: E731
+    assert torch.equal(run(number), run(float(number)))
+    assert not torch.equal(run(number), run(0))
+
+
+def test_without_noise_no_seed_is_drawn():
+    image, kernels, weights = torch.rand(2, 1, 6, 7), torch.rand(3, 3, 3), torch.rand(2, 3)
+    state = torch.get_rng_state()
+    plain = ddrf_fast.degrade(image, kernels, weights)
+    assert torch.equal(torch.get_rng_state(), state)
+    options = {"seed": 1, "sample_ids": torch.arange(2), "gray_noise": True}
+    assert torch.equal(ddrf_fast.degrade(image, kernels, weights, **options), plain)
+
+
 def test_gray_noise_has_that_of_the_first_channel():
     assert torch.equal(noise(3, gray_noise=True), noise(3)[:, :1].expand(-1, 2, -1, -1))
     some = noise(3, gray_noise=torch.tensor([False, True, False]))
@@ -436,7 +454,12 @@ WRONG = {
     "scale must be at least 1, got 0": ({"scale": 0}, ValueError),
     "scale must be an int, got 2.0": ({"scale": 2.0}, TypeError),
     "offset must be at least 0, got -1": ({"offset": -1}, ValueError),
-    "offset must lie inside the image, got 6": ({"offset": 6}, ValueError),
+    "offset must be below 6, got 6": ({"offset": 6}, ValueError),
+    "offset must be below 4, got 4": ({"offset": 4, "padding": "valid"}, ValueError),
+    "image of 0x7 is too small for padding='circular' .* at least 1": (
+        {"image": torch.rand(2, 2, 0, 7), "kernels": torch.rand(3, 1, 1), "padding": "circular"},
+        ValueError,
+    ),
     "padding must be one of reflect, replicate, circular, zeros, valid, got 'wrap'": (
         {"padding": "wrap"},
         ValueError,
@@ -450,7 +473,8 @@ WRONG = {
     "noise_std must be finite": ({"noise_std": torch.tensor([0.1, NAN])}, ValueError),
     r"noise_std must be \[B\] = \(2,\), got shape \(3,\)": ({"noise_std": torch.rand(3)}, ValueError),
     r"noise_std must be \[B\] or \[B, 1, H', W'\]": ({"noise_std": torch.rand(2, 1, 3, 3)}, ValueError),
-    "noise_std must be a number or a Tensor, got str": ({"noise_std": "0.1"}, TypeError),
+    "noise_std must be a number or a Tensor, got '0.1'": ({"noise_std": "0.1"}, TypeError),
+    "noise_std must be a number or a Tensor, got True": ({"noise_std": True}, TypeError),
     "seed must be at least 0": ({"noise_std": 0.1, "seed": -1}, ValueError),
     "seed must be below": ({"noise_std": 0.1, "seed": 2**63}, ValueError),
     "seed must be an int": ({"noise_std": 0.1, "seed": 1.5}, TypeError),
@@ -472,6 +496,11 @@ WRONG = {
     r"shot_noise must be \[B\] = \(2,\)": ({"shot_noise": torch.ones(3)}, ValueError),
     "shot_noise must be a number or a Tensor": ({"shot_noise": "0.1"}, TypeError),
     r"sample_ids must be \[B\] = \(2,\)": ({"noise_std": 0.1, "sample_ids": torch.arange(3)}, ValueError),
+    # Without noise, too, what is given is checked.
+    "seed must be an int, got 'x'": ({"seed": "x"}, TypeError),
+    "seed must be at least 0, got -1": ({"seed": -1}, ValueError),
+    "sample_ids must be an int64 Tensor.*, got str": ({"sample_ids": "y"}, TypeError),
+    "gray_noise must be a bool or a bool Tensor.*, got str": ({"gray_noise": "z"}, TypeError),
 }
 
 

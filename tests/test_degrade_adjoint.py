@@ -203,7 +203,11 @@ def test_gpu_backends_agree(weights_at, backend):
         ({"scale": 0}, ValueError, "scale must be at least 1"),
         ({"weights": torch.rand(2, 4)}, ValueError, r"weights must start with \[B, M\] = \(2, 3\)"),
         ({"padding": "mirror"}, ValueError, "padding must be one of"),
-        ({"kernels": torch.rand(3, 3, 3).double()}, TypeError, "kernels must have the dtype of image"),
+        ({"kernels": torch.rand(3, 3, 3).double()}, TypeError, "kernels must have the dtype of degraded"),
+        ({"kernels": [1.0], "padding": "valid"}, TypeError, "kernels must be a Tensor.*, got list"),
+        ({"weights": None}, TypeError, "weights must be a Tensor.*, got NoneType"),
+        ({"size": (2, 2), "kernels": torch.rand(3, 7, 7)}, ValueError, "^size of 2x2 is too small"),
+        ({"offset": 8, "padding": "valid"}, ValueError, "offset must be below 8, got 8"),
     ],
 )
 def test_wrong_arguments_are_named(changes, error, message):

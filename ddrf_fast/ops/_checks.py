@@ -1,7 +1,7 @@
 """Checks of arguments, with messages for people: the argument, what came, what was expected."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -28,6 +28,13 @@ def integer(name: str, value: Any, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return _plain(value)
+
+
+def number(name: str, value: Any, expected: str = "a number") -> float:
+    """A real number, which may be NumPy's; `expected` says what else the argument may be."""
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    return torch.sym_float(value)
 
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ gradient, it is put on in plain torch.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,21 +37,27 @@ SCHEMAS = (
 _PLAN_SCHEMAS = [f"{s.replace('(', '_plan(', 1).rpartition(' -> ')[0]} -> str" for s in SCHEMAS]
 
 Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
-_PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
-_NUM_TENSORS = 7  # of the backward; the forward has shot_noise as well
-_NUM_DIFFERENTIABLE = 4
+_PADDINGS: tuple[Padding, ...] = get_args(Padding)
+_NOISE = ("noise_std", "seed", "sample_ids", "gray_noise", "shot_noise")
+NO_NOISE = (None,) * len(_NOISE)
+_TENSORS = ("image", "kernels", "weights", *_NOISE)
+_BACKWARD_TENSORS = _TENSORS[:-1]  # there is no shot noise in it
+_DIFFERENTIABLE = _TENSORS[:4]
 
 
-def _fake(image: Tensor, *args: Any) -> Tensor:
-    return _library.layout_of(image, (*image.shape[:2], *args[9]), args[0].dtype)
+def _fake(*args: Any) -> Tensor:
+    image, kernels = args[:2]
+    _scale, _offset, out_size, *_ = args[len(_TENSORS) :]
+    return _library.layout_of(image, (*image.shape[:2], *out_size), kernels.dtype)
 
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _library.fake_gradients(args[:_NUM_DIFFERENTIABLE], args[-1])
+    return _library.fake_gradients(args[: len(_DIFFERENTIABLE)], args[-1])
 
 
 def _per_sample(dims: Sequence[int | None]) -> set[int]:
-    return ({0, 2, 3, 5, 6, 7} | ({1} if dims[1] == 4 else set())) & set(range(len(dims)))
+    shared = {"seed"} if dims[_TENSORS.index("kernels")] == 4 else {"seed", "kernels"}
+    return {i for i, name in enumerate(_TENSORS[: len(dims)]) if name not in shared}
 
 
 def _backward_arguments(rest: Sequence[Any]) -> tuple[Any, ...]:
@@ -60,8 +66,8 @@ def _backward_arguments(rest: Sequence[Any]) -> tuple[Any, ...]:
 
 
 for _schema, _reference, _fake_of, _num_tensors in (
-    (SCHEMAS[0], reference.degrade, _fake, _NUM_TENSORS + 1),
-    (SCHEMAS[1], reference.degrade_backward, _fake_backward, _NUM_TENSORS),
+    (SCHEMAS[0], reference.degrade, _fake, len(_TENSORS)),
+    (SCHEMAS[1], reference.degrade_backward, _fake_backward, len(_BACKWARD_TENSORS)),
 ):
     _library.define(
         _schema,
@@ -77,19 +83,23 @@ for _schema in _PLAN_SCHEMAS:
     _library.define_native(_schema)
 
 call, call_backward = _library.differentiable(
-    "degrade", _NUM_TENSORS, reference.degrade, reference.degrade_backward, _backward_arguments
+    "degrade", len(_BACKWARD_TENSORS), reference.degrade, reference.degrade_backward, _backward_arguments
 )
 
 
 def _weights_at(
-    weights: Tensor, image: Tensor, num_kernels: int, out_size: tuple[int, int], grid: bool
+    weights: Tensor,
+    batch: int,
+    num_kernels: int,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    grid: bool,
 ) -> str:
-    """Which of the four forms `weights` has."""
-    sizes, (height, width) = tuple(weights.shape[2:]), image.shape[2:]
-    if weights.shape[0] != image.shape[0] or weights.shape[1] != num_kernels:
+    """Which of the four forms `weights` has, for an image of `size`."""
+    sizes, (height, width) = tuple(weights.shape[2:]), size
+    if weights.shape[0] != batch or weights.shape[1] != num_kernels:
         raise ValueError(
-            f"weights must start with [B, M] = ({image.shape[0]}, {num_kernels}), "
-            f"got shape {tuple(weights.shape)}"
+            f"weights must start with [B, M] = ({batch}, {num_kernels}), got shape {tuple(weights.shape)}"
         )
     if grid:
         if weights.dim() != 4 or min(sizes) < 1:
@@ -120,59 +130,45 @@ def _noise(
     gray_noise: bool | Tensor,
     shot_noise: float | Tensor,
     out_size: tuple[int, int],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """noise_std as [B, 1, 1, 1] or [B, 1, H', W'], seed, ids, gray_noise and shot_noise [B] as tensors."""
-    shot = _shot_noise(kernels, batch, shot_noise)
-    device = kernels.device
-    if isinstance(noise_std, Tensor):
-        _checks.like("noise_std", noise_std, "kernels", kernels)
-        if noise_std.dim() == 0:
-            noise_std = noise_std.expand(batch)
-        if noise_std.dim() == 1:
-            _checks.shape("noise_std", noise_std, (batch,), "[B]")
-            std = noise_std[:, None, None, None]
-        else:
-            _checks.shape("noise_std", noise_std, (batch, 1, *out_size), "[B] or [B, 1, H', W']")
-            std = noise_std
-        if _is_readable(std) and bool(((std < 0) | ~torch.isfinite(std)).any()):
-            raise ValueError(
-                f"noise_std must be finite and not negative, got {std.min().item():g} to {std.max().item():g}"
-            )
-    elif isinstance(noise_std, (int, float)) and not isinstance(noise_std, bool):
-        if not (math.isfinite(noise_std) and noise_std >= 0):
-            raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
-        if noise_std == 0 and shot is None:
-            return None, None, None, None, None
-        std = kernels.new_full((batch, 1, 1, 1), noise_std)
-    else:
-        raise TypeError(f"noise_std must be a number or a Tensor, got {type(noise_std).__name__}")
+    std = _not_negative("noise_std", noise_std, kernels, batch)
+    if std is not None and std.dim() == 1:
+        _checks.shape("noise_std", std, (batch,), "[B]")
+        std = std.view(batch, 1, 1, 1)
+    elif std is not None:
+        _checks.shape("noise_std", std, (batch, 1, *out_size), "[B] or [B, 1, H', W']")
+    shot = _not_negative("shot_noise", shot_noise, kernels, batch)
+    if shot is not None:
+        _checks.shape("shot_noise", shot, (batch,), "[B]")
 
-    return (
+    # Without noise, what was given is checked all the same; but no seed is drawn then.
+    device, noisy = kernels.device, std is not None or shot is not None
+    if noisy and std is None:
+        std = kernels.new_zeros((batch, 1, 1, 1))
+    noise = (
         std,
-        seed_tensor(seed, device),
-        ids_tensor(sample_ids, batch, device),
+        seed_tensor(seed, device) if noisy or seed is not None else None,
+        ids_tensor(sample_ids, batch, device) if noisy or sample_ids is not None else None,
         _gray_noise(gray_noise, batch, device),
         shot,
     )
+    return noise if noisy else NO_NOISE
 
 
-def _shot_noise(kernels: Tensor, batch: int, shot_noise: float | Tensor) -> Tensor | None:
-    """[B] with the dtype of the kernels, or None."""
-    if isinstance(shot_noise, Tensor):
-        _checks.like("shot_noise", shot_noise, "kernels", kernels)
-        shot_noise = shot_noise.expand(batch) if shot_noise.dim() == 0 else shot_noise
-        _checks.shape("shot_noise", shot_noise, (batch,), "[B]")
-        if _is_readable(shot_noise) and bool(((shot_noise < 0) | ~torch.isfinite(shot_noise)).any()):
-            raise ValueError(
-                "shot_noise must be finite and not negative, "
-                f"got {shot_noise.min().item():g} to {shot_noise.max().item():g}"
-            )
-        return shot_noise
-    if not isinstance(shot_noise, (int, float)) or isinstance(shot_noise, bool):
-        raise TypeError(f"shot_noise must be a number or a Tensor[B], got {type(shot_noise).__name__}")
-    if not (math.isfinite(shot_noise) and shot_noise >= 0):
-        raise ValueError(f"shot_noise must be finite and not negative, got {shot_noise}")
-    return kernels.new_full((batch,), shot_noise) if shot_noise else None
+def _not_negative(name: str, value: float | Tensor, kernels: Tensor, batch: int) -> Tensor | None:
+    """In the dtype of the kernels, [B] where one is for all samples; None for the number 0."""
+    if not isinstance(value, Tensor):
+        number = _checks.number(name, value, "a number or a Tensor")
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+        return kernels.new_full((batch,), number) if number else None
+    _checks.like(name, value, "kernels", kernels)
+    if _is_readable(value) and bool(((value < 0) | ~torch.isfinite(value)).any()):
+        raise ValueError(
+            f"{name} must be finite and not negative, got {value.min().item():g} to {value.max().item():g}"
+        )
+    return value.expand(batch) if value.dim() == 0 else value
 
 
 def _gray_noise(gray_noise: bool | Tensor, batch: int, device: torch.device) -> Tensor | None:
@@ -232,6 +228,69 @@ def _is_readable(t: Tensor) -> bool:
     return t.device.type == "cpu" and not tracing and type(t) in (Tensor, torch.nn.Parameter)
 
 
+def blur_arguments(
+    name: str,
+    like: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    size_name: str,
+    size: tuple[int, int],
+    *,
+    scale: int,
+    offset: int,
+    padding: Padding,
+    correlation: bool,
+    grid: bool,
+) -> tuple[int, int, tuple[int, int], str, bool, str]:
+    """Checks what `degrade` and its adjoint have in common, for an image of `size`, (H, W).
+
+    The batch, the dtype and the device must be those of the tensor `like`. The messages call it `name`, and
+    the size `size_name`.
+
+    Returns:
+        scale, offset, out_size, padding, correlation and weights_at of the raw operators, where "valid" is no
+        padding but a larger offset and a smaller output.
+    """
+    scale, offset = _checks.integer("scale", scale, 1), _checks.integer("offset", offset, 0)
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+
+    batch = like.shape[0]
+    num_kernels, *kernel_size = kernels.shape[-3:]
+    if kernel_size[0] != kernel_size[1] or kernel_size[0] % 2 == 0 or num_kernels < 1:
+        raise ValueError(
+            f"kernels must be square, of an odd size, and at least one, got shape {tuple(kernels.shape)}"
+        )
+    if kernels.dim() == 4 and kernels.shape[0] != batch:
+        raise ValueError(
+            f"kernels [B, M, k, k] must hold a bank for each of the {batch} samples, got {kernels.shape[0]}"
+        )
+    check = _checks.like if like.is_floating_point() else _checks.device
+    check("kernels", kernels, name, like)
+    _checks.like("weights", weights, "kernels", kernels)
+
+    radius = kernel_size[0] // 2
+    limit = {"reflect": radius + 1, "circular": max(radius, 1), "valid": kernel_size[0]}.get(padding, 1)
+    if min(size) < limit:
+        raise ValueError(
+            f"{size_name} of {size[0]}x{size[1]} is too small for padding={padding!r} with a kernel of "
+            f"{kernel_size[0]}x{kernel_size[0]}: each side must be at least {limit}"
+        )
+    # With "valid" the kernel fits at the sites r .. H-1-r only, and reads nothing outside.
+    margin = radius if padding == "valid" else 0
+    height, width = size[0] - 2 * margin, size[1] - 2 * margin
+    if min(height, width) <= offset:
+        raise ValueError(f"offset must be below {min(height, width)}, got {offset}")
+    out_size = ((height - offset + scale - 1) // scale, (width - offset + scale - 1) // scale)
+    first = offset + margin
+
+    at = _weights_at(weights, batch, num_kernels, size, out_size, grid)
+    _refuse_not_finite("kernels", kernels)
+    # Per pixel of the image, the rows that are read: whole rows are summed faster than single sites.
+    _refuse_not_finite("weights", weights[:, :, first::scale] if at == "image" else weights)
+    return scale, first, out_size, "zeros" if padding == "valid" else padding, bool(correlation), at
+
+
 def arguments(
     image: Tensor,
     kernels: Tensor,
@@ -255,55 +314,22 @@ def arguments(
     image, kernels, weights, noise_std, shot_noise = _library.autocast_to_float32(
         (image, kernels, weights, noise_std, shot_noise)
     )
-    scale, offset = _checks.integer("scale", scale, 1), _checks.integer("offset", offset, 0)
-    if padding not in _PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
-
-    batch, _, *size = image.shape
-    num_kernels, *kernel_size = kernels.shape[-3:]
-    if kernel_size[0] != kernel_size[1] or kernel_size[0] % 2 == 0 or num_kernels < 1:
-        raise ValueError(
-            f"kernels must be square, of an odd size, and at least one, got shape {tuple(kernels.shape)}"
-        )
-    if kernels.dim() == 4 and kernels.shape[0] != batch:
-        raise ValueError(
-            f"kernels [B, M, k, k] must hold a bank for each of the {batch} samples, got {kernels.shape[0]}"
-        )
-    like = _checks.like if image.is_floating_point() else _checks.device
-    like("kernels", kernels, "image", image)
-    _checks.like("weights", weights, "kernels", kernels)
-
-    radius = kernel_size[0] // 2
-    limit = {"reflect": radius + 1, "circular": radius, "valid": kernel_size[0]}.get(padding, 1)
-    if min(size) < limit:
-        raise ValueError(
-            f"image of {size[0]}x{size[1]} is too small for padding={padding!r} with a kernel of "
-            f"{kernel_size[0]}x{kernel_size[0]}: each side must be at least {limit}"
-        )
-    if padding == "valid":
-        # The kernel fits at the sites r .. H-1-r only, and reads nothing outside.
-        size, offset, padding = [s - radius for s in size], offset + radius, "zeros"
-    if min(size) <= offset:
-        raise ValueError(f"offset must lie inside the image, got {offset} for sites up to {min(size) - 1}")
-    out_size = ((size[0] - offset + scale - 1) // scale, (size[1] - offset + scale - 1) // scale)
-
-    at = _weights_at(weights, image, num_kernels, out_size, grid)
-    _refuse_not_finite("kernels", kernels)
-    # Per pixel of the image, the rows that are read: whole rows are summed faster than single sites.
-    _refuse_not_finite("weights", weights[:, :, offset::scale] if at == "image" else weights)
-    noise = _noise(kernels, batch, noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
-    return (
+    size = (image.shape[2], image.shape[3])
+    scale, offset, out_size, *options = blur_arguments(
+        "image",
         image,
         kernels,
         weights,
-        *noise,
-        scale,
-        offset,
-        out_size,
-        padding,
-        bool(correlation),
-        at,
+        "image",
+        size,
+        scale=scale,
+        offset=offset,
+        padding=padding,
+        correlation=correlation,
+        grid=grid,
     )
+    noise = _noise(kernels, image.shape[0], noise_std, seed, sample_ids, gray_noise, shot_noise, out_size)
+    return image, kernels, weights, *noise, scale, offset, out_size, *options
 
 
 def degrade(
@@ -325,8 +351,9 @@ def degrade(
     r"""Blurs each pixel with its own mix of kernels, down-samples and adds noise, in one pass.
 
     .. math::
-        out_{bc}(y, x) = \sum_{u,v} \Big(\sum_m w_{bm}(y', x')\, k_m(u, v)\Big)\, image_{bc}(y' - u, x' - v)
-        + \sigma\, n_{bc}(y, x), \quad (y', x') = (s y + o, s x + o)
+        out_{bc}(y, x) = S + \sqrt{\mathrm{shot\_noise} \max(S, 0) + \mathrm{noise\_std}^2}\; n_{bc}(y, x),
+        \quad S = \sum_{u,v} \Big(\sum_m w_{bm}(y', x')\, k_m(u, v)\Big)\, image_{bc}(y' - u, x' - v),
+        \quad (y', x') = (s y + o, s x + o)
 
     Eq. 1-3 of the DDRF-Net paper in the gather model (Nagy and O'Leary 1998; DMBSR, Laroche et al. 2023). A
     true convolution. Differentiable in image, kernels, weights, noise_std and shot_noise, in reverse and
@@ -395,7 +422,7 @@ def degrade(
         correlation=correlation,
         grid=grid,
     )
-    if raw[_NUM_TENSORS] is not None and _library.needs_gradient(raw[: _NUM_TENSORS + 1]):
+    if raw[_TENSORS.index("shot_noise")] is not None and _library.needs_gradient(raw[: len(_TENSORS)]):
         return _with_shot_noise(*raw)
     return call(*raw)
 
@@ -405,8 +432,7 @@ def _with_shot_noise(
     gray_noise: Tensor | None, shot_noise: Tensor, scale: int, offset: int, out_size: Any, *options: Any,
 ) -> Tensor:  # fmt: skip
     """For gradients, which go through the noise as well: the image without noise, and the noise put on it."""
-    none = (None,) * 5
-    signal = call(image, kernels, weights, *none, scale, offset, out_size, *options)
+    signal = call(image, kernels, weights, *NO_NOISE, scale, offset, out_size, *options)
     one = kernels.new_ones((image.shape[0], 1, 1, 1))
     unit = (one, seed, sample_ids, gray_noise, None, 1, 0, out_size, "zeros", False, "sample")
     noise = call(torch.zeros_like(signal), kernels.new_ones((1, 1, 1)), one[:, :, 0, 0], *unit)

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ddrf_fast.ops import _backend, _checks, _library
-from ddrf_fast.ops.degrade import Padding, call, call_backward
-from ddrf_fast.ops.degrade import arguments as degrade_arguments
+from ddrf_fast.ops.degrade import NO_NOISE, Padding, blur_arguments, call, call_backward
 
-_NO_NOISE = (None,) * 4  # of the backward; the forward has one more
+_NO_NOISE = NO_NOISE[:-1]  # of the backward, which has no shot noise
 
 
 def _adjoint(degraded: Tensor, kernels: Tensor, weights: Tensor, size: tuple[int, int], *rest: Any) -> Tensor:
@@ -53,7 +52,7 @@ class _Adjoint(Function):
         found: list[Tensor | None] = [None] * 3
         if ctx.needs_input_grad[0]:
             size = tuple(degraded.shape[2:])
-            found[0] = call(grad, kernels, weights, *_NO_NOISE, None, scale, offset, size, *options)
+            found[0] = call(grad, kernels, weights, *NO_NOISE, scale, offset, size, *options)
         mask = sum(1 << i for i in (1, 2) if ctx.needs_input_grad[i])
         if mask:
             both = call_backward(degraded, grad, kernels, weights, *_NO_NOISE, *ctx.rest, mask)
@@ -78,17 +77,22 @@ def arguments(
     Of the image, in its place, there are the shape and the dtype alone.
     """
     _checks.tensor("degraded", degraded, ["[B, C, H', W']"])
+    _checks.tensor("kernels", kernels, ["[M, k, k]", "[B, M, k, k]"])
+    _checks.tensor("weights", weights, ["[B, M]", "[B, M, H, W]"])
     degraded, kernels, weights = _library.autocast_to_float32((degraded, kernels, weights))
-    _checks.integer("scale", scale, 1)
+    scale = _checks.integer("scale", scale, 1)
     if size is None:
         margin = 2 * (kernels.shape[-1] // 2) if padding == "valid" else 0
         height, width = (scale * n + margin for n in degraded.shape[2:])
     else:
         height, width = _checks.pair("size", size, 1)
-    image, kernels, weights, *_, scale, offset, out_size, padding, correlation, at = degrade_arguments(
-        degraded.new_empty(()).expand(*degraded.shape[:2], height, width),
+    scale, offset, out_size, *options = blur_arguments(
+        "degraded",
+        degraded,
         kernels,
         weights,
+        "size",
+        (height, width),
         scale=scale,
         offset=offset,
         padding=padding,
@@ -100,7 +104,8 @@ def arguments(
             f"degraded must be [B, C, {out_size[0]}, {out_size[1]}], what an image of {height}x{width} is "
             f"degraded to at scale={scale}, got shape {tuple(degraded.shape)}"
         )
-    return degraded, image, kernels, weights, *_NO_NOISE, scale, offset, padding, correlation, at, 1
+    image = degraded.new_empty(()).expand(*degraded.shape[:2], height, width)
+    return degraded, image, kernels, weights, *_NO_NOISE, scale, offset, *options, 1
 
 
 def degrade_adjoint(

@@ -12,8 +12,7 @@ The raw operator is for inference. Where something may differentiate, the same i
 """
 
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ SCHEMAS = (
 
 Normalization = Literal["softmax", "sigmoid"]
 _TENSORS = ("x", "squeeze_weight", "squeeze_bias", "excite_weight", "excite_bias", "code", "temperature")
-_NORMALIZATIONS = ("softmax", "sigmoid")
+_NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 
 def _fake(
@@ -43,11 +42,12 @@ def _autocast(args: Sequence[Any]) -> list[Any]:
     x = args[0]
     if not _library.is_autocast_enabled(x.device.type):
         return list(args)
-    return [a.to(x.dtype) if isinstance(a, Tensor) and i < 6 else a for i, a in enumerate(args)]
+    cast = _TENSORS.index("temperature")
+    return [a.to(x.dtype) if isinstance(a, Tensor) and i < cast else a for i, a in enumerate(args)]
 
 
 def _per_sample(dims: Sequence[int | None]) -> set[int]:
-    return {0, 5}  # x and code
+    return {_TENSORS.index("x"), _TENSORS.index("code")}
 
 
 _library.define(
@@ -106,13 +106,7 @@ def arguments(
             f"normalization must be {' or '.join(map(repr, _NORMALIZATIONS))}, got {normalization!r}"
         )
     tensors = x, squeeze_weight, squeeze_bias, excite_weight, excite_bias, code
-    return *tensors, _temperature(temperature, x), normalization, _number("scale", scale)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return torch.sym_float(value)
+    return *tensors, _temperature(temperature, x), normalization, _checks.number("scale", scale)
 
 
 def _temperature(value: float | Tensor | None, x: Tensor) -> Tensor | None:
@@ -128,7 +122,7 @@ def _temperature(value: float | Tensor | None, x: Tensor) -> Tensor | None:
         if value.device != x.device:
             raise ValueError(f"temperature must be on the device of x, {x.device}, got {value.device}")
         return value
-    number = _number("temperature", value)
+    number = _checks.number("temperature", value)
     if not number > 0:
         raise ValueError(f"temperature must be positive, got {value}")
     # Not new_full: torch.compile keeps a number free only where it meets a tensor in arithmetic.
