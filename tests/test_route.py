@@ -360,6 +360,7 @@ def test_a_gradient_is_explained():
     x, weight = torch.rand(2, 8, 5, 5), torch.rand(3, 8, requires_grad=True)
     found = ddrf_fast.explain("route", x, None, None, weight, None)
     assert found.backend == "reference"
+    assert found.plan == "a mean, a matrix product for each layer, and the normalization"
     assert "its gradient is that of plain torch" in str(found) or not _native.status()["_C"][0]
     with torch.no_grad():
         assert ddrf_fast.explain("route", x, None, None, weight, None).plan == ""

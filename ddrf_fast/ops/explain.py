@@ -13,6 +13,7 @@ from ddrf_fast.ops.degrade_adjoint import arguments as degrade_adjoint_arguments
 from ddrf_fast.ops.dynamic_conv import arguments as dynamic_conv_arguments
 from ddrf_fast.ops.route import arguments as route_arguments
 from ddrf_fast.ops.sample_conv2d import arguments as sample_conv2d_arguments
+from ddrf_fast.reference import route as route_reference
 
 # Public name -> (the check that makes the raw operator's arguments, the raw operator).
 _OPERATIONS: dict[str, tuple[Callable[..., tuple[Any, ...]], str]] = {
@@ -61,5 +62,5 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     tensors = [value for value in checked if isinstance(value, Tensor)]
     if name == "route" and found.backend != "reference" and needs_gradient(tensors):
         refused = {**found.refused, found.backend: "its gradient is that of plain torch"}
-        return Explanation(name, "reference", False, refused)
+        return Explanation(name, "reference", False, refused, route_reference.plan(name, *checked))
     return replace(found, op=name)
