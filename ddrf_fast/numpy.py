@@ -4,7 +4,7 @@ An image is read where it lies (any strides, no copy), the work runs on the call
 and the result has the image's dtype. uint8 and uint16 stand for [0, 1] in steps of 1/255 and 1/65535.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,7 @@ except ImportError as error:
 __all__ = ["degrade"]
 
 Padding = Literal["reflect", "replicate", "circular", "zeros", "valid"]
-_PADDINGS = ("reflect", "replicate", "circular", "zeros", "valid")
+_PADDINGS: tuple[Padding, ...] = get_args(Padding)
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 
 
@@ -177,6 +177,8 @@ def degrade(
     shot = _floats("shot_noise", shot_noise)
     if shot.shape != () or shot < 0:
         raise ValueError(f"shot_noise must be a number and not negative, got {shot_noise!r}")
+    if not isinstance(gray_noise, (bool, np.bool_)):
+        raise TypeError(f"gray_noise must be a bool, got {gray_noise!r}")
     noisy = bool(std.any() or shot > 0)
     if seed is None:
         seed = int(np.random.default_rng().integers(2**63 - 1)) if noisy else 0

@@ -290,6 +290,13 @@ IMAGE, BANK = np.zeros((8, 9), dtype=np.uint8), np.ones((2, 3, 3))
         ((IMAGE, BANK, [1, 1]), {"shot_noise": -1.0}, ValueError, "shot_noise must be a number and not neg"),
         ((IMAGE, BANK, [1, 1]), {"shot_noise": [1, 1]}, ValueError, "shot_noise must be a number"),
         ((IMAGE, BANK, [1, 1]), {"sample_id": "first"}, TypeError, "sample_id must be an int"),
+        (
+            (IMAGE, BANK, [1, 1]),
+            {"gray_noise": np.array([1, 2])},
+            TypeError,
+            "gray_noise must be a bool, got",
+        ),
+        ((IMAGE, BANK, [1, 1]), {"gray_noise": "no"}, TypeError, "gray_noise must be a bool, got 'no'"),
     ],
 )
 def test_errors_name_the_argument(arguments, options, error, message):
