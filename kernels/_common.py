@@ -94,13 +94,18 @@ def unsupported_tensor(name: str, tensor: torch.Tensor) -> str | None:
 
 
 def empty_like_format(
-    like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+    like: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """An uninitialised tensor, channels_last where `like` is so and not contiguous too; by default of its
-    dtype."""
+    dtype and on its device."""
     channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty(
+        shape, dtype=dtype or like.dtype, device=device or like.device, memory_format=memory_format
+    )
 
 
 def power_of_two(n: int, low: int, high: int) -> int:

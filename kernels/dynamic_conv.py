@@ -52,39 +52,24 @@ def dynamic_conv(
     dilation: Any,
     groups: int,
     activation: str,
+    means: Tensor | None = None,
 ) -> Tensor:
-    """y [B, O, H', W'] in x's dtype and memory format; the raw operator `ddrf_fast::dynamic_conv`."""
+    """y [B, O, H', W'] in x's dtype and memory format; the raw operator `ddrf_fast::dynamic_conv`.
+
+    The mean of y over its pixels goes into `means` [B, O], if given.
+    """
     p = problem(x, weight, attention, stride, padding, dilation, groups)
     y = _common.empty_like_format(x, (p.batch, p.out_channels, *p.out_size))
-    if y.numel():
-        kernels = _contiguous(weight, attention, bias, code, in_scale, out_scale, tap_scale)
-        convolve(p, x, kernels, y, transposed=False, activation=activation)
-    return y
-
-
-def dynamic_conv_mean(
-    x: Tensor,
-    weight: Tensor,
-    attention: Tensor | None,
-    bias: Tensor | None,
-    code: Tensor | None,
-    in_scale: Tensor | None,
-    out_scale: Tensor | None,
-    tap_scale: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
-    """y as above, and its mean over the pixels [B, O] in x's dtype, summed in float32 where y is made."""
-    p = problem(x, weight, attention, stride, padding, dilation, groups)
-    y = _common.empty_like_format(x, (p.batch, p.out_channels, *p.out_size))
-    means = x.new_empty((p.batch, p.out_channels))
     if y.numel():
         kernels = _contiguous(weight, attention, bias, code, in_scale, out_scale, tap_scale)
         convolve(p, x, kernels, y, transposed=False, activation=activation, means=means)
-    return y, means
+    return y
+
+
+def dynamic_conv_mean(x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """y as above, and its mean over the pixels [B, O] in x's dtype, summed in float32 where y is made."""
+    means = x.new_empty((x.shape[0], weight.shape[1]))
+    return dynamic_conv(x, weight, *args, means=means), means
 
 
 def _contiguous(weight: Tensor, *others: Tensor | None) -> Kernels:
@@ -212,11 +197,7 @@ def plan(op_name: str, *args: Any) -> str:
     if 0 in (p.batch, *p.out_size):
         return "nothing to compute"
     if not backward:
-        layout = torch.contiguous_format
-        if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        shape = (p.batch, p.out_channels, *p.out_size)
-        y = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=layout)
+        y = _common.empty_like_format(x, (p.batch, p.out_channels, *p.out_size), device="meta")
         text = str(choose_convolution(p, x, y, transposed=False))
         if p.code_channels:
             text += "; the code by a small kernel"
