@@ -14,7 +14,7 @@ never saved.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ _INTO_SCHEMA = (
 Activation = Literal["relu", "leaky_relu"]
 Size = int | Sequence[int]
 _TENSORS = ("x", "weight", "attention", "bias", "code", "in_scale", "out_scale", "tap_scale")
-_ACTIVATIONS = ("relu", "leaky_relu")
+_ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def _fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
@@ -367,10 +367,10 @@ def dynamic_conv(
         return without_excess(call(*args), x, padding)
     if _library.needs_gradient(args[: len(_TENSORS)]):
         y = without_excess(call(*args), x, padding)
-        return y, y.mean(dim=(2, 3))
+        return y, reference.spatial_mean(y)
     y, mean = _backend.run("dynamic_conv_mean", *args)
     cut = without_excess(y, x, padding)
-    return (y, mean) if cut is y else (cut, cut.mean(dim=(2, 3)))
+    return (y, mean) if cut is y else (cut, reference.spatial_mean(cut))
 
 
 def dynamic_conv_into(

@@ -39,9 +39,7 @@ def arguments(
         raise ValueError(
             f"weight must hold one kernel for each of the {x.shape[0]} samples, got {weight.shape[0]}"
         )
-    if bias is not None:
-        _checks.shape("bias", _checks.tensor("bias", bias, ["[B, O]"]), weight.shape[:2], "[B, O]")
-        _checks.like("bias", bias, "x", x)
+    _checks.operand("bias", bias, weight.shape[:2], "[B, O]", "x", x)
     geometry = convolution_geometry(weight.shape[-2:], stride, padding, dilation)
     check_convolution(x, weight, geometry, groups, 0, activation)
     return x, weight, None, bias, None, None, None, None, *geometry, groups, activation or "none"

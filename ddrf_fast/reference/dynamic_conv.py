@@ -133,7 +133,9 @@ def dynamic_conv_mean(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def spatial_mean(y: Tensor) -> Tensor:
     """[B, C] of [B, C, H, W], in y's dtype."""
-    return y.mean(dim=(2, 3), dtype=accumulation_dtype(y.dtype)).to(y.dtype)
+    # Torch sums bfloat16 and float16 in float32 and rounds once; asked to by `dtype`, it would make the
+    # gradient in float32 as well.
+    return y.mean(dim=(2, 3))
 
 
 def dynamic_conv_backward(
