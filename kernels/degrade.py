@@ -1,7 +1,7 @@
 """degrade and its gradients in Triton; `ddrf_fast/reference/degrade.py` is the specification.
 
-    out[b, c, y, x] = sum_{u, v} (sum_m w[b, m, y, x] kernels[m, u, v]) image[b, c, s y + o - u, s x + o - v]
-    + sigma n,  sigma = noise_std, with shot noise the root of shot_noise signal + noise_std^2
+    out[b, c, y, x] = S + sqrt(shot_noise max(S, 0) + noise_std^2) n
+    S = sum_{u, v} (sum_m w[b, m, y, x] kernels[m, u, v]) image[b, c, s y + o - u, s x + o - v]
 
 Forward: a program has a block of output sites and up to four channels. A site's M weights stay in registers;
 for each tap the mixed kernel value is made from them (M multiply-adds) and applied to every channel, so

@@ -1,6 +1,7 @@
 """degrade and its gradients in plain torch: the specification.
 
-    out[b, c, y, x] = S + sqrt(shot_noise S + noise_std^2) n,  S = sum_m w[b, m, y, x] Z[b, c, m, y, x]
+    out[b, c, y, x] = S + sqrt(shot_noise max(S, 0) + noise_std^2) n
+    S = sum_m w[b, m, y, x] Z[b, c, m, y, x]
     Z[b, c, m] = the image, padded, convolved with kernel m, at the strided sites (s y + offset, s x + offset)
 
 This is the gather model: the mixed kernel belongs to the output pixel (mask after the convolution). The
@@ -161,7 +162,7 @@ def _parts(kernels: Tensor, correlation: bool, batch: int) -> list[tuple[slice, 
 
 
 def add_noise(signal: Tensor, noise: Tensor, noise_std: Tensor, shot_noise: Tensor | None) -> Tensor:
-    """signal + sqrt(shot_noise signal + noise_std^2) noise; a signal below 0 has no shot noise."""
+    """signal + sqrt(shot_noise max(signal, 0) + noise_std^2) noise."""
     if shot_noise is None:
         return signal + noise_std * noise
     shot = shot_noise.to(signal.dtype)[:, None, None, None]
