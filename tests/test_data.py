@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 from ddrf_fast.data import (
     IMAGE_SUFFIXES,
     PairedFolder,
+    count_pixels,
     from_float,
     pair_folders,
     read_image,
@@ -86,11 +87,59 @@ def test_colours_of_a_tiff_are_not_multiplied_by_its_alpha(tmp_path, mode, compr
     np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), expected[..., :3])
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_tiff_whose_zero_is_white_is_read_as_it_looks(tmp_path, dtype):
-    image = ramp((5, 7), dtype)
-    tifffile.imwrite(tmp_path / "negative.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
-    np.testing.assert_array_equal(read_image(tmp_path / "negative.tif"), image)
+def test_a_tiff_whose_zero_is_white_is_read_as_it_looks(tmp_path, dtype, byteorder):
+    image, path = ramp((5, 7), dtype), tmp_path / "negative.tif"
+    tifffile.imwrite(path, np.iinfo(dtype).max - image, photometric="miniswhite", byteorder=byteorder)
+    np.testing.assert_array_equal(read_image(path), image)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tiff_in_planes_is_the_same_image(tmp_path, dtype, channels, byteorder):
+    image, path = ramp((5, 7, channels), dtype), tmp_path / "planes.tif"
+    alpha = ["unassalpha"] if channels == 4 else []
+    for tile in (None, (16, 16)):
+        tifffile.imwrite(
+            path, np.moveaxis(image, 2, 0), photometric="rgb", planarconfig="separate", extrasamples=alpha,
+            byteorder=byteorder, tile=tile, compression="zlib",
+        )  # fmt: skip
+        np.testing.assert_array_equal(read_image(path, alpha=True), image)
+        np.testing.assert_array_equal(read_image(path), image[..., :3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("extra", ["assocalpha", "unassalpha", "unspecified"])
+def test_a_tiff_of_two_samples_keeps_its_bits(tmp_path, dtype, extra):
+    image, path = ramp((5, 7, 2), dtype), tmp_path / "two.tif"
+    tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig", extrasamples=[extra])
+    grey, rgba = image[..., 0], image[..., [0, 0, 0, 1]]
+    np.testing.assert_array_equal(read_image(path, alpha=True), grey if extra == "unspecified" else rgba)
+    seen = read_image(path)
+    assert seen.dtype == dtype
+    np.testing.assert_array_equal(seen if seen.ndim == 2 else seen[..., 1], grey)
+
+
+def test_a_tiff_that_tifffile_decodes_is_turned_upright(tmp_path):
+    image, path = ramp((4, 6, 3), np.uint16), tmp_path / "planes.tif"
+    orientation = (0x0112, "H", 1, 6, True)
+    tifffile.imwrite(
+        path, np.moveaxis(image, 2, 0), photometric="rgb", planarconfig="separate", extratags=[orientation]
+    )
+    np.testing.assert_array_equal(read_image(path), np.rot90(image, -1))
+
+
+@pytest.mark.parametrize("kind", ["float", "two samples", "big"])
+def test_no_tiff_escapes_the_limit_of_pixels(tmp_path, kind):
+    path = tmp_path / "large.tif"
+    values = np.zeros((30, 40, 2), np.uint16) if kind == "two samples" else np.zeros((30, 40), np.float32)
+    options = {"planarconfig": "contig", "extrasamples": ["unassalpha"]} if kind == "two samples" else {}
+    tifffile.imwrite(path, values, byteorder=">", bigtiff=kind == "big", photometric="minisblack", **options)
+    assert count_pixels(path) == 1200
+    with pytest.raises(ValueError, match=r"large\.tif: the image says it has 40x30 pixels"):
+        read_image(path, floating=True, max_pixels=1199)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -192,7 +241,7 @@ def test_colours_keep_their_profile(tmp_path, kind, capfd):
     image, profile = ramp((9, 8, 3), np.uint8), _profile(b"RGB ")
     Image.fromarray(image).save(tmp_path / "image", kind, icc_profile=profile)
     assert read_profile(tmp_path / "image") == profile
-    for suffix in (".png", ".jpg", ".jpeg", ".webp"):
+    for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif"):
         write_image(tmp_path / f"again{suffix}", image, profile)
         assert read_profile(tmp_path / f"again{suffix}") == profile
         write_image(tmp_path / f"without{suffix}", image)
@@ -210,9 +259,9 @@ def test_a_profile_that_does_not_fit_is_left_out(tmp_path, capfd):
             assert read_profile(tmp_path / f"image{suffix}") is None
     write_image(tmp_path / "grey.png", image[..., 0].astype(np.uint16), grey)
     assert read_profile(tmp_path / "grey.png") == grey
-    write_image(tmp_path / "image.tif", image, colour)
+    write_image(tmp_path / "image.bmp", image, colour)
     (tmp_path / "words.png").write_text("no image")
-    for name in ("image.tif", "words.png", "missing.png"):
+    for name in ("image.bmp", "words.png", "missing.png"):
         assert read_profile(tmp_path / name) is None
     assert capfd.readouterr().err == ""
 

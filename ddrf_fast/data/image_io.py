@@ -1,24 +1,18 @@
 """Image files to arrays and back: 8 and 16 bit, grey and colour, without a loss that nobody asked for."""
 
 import io
+import logging
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import DTypeLike
-from PIL import (
-    BmpImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ddrf_fast._files import replacing
 
@@ -31,7 +25,6 @@ ALPHA_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 2**29
 """How large an image may say it is before it is decoded, five times 12000x9000."""
 
-_PROFILE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})  # with a profile, as OpenCV writes them
 _DEPTHS = {
     "uint8": ("8 bit", IMAGE_SUFFIXES),
     "uint16": ("16 bit", frozenset({".png", ".tif", ".tiff"})),
@@ -44,10 +37,12 @@ _HEADERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\xff\xd8": JpegImagePlugin.JpegImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
     b"RIFF": WebPImagePlugin.WebPImageFile,
-    b"II": TiffImagePlugin.TiffImageFile,
-    b"MM": TiffImagePlugin.TiffImageFile,
 }
-_EXIF_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES = 0x0112, 258, 262, 338
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it
+_EXIF_ORIENTATION = 0x0112
+_DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, struct.error)
+_SEPARATE = tifffile.PLANARCONFIG.SEPARATE
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 # What turns an image stored with that orientation upright: transposed or not, then flipped along axes.
 _UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),
@@ -70,7 +65,7 @@ def read_image(
     """Reads an image in its bit depth, upright as EXIF says.
 
     The format is recognised by the content, whatever the ending. Of a file of several pages or frames the
-    first is read.
+    first is read. TIFF files of 10, 12 or 14 bit become 16 bit: their white is 65535 (less a few steps).
 
     Args:
         path: a PNG, TIFF, JPEG, BMP or WebP file.
@@ -103,19 +98,21 @@ def read_image(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    (width, height), mode, by_pillow, inverted, _ = _announced(io.BytesIO(content))
+    (width, height), cmyk, decoder, inverted, _ = _announced(io.BytesIO(content))
+    if decoder is None:
+        raise ValueError(f"{path}: not an image, damaged or cut off")
     if width * height > max_pixels:
         raise ValueError(
             f"{path}: the image says it has {width}x{height} pixels, more than the {max_pixels} allowed "
             "(max_pixels)"
         )
-    if by_pillow:
+    if decoder != "opencv":
         try:
-            with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as file:
-                image = np.array(ImageOps.exif_transpose(file).convert("RGBA"))
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            image = (_by_pillow if decoder == "pillow" else _by_tifffile)(content)
+        except _DAMAGED as error:
             raise ValueError(f"{path}: cannot be decoded ({error})") from error
-        return image if alpha else np.ascontiguousarray(image[:, :, :3])
+        _check_type(path, image, floating)
+        return np.ascontiguousarray(image if alpha else image[:, :, :3] if image.ndim == 3 else image)
     try:
         image, kinds, metadata = cv2.imdecodeWithMetadata(
             np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
@@ -124,12 +121,9 @@ def read_image(
         raise ValueError(f"{path}: cannot be decoded ({error.err})") from error
     if image is None:
         raise ValueError(f"{path}: not an image, damaged or cut off, or of a format that OpenCV cannot read")
-    types = (np.uint8, np.uint16, np.float32) if floating else (np.uint8, np.uint16)
-    if image.dtype not in types:
-        only = "unsigned 8 and 16 bit" + (" and float32" if floating else "")
-        raise ValueError(f"{path}: values of type {image.dtype} are not supported, only {only}")
-    if image.ndim == 3 and (image.shape[2] not in (1, 3, 4) or (image.shape[2] == 4 and mode == "CMYK")):
-        found = mode if mode == "CMYK" else f"{image.shape[2]} channels"
+    _check_type(path, image, floating)
+    if image.ndim == 3 and (image.shape[2] not in (1, 3, 4) or (image.shape[2] == 4 and cmyk)):
+        found = "CMYK" if cmyk else f"{image.shape[2]} channels"
         raise ValueError(f"{path}: {found} is not supported, only grey and RGB, with or without alpha")
     if image.ndim == 3:
         channels = image.shape[2]
@@ -141,8 +135,41 @@ def read_image(
     return np.ascontiguousarray(_upright(image, dict(zip(kinds, metadata, strict=True))))
 
 
+def _check_type(path: Path, image: np.ndarray, floating: bool) -> None:
+    types = (np.uint8, np.uint16, np.float32) if floating else (np.uint8, np.uint16)
+    if image.dtype not in types:
+        only = "unsigned 8 and 16 bit" + (" and float32" if floating else "")
+        raise ValueError(f"{path}: values of type {image.dtype} are not supported, only {only}")
+
+
+def _by_pillow(content: bytes) -> np.ndarray:
+    """A TIFF of 8 bit with alpha, [H, W, 4]."""
+    with Image.open(io.BytesIO(content), formats=["TIFF"]) as file:
+        return np.array(ImageOps.exif_transpose(file).convert("RGBA"))
+
+
+def _by_tifffile(content: bytes) -> np.ndarray:
+    """A TIFF as it is stored, with two samples as grey and alpha, if that is what the second one is."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = _first_page(file)
+        image = page.asarray()
+    if page.planarconfig == _SEPARATE:
+        image = np.moveaxis(image, 0, 2)
+    if image.shape[2] == 2:
+        image = image[:, :, [0, 0, 0, 1]] if page.extrasamples[0] in _ALPHA else image[:, :, 0]
+    orientation = page.tags.get(_EXIF_ORIENTATION)
+    return _turned(image, 1 if orientation is None else orientation.value)
+
+
 def count_pixels(path: str | os.PathLike[str]) -> int:
-    """How many pixels an image file announces; 0 where it cannot be read."""
+    """How many pixels an image file announces; 0 where it cannot be read.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "image.png"
+        >>> write_image(path, np.zeros((6, 8), np.uint8))
+        >>> count_pixels(path)
+        48
+    """
     try:
         with open(path, "rb") as file:
             width, height = _announced(file).size
@@ -152,7 +179,16 @@ def count_pixels(path: str | os.PathLike[str]) -> int:
 
 
 def read_profile(path: str | os.PathLike[str]) -> bytes | None:
-    """The ICC profile of an image file, which says what its colours are; None where none can be read."""
+    """The ICC profile of an image file, which says what its colours are; None where none can be read.
+
+    Example:
+        >>> from PIL import ImageCms
+        >>> profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        >>> path = getfixture("tmp_path") / "image.png"
+        >>> write_image(path, np.zeros((6, 8, 3), np.uint8), profile)
+        >>> read_profile(path) == profile
+        True
+    """
     try:
         with open(path, "rb") as file:
             return _announced(file).profile
@@ -165,16 +201,17 @@ class _Header(NamedTuple):
 
     Attributes:
         size: (width, height).
-        mode: Pillow's.
-        by_pillow: whether Pillow has to decode it: of a TIFF of 8 bit OpenCV multiplies the colours by the
-            alpha, and drops that of a grey one.
+        cmyk: whether it holds inks.
+        decoder: "opencv", but for some TIFF files. Of those of 8 bit with alpha it multiplies the colours by
+            the alpha, and drops that of a grey one: "pillow" decodes these. Of 16 bit in planes it mixes the
+            planes up, and of two samples it makes 8 bit: "tifffile". None: a TIFF file that says nothing.
         inverted: whether 0 is white and OpenCV leaves it so, as in a TIFF of 16 bit.
         profile: the ICC profile.
     """
 
     size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    by_pillow: bool = False
+    cmyk: bool = False
+    decoder: Literal["opencv", "pillow", "tifffile"] | None = "opencv"
     inverted: bool = False
     profile: bytes | None = None
 
@@ -186,15 +223,37 @@ def _announced(file: IO[bytes]) -> _Header:
         if start.startswith(signature):
             try:
                 found = header(file)
-            except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+            except _DAMAGED:
                 break
-            tags = getattr(found, "tag_v2", {})
-            separate = found.mode == "LA" or (found.mode == "RGBA" and tags.get(_EXTRA_SAMPLES) == (2,))
-            bits = set(tags.get(_BITS_PER_SAMPLE, ()))
-            inverted = bits == {16} and tags.get(_PHOTOMETRIC) == 0
-            profile = found.info.get("icc_profile")
-            return _Header(found.size, found.mode, separate and bits == {8}, inverted, profile)
-    return _Header()
+            return _Header(found.size, found.mode == "CMYK", profile=found.info.get("icc_profile"))
+    return _announced_tiff(file) if start[:2] in (b"II", b"MM") else _Header()
+
+
+def _announced_tiff(file: IO[bytes]) -> _Header:
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            page = _first_page(tiff)
+            bits, samples, extra = page.bitspersample, page.samplesperpixel, page.extrasamples
+            decoder: Literal["opencv", "pillow", "tifffile"] = "opencv"
+            if bits == 8 and samples in (2, 4) and extra == (tifffile.EXTRASAMPLE.UNASSALPHA,):
+                decoder = "pillow"
+            elif samples == 2 or (samples > 1 and bits > 8 and page.planarconfig == _SEPARATE):
+                decoder = "tifffile"
+            return _Header(
+                (int(page.imagewidth), int(page.imagelength)),  # several numbers in a damaged one
+                page.photometric == tifffile.PHOTOMETRIC.SEPARATED,
+                decoder,
+                page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and bits == 16,
+                page.iccprofile,
+            )
+    except _DAMAGED:
+        return _Header(decoder=None)
+
+
+def _first_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
+    page = file.pages[0]
+    assert isinstance(page, tifffile.TiffPage)  # and no frame, as only later ones are
+    return page
 
 
 def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:
@@ -207,6 +266,10 @@ def _upright(image: np.ndarray, metadata: dict[int, np.ndarray]) -> np.ndarray:
         orientation = exif.get(_EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, struct.error):  # damaged metadata is no damaged image
         return image
+    return _turned(image, orientation)
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     transposed, flipped = _UPRIGHT.get(orientation, (False, ()))
     return np.flip(image.swapaxes(0, 1) if transposed else image, flipped)
 
@@ -222,7 +285,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, profile: bytes 
             [H, W, 4], both written with four channels; uint16 for PNG and TIFF only, float32 for TIFF, alpha
             for :data:`ALPHA_SUFFIXES`.
         profile: the ICC profile of its colours (:func:`read_profile`). It is left out where it does not fit,
-            such as that of a colour image for a grey one, and of TIFF and BMP files.
+            such as that of a colour image for a grey one, and of BMP files.
 
     Raises:
         TypeError: `image` is no array of such values.
@@ -245,22 +308,46 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, profile: bytes 
     has_alpha = image.ndim == 3 and image.shape[2] != 3
     if has_alpha and suffix not in ALPHA_SUFFIXES:
         raise ValueError(f"{path}: {suffix} has no alpha, use one of {', '.join(sorted(ALPHA_SUFFIXES))}")
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
-    parameters += [cv2.IMWRITE_WEBP_QUALITY, 95] if suffix == ".webp" else []
-    if image.ndim == 3:
-        image = image[:, :, [0, 0, 0, 1]] if image.shape[2] == 2 else image
-        image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if has_alpha else cv2.COLOR_RGB2BGR)
-    metadata = {}
-    if profile and suffix in _PROFILE_SUFFIXES and _is_of(profile, image):
-        metadata = {cv2.IMAGE_METADATA_ICCP: np.frombuffer(profile, np.uint8)}
-    done, encoded = cv2.imencodeWithMetadata(suffix, image, [*metadata], [*metadata.values()], parameters)
-    if not done:
+    if image.shape[2:] == (2,):
+        image = image[:, :, [0, 0, 0, 1]]
+    profile = profile if profile and _is_of(profile, image) else None
+    content = _tiff(image, profile) if suffix in (".tif", ".tiff") else _encoded(suffix, image, profile)
+    if content is None:
         raise ValueError(f"{path}: cannot be encoded")
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(encoded.data)
+            temporary.write_bytes(content)
     except OSError as error:
         raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _tiff(image: np.ndarray, profile: bytes | None) -> bytes:
+    """Compressed without loss; OpenCV can embed no profile."""
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        image,
+        photometric="minisblack" if image.ndim == 2 else "rgb",
+        extrasamples=["unassalpha"] if image.shape[2:] == (4,) else [],
+        compression="zlib",
+        compressionargs={"level": 1},
+        predictor=image.dtype != np.float32,  # that of floats needs another package
+        iccprofile=profile,
+        metadata=None,
+    )
+    return file.getvalue()
+
+
+def _encoded(suffix: str, image: np.ndarray, profile: bytes | None) -> bytes | None:
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+    parameters += [cv2.IMWRITE_WEBP_QUALITY, 95] if suffix == ".webp" else []
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR)
+    metadata = {}
+    if profile and suffix != ".bmp":
+        metadata = {cv2.IMAGE_METADATA_ICCP: np.frombuffer(profile, np.uint8)}
+    done, encoded = cv2.imencodeWithMetadata(suffix, image, [*metadata], [*metadata.values()], parameters)
+    return encoded.tobytes() if done else None
 
 
 def _is_of(profile: bytes, image: np.ndarray) -> bool:
@@ -284,6 +371,10 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 def from_float(image: np.ndarray, dtype: DTypeLike = np.uint8) -> np.ndarray:
     """Floats in [0, 1] as uint8 or uint16: clipped, scaled by the type's whole range and rounded.
+
+    Args:
+        image: floating array of any shape.
+        dtype: of the result.
 
     Raises:
         TypeError: `image` is not floating or `dtype` is another type.
