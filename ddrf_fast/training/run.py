@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from torch.utils.data import DataLoader
 from ddrf_fast.models import load_model, save_model
 from ddrf_fast.training.callbacks import BestCheckpoint, Checkpoints, Interrupted, ProgressBar
 from ddrf_fast.training.config import TrainingConfig
-from ddrf_fast.training.crops import RandomCrops, StepBatches, ValidationCrops, load_pairs
+from ddrf_fast.training.crops import Crops, Pairs, RandomCrops, StepBatches, ValidationCrops, load_pairs
 from ddrf_fast.training.module import TrainingModule
 
 WEIGHTS = "ddrfnet.safetensors"
 # What may be different where a training goes on: where it runs, not what it computes.
 _MAY_CHANGE = {"device", "threads", "num_workers", "cache", "checkpoint_minutes", "log_every", "progress_bar"}
+_EXPECTED_WARNINGS = (
+    "does not have many workers",  # crops are cut in microseconds
+    "your dataloader is not resumable",  # it is: StepBatches starts with the step at hand
+    "have no `val_dataloader`",  # where all pairs are trained with
+    "treespec, LeafSpec",  # Lightning uses what torch has deprecated
+    "exists and is not empty",  # config.yaml is there before the checkpoint
+    "smaller than the logging interval",  # the interval counts steps over epochs
+    "recommended to use `self.log",  # all processes validate the same
+    "`broadcast_buffers` is deprecated",  # older torch has no other name for it
+)
 
 
 def train(config: TrainingConfig, resume: bool = False) -> Path:
@@ -50,12 +61,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         raise ValueError("device is cuda, but there is no CUDA device")
     output = Path(config.output)
     last = output / "last.ckpt"
-    resuming = resume and last.is_file()
-    if resuming:
-        before = _read_checkpoint(last)
-        _check_same(config, before["settings"], last)
-    elif last.exists():
-        raise ValueError(f"{output} holds a training already: resume it, or choose another output")
+    before = _to_resume(config, last, resume)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
@@ -74,69 +80,29 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         fusions=config.positive_fusions,
     )
     pairs = {"training": training.names, "validation": validation.names}
-    if resuming and _without_folders(before["pairs"], before["settings"]) != _without_folders(
-        pairs, _settings(config)
-    ):
-        raise ValueError(f"{last} was written with other pairs of images: resume with those, or train anew")
+    if before is not None:
+        _check_same_pairs(config, pairs, before, last)
     steps = max(1, round(len(training) * config.crops_per_pair / config.batch_size))
     torch.manual_seed(config.seed)
     module = TrainingModule(config, steps, pairs)
-    if config.initial_weights is not None and not resuming:
+    if config.initial_weights is not None and before is None:
         of_package = config.initial_weights == "package"
         module.start_from(load_model(None if of_package else config.initial_weights))
-    batches = StepBatches(
-        lambda: trainer.global_step, steps, config.batch_size, trainer.global_rank, world_size
-    )
-    crops = DataLoader(
-        RandomCrops(training, config.crop, config.seed),
-        batch_sampler=batches,
-        num_workers=config.num_workers,
-        persistent_workers=False,
-        pin_memory=on_gpu,
-    )
-    held_out = DataLoader(ValidationCrops(validation, max(config.scales)))
+    crops = _crops(config, training, steps, trainer)
+    held_out = DataLoader(ValidationCrops(validation, max(config.scales))) if validation else None
     output.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         (output / "config.yaml").write_text(config.to_yaml())
     with warnings.catch_warnings():
-        for expected in (
-            "does not have many workers",  # crops are cut in microseconds
-            "your dataloader is not resumable",  # it is: StepBatches starts with the step at hand
-            "have no `val_dataloader`",
-            "treespec, LeafSpec",
-            "exists and is not empty",
-            "smaller than the logging interval",
-            "recommended to use `self.log",  # all processes validate the same
-            "`broadcast_buffers` is deprecated",
-        ):
+        for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=f".*{expected}.*")
-        try:
-            trainer.fit(
-                module,
-                crops,
-                held_out if validation else None,
-                ckpt_path=last if resuming else None,
-                weights_only=True,
-            )
-        except Interrupted:
-            raise _interruption(trainer, last) from None
-        except ValueError as error:
-            # Of a process that loads data torch tells the whole traceback; the last line of it is ours.
-            _, of_worker, message = str(error).rpartition("\nValueError: ")
-            if not of_worker:
-                raise
-            raise ValueError(message.strip()) from error
+        _fit(trainer, module, crops, held_out, last, resumes=before is not None)
         seconds = module.seconds()
         best = output / "best.ckpt"
         if config.early_stop_patience is not None and best.is_file():
             module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         steps_done = trainer.global_step
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            measures = trainer.validate(module, held_out, verbose=False)[0] if validation else {}
-        except SystemExit:  # what Lightning makes of Ctrl-C, and ignores it from then on
-            signal.signal(signal.SIGINT, handler)
-            raise _interruption(trainer, last) from None
+        measures = _validate(trainer, module, held_out, last)
     record: dict[str, Any] = {
         "config": _settings(config),
         "training_pairs": training.names,
@@ -154,6 +120,68 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         save_model(module.average, path, record)
     trainer.strategy.barrier("weights")
     return path
+
+
+def _to_resume(config: TrainingConfig, last: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint from which the training goes on; None: it begins."""
+    if resume and last.is_file():
+        before = _read_checkpoint(last)
+        _check_same(config, before["settings"], last)
+        return before
+    if last.exists():
+        raise ValueError(f"{last.parent} holds a training already: resume it, or choose another output")
+    return None
+
+
+def _crops(
+    config: TrainingConfig, training: Pairs, steps: int, trainer: lightning.Trainer
+) -> DataLoader[Crops]:
+    """This process's part of the batches, from the trainer's step on."""
+    batches = StepBatches(
+        lambda: trainer.global_step, steps, config.batch_size, trainer.global_rank, trainer.world_size
+    )
+    return DataLoader(
+        RandomCrops(training, config.crop, config.seed),
+        batch_sampler=batches,
+        num_workers=config.num_workers,
+        persistent_workers=False,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+    )
+
+
+def _fit(
+    trainer: lightning.Trainer,
+    module: TrainingModule,
+    crops: DataLoader[Any],
+    held_out: DataLoader[Any] | None,
+    last: Path,
+    resumes: bool,
+) -> None:
+    """Trains to the end, from the last checkpoint on where there is something to resume."""
+    try:
+        trainer.fit(module, crops, held_out, ckpt_path=last if resumes else None, weights_only=True)
+    except Interrupted:
+        raise _interruption(trainer, last) from None
+    except ValueError as error:
+        # Of a process that loads data torch tells the whole traceback; the last line of it is ours.
+        _, of_worker, message = str(error).rpartition("\nValueError: ")
+        if not of_worker:
+            raise
+        raise ValueError(message.strip()) from error
+
+
+def _validate(
+    trainer: lightning.Trainer, module: TrainingModule, held_out: DataLoader[Any] | None, last: Path
+) -> Mapping[str, float]:
+    """The measures of the network as it will be written; nothing where no pairs were held out."""
+    if held_out is None:
+        return {}
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.validate(module, held_out, verbose=False)[0]
+    except SystemExit:  # what Lightning makes of Ctrl-C, and ignores it from then on
+        signal.signal(signal.SIGINT, handler)
+        raise _interruption(trainer, last) from None
 
 
 def _interruption(trainer: lightning.Trainer, last: Path) -> KeyboardInterrupt:
@@ -236,6 +264,15 @@ def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> N
         raise ValueError(f"{path} was written with other settings: {'; '.join(changed)}")
 
 
+def _check_same_pairs(
+    config: TrainingConfig, pairs: dict[str, list[str]], before: dict[str, Any], path: Path
+) -> None:
+    """Raises a ValueError where the training to be resumed had other pairs, wherever their folders were."""
+    old = _without_folders(before["pairs"], before["settings"])
+    if old != _without_folders(pairs, _settings(config)):
+        raise ValueError(f"{path} was written with other pairs of images: resume with those, or train anew")
+
+
 def _without_folders(pairs: dict[str, list[str]], settings: dict[str, Any]) -> dict[str, list[str]]:
     """The names of pairs without the folders of their data sets, which may have moved."""
     folders = sorted((f"{source['path']}/" for source in settings["data"]), key=len, reverse=True)
@@ -246,9 +283,9 @@ def _without_folders(pairs: dict[str, list[str]], settings: dict[str, Any]) -> d
     return {part: [own(name) for name in names] for part, names in pairs.items()}
 
 
-def _downsample(curve: list[float], points: int = 200) -> list[float]:
-    """Means of consecutive stretches of a curve, at most ``points`` of them."""
-    length = max(1, -(-len(curve) // points))
+def _downsample(curve: list[float]) -> list[float]:
+    """Means of consecutive stretches of a curve, at most 200 of them."""
+    length = max(1, -(-len(curve) // 200))
     return [
         round(sum(curve[i : i + length]) / len(curve[i : i + length]), 5)
         for i in range(0, len(curve), length)
