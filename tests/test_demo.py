@@ -25,6 +25,11 @@ def test_what_is_not_asked_for_is_not_touched():
     assert Damage(darkness=1)(image, "infrared") is image  # heat needs no light
 
 
+def test_an_unknown_blur_is_named():
+    with pytest.raises(ValueError, match=r"blur must be one of none, .*, mixed, got 'foo'"):
+        Damage(blur="foo")(torch.rand(1, 1, 40, 40), "visible")
+
+
 @pytest.mark.parametrize("blur", BLURS)
 @pytest.mark.parametrize("spatial", [False, True])
 def test_damage_is_the_seeds(blur, spatial):

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddrf_fast import metrics
-from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float, write_image
+from ddrf_fast.data import read_image, write_image
 from ddrf_fast.inference import Fuser
+from ddrf_fast.inference.pictures import Picture
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLE_VISIBLE, SAMPLE_INFRARED = _ASSETS / "sample_visible.png", _ASSETS / "sample_infrared.png"
@@ -76,9 +77,8 @@ def side_by_side(**images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.hstack(panels)
 
 
-def _luma(image: NDArray[np.uint8]) -> torch.Tensor:
-    values = to_float(image)
-    return torch.from_numpy(values if values.ndim == 2 else rgb_to_ycbcr(values)[..., 0])
+def _luma(image: NDArray[np.uint8]) -> Tensor:
+    return Picture.take(image, "image").luma()
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddrf_fast import metrics
-from ddrf_fast.data import rgb_to_ycbcr
+from ddrf_fast.data import luminance
 from ddrf_fast.data.thermal import ThermalRange
 from ddrf_fast.degradation import DynamicDegradation, KernelBank, enlarge
 from ddrf_fast.degradation.bank import FAMILIES
@@ -58,6 +58,8 @@ class Damage:
         Raises:
             ValueError: a setting is out of range.
         """
+        if self.blur not in BLURS:
+            raise ValueError(f"blur must be one of {', '.join(BLURS)}, got {self.blur!r}")
         darkness = self.darkness if modality == "visible" else 0.0
         idle = self.blur == "none" and not self.noise and self.scale == 1 and not darkness
         if modality not in self.modalities or idle:
@@ -173,7 +175,7 @@ def unit(picture: Picture) -> Tensor:
 
 def luma(image: Tensor) -> Tensor:
     """Y of Tensor[1, 1 | 3, H, W]."""
-    return image if image.shape[1] == 1 else rgb_to_ycbcr(image)[:, :1]
+    return image if image.shape[1] == 1 else luminance(image)[:, None]
 
 
 @lru_cache(maxsize=8)

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddrf_fast.data import read_image, rgb_to_ycbcr, to_float
+from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
 from ddrf_fast.export.network import Images, require, resolve_format
+from ddrf_fast.inference.pictures import Picture
 from ddrf_fast.models import DDRFNet
 
 TOLERANCE = 1e-4
-
-_ASSETS = Path(__file__).parent.parent / "assets"
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -65,7 +64,7 @@ def check_export(
     path = Path(path)
     run = _LOADERS[resolve_format(path, format)](path)
     network = Images(model, outputs, clean).eval()
-    visible, infrared = _luma(_ASSETS / "sample_visible.png"), _luma(_ASSETS / "sample_infrared.png")
+    visible, infrared = (Picture.take(path, "image").luma() for path in (SAMPLE_VISIBLE, SAMPLE_INFRARED))
     height, width = visible.shape[2] // 2 | 1, visible.shape[3] // 3 | 1
     corners = [(0, 0), (5, 9), (visible.shape[2] - height, visible.shape[3] - width)]
 
@@ -81,14 +80,6 @@ def check_export(
         difference = max(float((a - b).abs().max()) for a, b in zip(exported, expected, strict=True))
         result.append(Comparison(tuple(batch[0].shape), difference))
     return result
-
-
-def _luma(path: Path) -> Tensor:
-    """Tensor[1, 1, H, W] in [0, 1]."""
-    image = to_float(read_image(path))
-    return torch.from_numpy(image if image.ndim == 2 else rgb_to_ycbcr(image)[..., 0])[
-        None, None
-    ].contiguous()
 
 
 def _as_tuple(images: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
