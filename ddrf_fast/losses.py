@@ -1,7 +1,8 @@
 r"""The losses of DDRF-Net (section 3.4): restoration, and eq. 7 to 10 for the fused image.
 
 All take images as Tensor[B, 1, H, W] in [0, 1], work in batches on any device, are differentiable in the
-network's outputs, and return a scalar. :math:`S` is SSIM (:func:`similarity`), per image in [-1, 1].
+network's outputs, and return a scalar where they do not say otherwise. :math:`S` is SSIM
+(:func:`similarity`), per image in [-1, 1].
 
 Eq. 8 as printed, :math:`1 - \frac1N \sum_i S(X_i * H_i, P)`, is small when the fused image P *resembles* the
 degraded images, while the text says that P is to be driven away from them. :func:`negative_loss` follows the
@@ -37,7 +38,17 @@ def charbonnier(prediction: Tensor, target: Tensor, epsilon: float = 1e-3) -> Te
 
 
 def gradient_difference(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of the horizontal and of the vertical forward differences of Tensor[B, C, H, W]."""
+    """Mean absolute error of the horizontal, plus that of the vertical forward differences.
+
+    Args:
+        prediction: Tensor[B, C, H, W].
+        target: Tensor[B, C, H, W].
+
+    Example:
+        >>> ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+        >>> gradient_difference(ramp, 3 * ramp).item()
+        2.0
+    """
     error = prediction - target
     return error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
 
@@ -53,6 +64,12 @@ def activity_difference(prediction: Tensor, target: Tensor, window: int = 8) -> 
         prediction: Tensor[B, C, H, W], H and W larger than the window.
         target: Tensor[B, C, H, W].
         window: side of the windows, side by side, in pixels.
+
+    Example:
+        >>> edge, moved = torch.zeros(2, 1, 1, 17, 17)
+        >>> edge[..., 4:], moved[..., 6:] = 1, 1
+        >>> activity_difference(moved, edge).item()
+        0.0
     """
     rows, columns = (
         F.avg_pool2d(prediction.diff(dim=dim).abs(), window)
@@ -69,6 +86,14 @@ def restoration_loss(restored: Tensor, clean: Tensor, ssim_weight: float = 0.1) 
         restored: Tensor[B, 1, H, W], output of a branch.
         clean: Tensor[B, 1, H, W], the image before it was degraded.
         ssim_weight: w.
+
+    Raises:
+        ValueError: the images are smaller than 11x11.
+
+    Example:
+        >>> image = torch.rand(2, 1, 16, 16)
+        >>> round(restoration_loss(image, image).item(), 5)
+        0.0
     """
     return charbonnier(restored, clean) + ssim_weight * (1 - similarity(restored, clean).mean())
 
@@ -112,7 +137,13 @@ def negative_loss(
         Scalar, in [0, 2].
 
     Raises:
-        ValueError: the mode is unknown, or there are not as many clean as degraded images.
+        ValueError: the mode is unknown, there are not as many clean as degraded images, or images are smaller
+            than 11x11.
+
+    Example:
+        >>> image = torch.rand(2, 1, 16, 16)
+        >>> round(negative_loss(image, [image]).item(), 5)
+        1.0
     """
     if mode not in ("text", "literal"):
         raise ValueError(f'mode must be "text" or "literal", got {mode!r}')
@@ -148,6 +179,11 @@ def positive_sample(
     Returns:
         The best fusions Tensor[B, 1, H, W], clipped to [0, 1], and the index of each one's method, int64
         Tensor[B].
+
+    Example:
+        >>> images, methods = positive_sample(*torch.rand(2, 3, 1, 32, 40))
+        >>> images.shape, methods.shape
+        (torch.Size([3, 1, 32, 40]), torch.Size([3]))
     """
     evaluate = evaluate or fusion_quality
     methods = (fusions or CLASSICAL_FUSIONS).values()
@@ -177,6 +213,14 @@ def positive_loss(
         gradient_weight: :math:`w_g`.
         ssim_weight: :math:`w_s`.
         activity_weight: :math:`w_a`, of :func:`activity_difference`.
+
+    Raises:
+        ValueError: the images are smaller than 11x11.
+
+    Example:
+        >>> image = torch.rand(2, 1, 16, 16)
+        >>> round(positive_loss(image, image).item(), 5)
+        0.0
     """
     return (
         charbonnier(fused, positive)
@@ -251,6 +295,11 @@ def fidelity_loss(
 
     Returns:
         Tensor[B], at least 0.
+
+    Example:
+        >>> image = torch.rand(2, 1, 48, 48)
+        >>> fidelity_loss(image, image, image).round(decimals=3)
+        tensor([0., 0.])
     """
     deviation = (fused - (visible + infrared) / 2).square().mean(dim=(1, 2, 3))
     return 1 - information(fused, visible, infrared) + deviation_weight * deviation
@@ -306,6 +355,16 @@ def fusion_loss(
         positive_weight: of eq. 9.
         fidelity_weight: of :func:`fidelity_loss`.
         negative_mode: see :func:`negative_loss`.
+
+    Raises:
+        ValueError: as :func:`negative_loss`.
+
+    Example:
+        >>> visible, infrared = sources = list(torch.rand(2, 3, 1, 48, 48))
+        >>> positive, _ = positive_sample(visible, infrared)
+        >>> loss = fusion_loss((visible + infrared) / 2, sources, sources, positive)
+        >>> torch.allclose(loss.total, loss.similarity + loss.negative + loss.positive)
+        True
     """
     clean = list(sources)
     negatives = list(degraded)

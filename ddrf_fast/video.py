@@ -127,6 +127,17 @@ def fuse_video(
             shown turned by another angle than quarter turns; sizes differ, the infrared one is in colour, the
             output is an input or of unknown format, a setting is none of those above or refused by the codec.
         OSError: the output cannot be written.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> paths = [getfixture("tmp_path") / name for name in ("visible.mp4", "infrared.mp4", "fused.mp4")]
+        >>> for path in paths[:2]:
+        ...     video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
+        ...     for grey in (80, 90, 100):
+        ...         _ = video.write(np.full((48, 64, 3), grey, np.uint8))
+        ...     video.release()
+        >>> fuse_video(*paths).frames
+        3
     """
     if av is None:
         raise ValueError("video needs PyAV: pip install 'ddrf-fast[video]'")

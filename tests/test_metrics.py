@@ -552,7 +552,7 @@ def test_all_measures_but_one_compile_together(images):
         ),
         (lambda f, v, i: (f[..., :40], v[..., :40], i[..., :40]), ValueError, "at least 41x41 pixels"),
         (lambda f, v, i: (f, v.numpy(), i), TypeError, "visible must be a tensor, got ndarray"),
-        (lambda f, v, i: (f > 0.5, v, i), TypeError, "fused must be floating or uint8, got torch.bool"),
+        (lambda f, v, i: (f > 0.5, v, i), TypeError, "fused must be floating or integer, got torch.bool"),
     ],
 )
 def test_wrong_images_are_named(change, error, message):

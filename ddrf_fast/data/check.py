@@ -56,6 +56,16 @@ def check_pairs(
 
     Raises:
         ValueError: as :func:`~ddrf_fast.data.find_pairs`.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> root = getfixture("tmp_path")
+        >>> for path, width in (("vis/1.png", 8), ("ir/1.png", 8), ("vis/2.png", 8), ("ir/2.png", 9)):
+        ...     (root / path).parent.mkdir(exist_ok=True)
+        ...     _ = cv2.imwrite(str(root / path), np.zeros((6, width), np.uint8))
+        >>> report = check_pairs(root)
+        >>> report.pairs, [problem.replace(str(root), "...") for problem in report.problems]
+        (2, ['.../vis/2.png is 8x6, .../ir/2.png is 9x6'])
     """
     found = find_pairs(root, layout, split)
     unreadable: list[str] = []

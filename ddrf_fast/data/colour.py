@@ -26,6 +26,10 @@ def luminance(image: Image) -> Image:
     Raises:
         TypeError: `image` is not floating.
         ValueError: it has not three channels where they belong.
+
+    Example:
+        >>> luminance(np.array([[[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]])).round(3)
+        array([[1.   , 0.114]])
     """
     red, green, blue = _channels(image)
     return _RED * red + _GREEN * green + _BLUE * blue
@@ -70,6 +74,11 @@ def ycbcr_to_rgb(image: Image) -> Image:
     Raises:
         TypeError: `image` is not floating.
         ValueError: it has not three channels where they belong.
+
+    Example:
+        >>> image = torch.rand(3, 4, 5)
+        >>> torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(image)), image, atol=1e-6)
+        True
     """
     y, cb, cr = _channels(image)
     red = y + (2 - 2 * _RED) * (cr - 0.5)

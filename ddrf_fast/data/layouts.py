@@ -131,7 +131,7 @@ def find_pairs(
         raise ValueError(f"{root}: no such folder")
     files = list(_images(root))
     if layout == "auto":
-        found = _recognise(root, files)
+        found = _recognise(files)
     elif "{name}" in layout:
         patterns = layout.split("|")
         if len(patterns) != 2:
@@ -161,7 +161,7 @@ def _images(root: Path) -> Iterator[File]:
                 yield path.relative_to(root).with_suffix("").as_posix(), path
 
 
-def _recognise(root: Path, files: list[File]) -> Pairing:
+def _recognise(files: list[File]) -> Pairing:
     """By the known layout with the most pairs, of several the first."""
     best, problem = Pairing("auto", [], []), None
     for name, rules in LAYOUTS.items():

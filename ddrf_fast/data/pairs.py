@@ -33,6 +33,10 @@ def pair_folders(
     What is no image by its ending (:data:`IMAGE_SUFFIXES`) and hidden files are left out; folders inside are
     not searched.
 
+    Args:
+        visible: the folder of the visible images.
+        infrared: that of the infrared ones.
+
     Returns:
         The pairs, ordered by name, and the images that have no partner.
 

@@ -75,7 +75,16 @@ class Fuser(Session):
         return self._one(visible, infrared)
 
     def prepare(self, visible: Any, infrared: Any, *, thermal_range: ThermalRange | None = None) -> Request:
-        """Reads, checks and aligns a pair; `thermal_range`: of this pair, None: the session's."""
+        """Reads, checks and aligns a pair.
+
+        Args:
+            visible: as for a call.
+            infrared: likewise.
+            thermal_range: of this pair; None: the session's.
+
+        Raises:
+            TypeError, ValueError: as a call does of images.
+        """
         seen, thermal = self._take(visible, "visible"), self._take(infrared, "infrared", thermal_range)
         refuse_colour(thermal, seen)
         if len(seen.planes) != len(thermal.planes):

@@ -96,7 +96,11 @@ class Restorer(Session):
         return self._one(visible, infrared)
 
     def prepare(self, visible: Any, infrared: Any) -> Request:
-        """Reads and checks an image; the other one is None."""
+        """Reads and checks an image; the other one is None.
+
+        Raises:
+            TypeError, ValueError: as a call does of images; there is no image, or there are two.
+        """
         if (visible is None) == (infrared is None):
             raise TypeError("give a visible or an infrared image")
         modality: Modality = "infrared" if visible is None else "visible"

@@ -24,7 +24,7 @@ def prepare(image: Tensor, *others: Tensor, smallest: int = 1, names: Sequence[s
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.is_complex() or tensor.dtype == torch.bool:
-            raise TypeError(f"{name} must be floating or uint8, got {tensor.dtype}")
+            raise TypeError(f"{name} must be floating or integer, got {tensor.dtype}")
         shape = list(tensor.shape)
         if not (len(shape) == 2 or (len(shape) == 4 and shape[1] == 1)):
             raise ValueError(f"{name} must be [B, 1, H, W] or [H, W] (colour: its luminance), got {shape}")

@@ -171,7 +171,15 @@ def evaluate_restored(
 
 
 def check_metrics(metrics: Sequence[str], sources: int) -> None:
-    """Raises ValueError for a measure that is unknown, or that so many sources do not suffice for."""
+    """Refuses measures that :func:`evaluate` or :func:`evaluate_restored` would not take.
+
+    Args:
+        metrics: names of measures.
+        sources: with how many images each is compared: 2 of a fusion, 1 of a restoration.
+
+    Raises:
+        ValueError: a measure is unknown, or needs two sources.
+    """
     for name in metrics:
         if name not in MEASURES:
             raise ValueError(f"metrics must be among {', '.join(MEASURES)}, got {name!r}")

@@ -39,6 +39,11 @@ def save_model(model: DDRFNet, path: str | os.PathLike[str], record: dict[str, A
     Raises:
         ValueError: the model holds NaN or infinite weights.
         TypeError: the record cannot be written as JSON.
+
+    Example:
+        >>> path = save_model(DDRFNet(), getfixture("tmp_path") / "weights.safetensors", {"seed": 0})
+        >>> load_model(path).training
+        False
     """
     path = Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -111,6 +116,11 @@ def read_metadata(path: str | os.PathLike[str] | None = None) -> tuple[DDRFNetCo
 
     Raises:
         ValueError: as :func:`load_model`, as far as the metadata goes.
+
+    Example:
+        >>> config, record = read_metadata()
+        >>> config == load_model().config
+        True
     """
     file = _existing(path)
     try:

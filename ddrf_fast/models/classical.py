@@ -20,7 +20,7 @@ def maximum(visible: Tensor, infrared: Tensor) -> Tensor:
 
 
 def laplacian_pyramid(
-    visible: Tensor, infrared: Tensor, *, levels: int = 4, base: Fusion = average, minimum: int = 4
+    visible: Tensor, infrared: Tensor, *, levels: int = 4, base: Fusion = average
 ) -> Tensor:
     """Fuses Laplacian pyramids: of each detail coefficient the larger in magnitude, and ``base`` of the rest.
 
@@ -30,9 +30,8 @@ def laplacian_pyramid(
     Args:
         visible: Tensor[B, C, H, W].
         infrared: Tensor[B, C, H, W].
-        levels: levels of detail, fewer where the image is too small.
+        levels: levels of detail, fewer where the next would have less than 4 pixels to a side.
         base: how to fuse what remains below them.
-        minimum: no level is made whose shorter side has fewer pixels.
 
     Returns:
         Tensor[B, C, H, W], not clipped.
@@ -42,13 +41,13 @@ def laplacian_pyramid(
         >>> torch.allclose(laplacian_pyramid(image, image), image, atol=1e-6)
         True
     """
-    if levels == 0 or min(visible.shape[2:]) < 2 * minimum:
+    if levels == 0 or min(visible.shape[2:]) < 8:
         return base(visible, infrared)
     coarse_visible, coarse_infrared = _reduce(visible), _reduce(infrared)
     detail_visible = visible - _expand(coarse_visible, visible)
     detail_infrared = infrared - _expand(coarse_infrared, infrared)
     detail = torch.where(detail_visible.abs() >= detail_infrared.abs(), detail_visible, detail_infrared)
-    coarse = laplacian_pyramid(coarse_visible, coarse_infrared, levels=levels - 1, base=base, minimum=minimum)
+    coarse = laplacian_pyramid(coarse_visible, coarse_infrared, levels=levels - 1, base=base)
     return detail + _expand(coarse, visible)
 
 
@@ -64,6 +63,11 @@ def salient(visible: Tensor, infrared: Tensor) -> Tensor:
 
     Returns:
         Tensor[B, C, H, W].
+
+    Example:
+        >>> image = torch.rand(1, 1, 32, 40)
+        >>> torch.allclose(salient(image, image), image)
+        True
     """
     weights = [
         (image - image.mean(dim=(2, 3), keepdim=True)).square() + 1e-3 for image in (visible, infrared)

@@ -19,7 +19,6 @@ class CodeEstimator(nn.Module):
 
     Args:
         code_channels: length of the code (PCA of the kernel, then the noise level).
-        width: channels of the first layer; they grow to three times as many.
 
     Example:
         >>> import torch
@@ -27,9 +26,9 @@ class CodeEstimator(nn.Module):
         torch.Size([2, 16])
     """
 
-    def __init__(self, code_channels: int, width: int = 24) -> None:
+    def __init__(self, code_channels: int) -> None:
         super().__init__()
-        channels = (4, width, 4 * width // 3, 2 * width, 3 * width)
+        channels = (4, 24, 32, 48, 72)
         layers = [
             nn.Conv2d(channels[i], channels[i + 1], 3, stride=1 if i == 0 else 2, padding=1) for i in range(4)
         ]

@@ -10,6 +10,7 @@ MOMENTS = 12
 NORMS = (4, 8, 16, 32, 64)
 FULL_ODDS = 0.25  # log odds from which on darkness is undone in full
 BLACK = 1 / 255  # brightness up to which an image holds nothing to bring back; from twice that on, all
+HIDDEN = 48  # units of each of the two hidden layers
 LIGHT_CHANNELS = 2 * MOMENTS + 1 + len(NORMS)
 
 
@@ -24,19 +25,16 @@ class ToneEstimator(nn.Module):
     it by far, and where there is something to be seen: black is black. Else its tone is exactly ones. Between
     the two the tone goes over, in a short range of odds, so that the frames of a video do not flash.
 
-    Args:
-        hidden: units of the two hidden layers.
-
     Example:
         >>> ToneEstimator()(torch.rand(2, 1, 40, 50)).shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, hidden: int = 48) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(LIGHT_CHANNELS, hidden)
-        self.second = nn.Linear(hidden, hidden)
-        self.head = nn.Linear(hidden, 1 + TONE_CHANNELS)
+        self.first = nn.Linear(LIGHT_CHANNELS, HIDDEN)
+        self.second = nn.Linear(HIDDEN, HIDDEN)
+        self.head = nn.Linear(HIDDEN, 1 + TONE_CHANNELS)
         with torch.no_grad():  # the untrained one takes nothing for dark
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(torch.tensor([-2.0, 1.0, 0.0, 0.0]))
