@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whatever the block raises goes on, and neither `path` nor its folder has changed.
 
     Args:
-        path: where to, in a folder that exists; a file that is there is replaced.
+        path: where to, in a folder that exists; a file that is there is replaced. A device, a pipe or an open
+            file (/dev/stdout) is no file that could be: what was written is copied into it.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -24,6 +27,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ['note.txt']
     """
     path = Path(path)
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            temporary.touch()
+            yield temporary
+            with open(temporary, "rb") as written, open(path, "ab") as stream:
+                shutil.copyfileobj(written, stream)
+        return
     # In the same folder, since a file is replaced in one step within a file system only.
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -36,3 +47,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    open_files = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+    return path.exists() and (path.absolute().parent in open_files or not (path.is_file() or path.is_dir()))

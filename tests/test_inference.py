@@ -675,6 +675,7 @@ def test_homographies_that_are_none_are_named(tmp_path):
     (tmp_path / "two.txt").write_text("1 0 0\n0 1 0\n")
     (tmp_path / "words.txt").write_text("one two three\n")
     (tmp_path / "flat.json").write_text("[1, 2, 3]")
+    (tmp_path / "empty.txt").write_text("\n")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     for given, message in (
         (tmp_path / "two.txt", r"two\.txt must be a matrix of 3x3, got \[2, 3\]"),
@@ -682,12 +683,24 @@ def test_homographies_that_are_none_are_named(tmp_path):
         (tmp_path / "flat.json", r"flat\.json: expected a matrix"),
         (tmp_path / "objects.npy", r"objects\.npy: no matrix could be read"),
         (tmp_path / "no.txt", r"no\.txt: no such file"),
+        (tmp_path / "empty.txt", r"empty\.txt: expected a matrix"),
         (np.ones((3, 3)), "homography must be invertible"),
+        ([[1, 2, 3], [2, 4, 6], [1, 1, 1]], "homography must be invertible"),
+        (np.zeros((3, 3)), "homography must be invertible"),
+        ([[1, 2], [3]], "homography must be a matrix of numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             as_homography(given)
     with pytest.raises(ValueError, match="give resize or homography"):
         Fuser(homography=np.eye(3), resize="visible")
+
+
+def test_a_homography_means_the_same_at_any_scale():
+    shift = np.array([[1, 0, 20], [0, 1, 10], [0, 0, 1.0]])
+    expected = Fuser(device="cpu", dtype="float32", homography=shift)(GREY, GREY)
+    for scale in (1e-6, -3, 1e6):
+        fused = Fuser(device="cpu", dtype="float32", homography=scale * shift)(GREY, GREY)
+        assert np.abs(fused.astype(int) - expected).max() <= 1
 
 
 def test_settings_that_are_none_are_named(weights):

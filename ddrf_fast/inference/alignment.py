@@ -39,14 +39,15 @@ def read_matrix(path: str | os.PathLike[str]) -> NDArray[Any]:
         elif path.suffix.lower() == ".json":
             matrix = np.array(json.loads(path.read_text()), np.float64)
         else:
-            matrix = np.loadtxt(path.read_text().replace(",", " ").splitlines(), ndmin=2)
+            text = path.read_text().replace(",", " ")
+            matrix = np.loadtxt(text.splitlines(), ndmin=2) if text.strip() else np.empty((0, 0))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: no matrix could be read ({error})") from error
     if not isinstance(matrix, np.ndarray):
         raise ValueError(f"{path}: holds several arrays, expected one matrix")
-    if matrix.ndim != 2 or matrix.dtype.kind not in "uif" or not np.isfinite(matrix).all():
+    if matrix.ndim != 2 or not matrix.size or matrix.dtype.kind not in "uif" or not np.isfinite(matrix).all():
         raise ValueError(f"{path}: expected a matrix of finite numbers, got {matrix.dtype} {matrix.shape}")
     return matrix.astype(np.float64)
 
@@ -58,11 +59,18 @@ def as_homography(value: Any) -> NDArray[Any]:
         ValueError: it is no invertible 3x3 matrix.
     """
     is_path = isinstance(value, (str, os.PathLike))
-    matrix = read_matrix(value) if is_path else np.asarray(value, np.float64)
     name = os.fspath(value) if is_path else "homography"
+    try:
+        matrix = np.asarray(read_matrix(value) if is_path else value, np.float64)
+    except (TypeError, ValueError) as error:
+        if is_path:
+            raise
+        raise ValueError(f"{name} must be a matrix of numbers ({error})") from error
     if matrix.shape != (3, 3):
         raise ValueError(f"{name} must be a matrix of 3x3, got {list(matrix.shape)}")
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+    # A homography means the same at any scale: the determinant is that of its rows brought to length 1.
+    lengths = np.linalg.norm(matrix, axis=1)
+    if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 1e-12 * lengths.prod():
         raise ValueError(f"{name} must be invertible, got {matrix.tolist()}")
     return matrix
 
