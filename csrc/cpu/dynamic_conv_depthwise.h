@@ -416,6 +416,7 @@ class Depthwise {
       const auto lanes = [&](int i) __attribute__((always_inline)) {
         return kWhole ? kLane : std::min<int64_t>(kLane, x_.count - x - i % kAbreast * kLane);
       };
+      Vector<Acc> strip[kVectors] = {};  // its sums: of all strips, single ones would lose digits
       run_down<kSize, kStride, kVectors, 1, Acc>(
           [&](int i, int64_t y) __attribute__((always_inline)) {
             const Scalar* row = source[i / kAbreast] + y * line + start(i % kAbreast);
@@ -428,10 +429,11 @@ class Depthwise {
           [&](int i, int64_t y, Vector<Acc> value) __attribute__((always_inline)) {
             if (i > 0 && lanes(i) <= 0) return;
             value = rectified<Acc>(activation, value);
-            if (sums != nullptr) total[i] += first_lanes<Acc>(value, lanes(i));
+            if (sums != nullptr) strip[i] += first_lanes<Acc>(value, lanes(i));
             Scalar* const to = target[i / kAbreast] + y * out_line + x + i % kAbreast * kLane;
             store_partial(to, value, lanes(i));
           });
+      for (int i = 0; i < kVectors; ++i) total[i] += strip[i];
     };
     constexpr int64_t kColumns = kAbreast * kLane;
     for (int64_t x = 0; x < x_.count; x += kColumns) {
@@ -599,6 +601,7 @@ class Depthwise {
                                                 int64_t x) __attribute__((always_inline)) {
       const Acc* const weights_of[2] = {weights, weights};
       const Vector<Acc> betas[2] = {beta, beta};
+      Vector<Acc> strip{};
       run_down<kSize, kStride, kAbreast, kEvery, Acc>(
           [&](int i, int64_t y) __attribute__((always_inline)) {
             const Acc* base = input + y / kEvery * row + x + i * kLane;
@@ -609,10 +612,11 @@ class Depthwise {
             const int64_t column = x + i * kLane;
             const int64_t lanes = std::min<int64_t>(kLane, count - column);
             value = rectified<Acc>(task.activation, value);
-            if (task.sums != nullptr) total += first_lanes<Acc>(value, lanes);
+            if (task.sums != nullptr) strip += first_lanes<Acc>(value, lanes);
             store_line(target + y * task.result.stride[2] + column * task.result.stride[3],
                        task.result.stride[3], value, lanes);
           });
+      total += strip;
     };
     int64_t x = 0;
     if constexpr (kStride == 1) {
@@ -644,7 +648,7 @@ class Depthwise {
       const int64_t sample = plane / channels_, channel = plane % channels_;
       const Planes<Scalar> source = planes(task, sample);
       const Acc* weights = task.kernels + plane * taps_;
-      if (task.sums != nullptr) task.sums[plane] = Acc(0);
+      SumOfParts<Acc> total;
       for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
         const auto [tile_y, tile_x, y0, x0, rows, columns, pixels] = tiles_.place(tile);
         copy_tile(source, channel, channel + 1, y_, x_, tiles_, tile_y, tile_x, input.get());
@@ -655,6 +659,7 @@ class Depthwise {
         const int64_t line = y_.out_step * result.stride[2], step = x_.out_step * result.stride[3];
         for (int64_t x = 0; x < columns; x += kLane) {
           const int64_t lanes = std::min<int64_t>(kLane, columns - x);
+          SumOfParts<Acc> strip;
           for (int64_t y = 0; y < rows; y += kRows) {
             Vector<Acc> sum[kRows];
             // The last block reads its last row again.
@@ -673,14 +678,14 @@ class Depthwise {
             }
             for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - y); ++r) {
               const Vector<Acc> value = rectified<Acc>(task.activation, sum[r]);
-              if (task.sums != nullptr) {
-                task.sums[plane] += sum_lanes<Acc>(first_lanes<Acc>(value, lanes));
-              }
+              strip.add(first_lanes<Acc>(value, lanes), y + r);
               store_line(target + (y + r) * line + x * step, step, value, lanes);
             }
           }
+          total.add(strip.get(), x / kLane);
         }
       }
+      if (task.sums != nullptr) task.sums[plane] = sum_lanes<Acc>(total.get());
     }
   }
 
@@ -735,7 +740,7 @@ class Depthwise {
         return channels == kLane ? load_vector(pointer) : load_partial(pointer, channels);
       };
       const Vector<Acc> beta = task.bias == nullptr ? Vector<Acc>{} : load(task.bias + plane);
-      Vector<Acc> total{};
+      SumOfParts<Acc> total;
       for (int64_t y0 = 0; y0 < y_.count; y0 += strip) {
         const int64_t rows = std::min(strip, y_.count - y0);
         for (int64_t i = 0; i < (rows - 1) * y_.in_step + reach_y + 1; ++i) {
@@ -755,6 +760,7 @@ class Depthwise {
           const int64_t step = x_.out_step * result.stride[3];
           const Acc* pixels = &input[y * y_.in_step * columns * kLane];
           int64_t x = 0;
+          Vector<Acc> row{};
           const auto sum_columns = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
             for (; x + kColumns <= x_.count; x += kColumns) {
               Vector<Acc> sum[kColumns];
@@ -766,22 +772,25 @@ class Depthwise {
                   sum[i()] += load_vector(first + i() * x_.in_step * kLane) * weight;
                 });
               }
+              Vector<Acc> block{};
               for_each_constant<kColumns>([&](auto i) {
                 const Vector<Acc> value = rectified<Acc>(task.activation, sum[i()]);
-                total += value;
+                block += value;
                 Scalar* out = line + (x + i()) * step;
                 channels == kLane ? store_vector(out, value) : store_partial(out, value, channels);
               });
+              row += block;
             }
           };
           sum_columns(std::integral_constant<int, 7>());
           sum_columns(std::integral_constant<int, 4>());
           sum_columns(std::integral_constant<int, 1>());
+          total.add(row, y0 + y);
         }
       }
       if (task.sums != nullptr) {
-        channels == kLane ? store_vector(task.sums + plane, total)
-                          : store_partial(task.sums + plane, total, channels);
+        channels == kLane ? store_vector(task.sums + plane, total.get())
+                          : store_partial(task.sums + plane, total.get(), channels);
       }
     }
   }

@@ -139,51 +139,72 @@ void input_gradient(const Mixer<Scalar>& mixer, const Image<const Scalar>& grad,
   if (strided) Correlation<Scalar>::run_together(std::move(residues), mixer, grad, grad_x);
 }
 
-// The gradient of each sample's bias: result[b][o] = sum over pixels.
+// The gradient of each sample's bias: result[b][o] = sum over pixels. Float32 sums of thousands of
+// numbers lose digits, so that they are sums of parts.
 template <class Scalar>
 void bias_gradient(const DynamicConvShape& shape, const Image<const Scalar>& grad, int64_t count,
                    accumulate_t<Scalar>* result) {
   using Acc = accumulate_t<Scalar>;
-  constexpr int64_t kRows = 16;
-  const int64_t height = shape.out_size[0], width = shape.out_size[1];
-  const int64_t channels = shape.out_channels, chunks = ceil_div(height, kRows);
-  const int64_t grain = kMixGrain / (kRows * width * channels + 1);
+  int64_t height = shape.out_size[0], width = shape.out_size[1];
+  if (grad.stride[2] == width * grad.stride[3]) {  // the rows are one
+    width *= height;
+    height = 1;
+  }
+  const int64_t channels = shape.out_channels;
+  if (grad.stride[1] != 1) {
+    constexpr int64_t kPixels = 8192;  // which are summed lane by lane
+    const int64_t grain = std::max<int64_t>(1, kMixGrain / (height * width));
+    parallel_for(count * channels, grain, [&](int64_t begin, int64_t end) {
+      const Scratch<Acc> line(grad.stride[3] == 1 ? 0 : std::min(width, kPixels));
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const Scalar* source =
+            grad.data + plane / channels * grad.stride[0] + plane % channels * grad.stride[1];
+        double sum = 0;
+        for (int64_t y = 0; y < height; ++y) {
+          for (int64_t x = 0; x < width; x += kPixels) {
+            const Scalar* first = source + y * grad.stride[2] + x * grad.stride[3];
+            const int64_t pixels = std::min(kPixels, width - x);
+            if (grad.stride[3] == 1) {
+              sum += sum_row(first, pixels);
+              continue;
+            }
+            for (int64_t i = 0; i < pixels; ++i) {
+              line[i] = load_as_accumulate(first + i * grad.stride[3]);
+            }
+            sum += sum_row(line.get(), pixels);
+          }
+        }
+        result[plane] = static_cast<Acc>(sum);
+      }
+    });
+    return;
+  }
+  constexpr int64_t kPixels = 512;
+  const int64_t columns = std::min(width, kPixels), rows = std::max<int64_t>(1, kPixels / width);
+  const int64_t across = ceil_div(width, columns), chunks = ceil_div(height, rows) * across;
+  const int64_t grain = std::max<int64_t>(1, kMixGrain / (rows * columns * channels));
   const Scratch<Acc> partials(count * chunks * channels);
-  parallel_for(count * chunks, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
-    const Scratch<Acc> line(width);
+  parallel_for(count * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       Acc* sums = &partials[task * channels];
       std::fill_n(sums, channels, Acc(0));
-      const int64_t first_row = task % chunks * kRows;
-      for (int64_t y = first_row; y < std::min(first_row + kRows, height); ++y) {
+      const int64_t chunk = task % chunks, y0 = chunk / across * rows,
+                    x0 = chunk % across * columns;
+      for (int64_t y = y0; y < std::min(y0 + rows, height); ++y) {
         const Scalar* row = grad.data + task / chunks * grad.stride[0] + y * grad.stride[2];
-        if (grad.stride[1] == 1) {
-          for (int64_t x = 0; x < width; ++x) {
-            add_scaled_row(sums, Acc(1), row + x * grad.stride[3], channels);
-          }
-          continue;
-        }
-        for (int64_t o = 0; o < channels; ++o) {
-          const Scalar* source = row + o * grad.stride[1];
-          if (grad.stride[3] == 1) {
-            sums[o] += sum_row(source, width);
-            continue;
-          }
-          for (int64_t x = 0; x < width; ++x) {
-            line[x] = load_as_accumulate(source + x * grad.stride[3]);
-          }
-          sums[o] += sum_row(line.get(), width);
+        for (int64_t x = x0; x < std::min(x0 + columns, width); ++x) {
+          add_scaled_row(sums, Acc(1), row + x * grad.stride[3], channels);
         }
       }
     }
   });
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t o = 0; o < channels; ++o) {
-      Acc sum(0);
+      double sum = 0;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         sum += partials[(i * chunks + chunk) * channels + o];
       }
-      result[i * channels + o] = sum;
+      result[i * channels + o] = static_cast<Acc>(sum);
     }
   }
 }

@@ -580,6 +580,24 @@ DDRF_INLINE void dot_entries(const Acc* a, int64_t a_row, const Acc* b, int64_t 
   for (int r = 0; r < kRows; ++r) sums[r] = sum_lanes<Acc>(sum[r]);
 }
 
+// A sum of many vectors, in parts, since a float32 sum of thousands loses digits.
+template <class Acc>
+class SumOfParts {
+ public:
+  // `index` counts what is added, such as rows: every 64th ends a part.
+  DDRF_INLINE void add(Vector<Acc> value, int64_t index) {
+    part_ += value;
+    if (index % 64 == 63) {
+      whole_ += part_;
+      part_ = Vector<Acc>{};
+    }
+  }
+  DDRF_INLINE Vector<Acc> get() const { return whole_ + part_; }
+
+ private:
+  Vector<Acc> part_{}, whole_{};
+};
+
 template <class Scalar>
 inline accumulate_t<Scalar> sum_row(const Scalar* source, int64_t count) {
   using Acc = accumulate_t<Scalar>;
