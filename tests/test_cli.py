@@ -511,6 +511,16 @@ def test_json_tells_scripts_everything(folders, weights, capfd):
     assert told["seconds"] > 0
 
 
+def test_results_that_would_be_one_file_are_refused(folders, weights, capfd):
+    visible, infrared, output = folders
+    suffix = "/../../one"  # out of the folder of each, to one place
+    code, _, stderr = _main(
+        capfd, "fuse", visible, infrared, "-o", output / "in", "--suffix", suffix, "--weights", weights
+    )
+    assert code == 2
+    assert "would both be" in stderr
+
+
 def test_folders_inside_of_folders_and_patterns(folders, weights, tmp_path, capfd):
     visible, infrared, output = folders
     given = ("--weights", weights, "--device", "cpu")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import multiprocessing
 
 import numpy as np
@@ -157,7 +158,10 @@ def test_the_kernel_code_keeps_what_srmd_says():
         ({"scale": 0}, ValueError, "scale must be at least 1, got 0"),
         ({"num_mixed": 0}, ValueError, "num_mixed must be at least 1"),
         ({"gray_fraction": 1.5}, ValueError, r"gray_fraction must be in \[0, 1\], got 1.5"),
+        ({"gain": (1.0, math.inf)}, ValueError, r"gain .* both finite, got \(1.0, inf\)"),
+        ({"noise_std": (math.nan, 0.1)}, ValueError, "noise_std"),
         ({"grid_size": (0, 4)}, ValueError, r"grid_size .*got \(0, 4\)"),
+        ({"grid_size": (2.5, 3)}, TypeError, "grid_size .*got 2.5"),
         ({"smoothness": 0.0}, ValueError, "smoothness must be positive"),
         ({"kernels": torch.nn.Identity()}, TypeError, "kernels must be a KernelDistribution, got Identity"),
         ({"noise": 1}, TypeError, "noise"),

@@ -256,4 +256,5 @@ def test_ranks_share_where_values_are_equal():
     for columns in ([], ["x"]):
         assert _tables.mean_ranks(table, columns)["c"] == 3
     table["c"]["x"] = 0.0
+    assert _tables.markdown(["name"], [["a|b\nc"]]).splitlines()[-1] == r"| a\|b c |"
     assert _tables.means(table.values()) == {"x": 1.0, "y": pytest.approx(7 / 3)}

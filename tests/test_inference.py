@@ -17,7 +17,7 @@ from helpers import run_capability
 from PIL import Image
 
 import ddrf_fast
-from ddrf_fast.data import read_image, thermal
+from ddrf_fast.data import read_image, thermal, write_image
 from ddrf_fast.data.thermal import SteadyRange, ThermalRange, percentiles
 from ddrf_fast.degradation import DynamicDegradation, low_light, reduce_contrast, undo_darkness
 from ddrf_fast.demo.sample import SAMPLE_INFRARED, SAMPLE_VISIBLE
@@ -695,8 +695,31 @@ def test_homographies_that_are_none_are_named(tmp_path):
         Fuser(homography=np.eye(3), resize="visible")
 
 
+def test_a_homography_that_leaves_nothing_of_the_infrared_image_is_refused():
+    away = np.array([[1, 0, 10_000], [0, 1, 0], [0, 0, 1.0]])
+    with pytest.raises(ValueError, match=r"leaves nothing of infrared \(.*\) on visible .* the inverse\?"):
+        Fuser(device="cpu", homography=away)(GREY, GREY)
+
+
+def test_grey_of_three_channels_is_grey_in_any_batch_and_shape():
+    image = torch.full((1, 3, 480, 640), 0.5)
+    image[:, 0, 100:140, 100:140] = 1.0  # a mark in colour
+    tall = torch.rand(1, 1, 8000, 100).expand(-1, 3, -1, -1).clone()
+    tall[:, 0, :40] = 1 - tall[:, 0, :40]
+    for given in (image, image.expand(16, -1, -1, -1), tall):
+        assert not Picture.take(given, "infrared").colour
+    coloured = image * torch.tensor([1, 0.5, 1])[:, None, None]
+    assert Picture.take(torch.cat([image, coloured]), "infrared").colour
+
+
+def test_an_image_smaller_than_a_kernel_is_named(tmp_path):
+    write_image(tmp_path / "dot.png", np.zeros((1, 50), np.uint8))
+    with pytest.raises(ValueError, match=r"dot\.png\) is 50x1, but kernels of 25 pixels need at least 13x13"):
+        Degrader(DynamicDegradation("paper"))(tmp_path / "dot.png", "dot")
+
+
 def test_a_homography_means_the_same_at_any_scale():
-    shift = np.array([[1, 0, 20], [0, 1, 10], [0, 0, 1.0]])
+    shift = np.array([[1, 0, 3], [0, 1, 2], [0, 0, 1.0]])
     expected = Fuser(device="cpu", dtype="float32", homography=shift)(GREY, GREY)
     for scale in (1e-6, -3, 1e6):
         fused = Fuser(device="cpu", dtype="float32", homography=scale * shift)(GREY, GREY)

@@ -235,18 +235,17 @@ def check_outputs(plan: Plan) -> None:
         ValueError: one would.
     """
     inputs = {os.path.realpath(path) for path in plan.images}
-    outputs: dict[Path, Job] = {}
+    outputs: dict[str, Job] = {}
     for job in plan.jobs:
         if job.output.suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(
                 f"{job.output} has no known image format; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
-        if os.path.realpath(job.output) in inputs:
+        output = os.path.realpath(job.output)
+        if output in inputs:
             raise ValueError(
                 f"{job.output} is an input and would be replaced; choose another folder for the output"
             )
-        if job.output in outputs:
-            raise ValueError(
-                f"{job.inputs[0]} and {outputs[job.output].inputs[0]} would both be {job.output}"
-            )
-        outputs[job.output] = job
+        if output in outputs:
+            raise ValueError(f"{job.inputs[0]} and {outputs[output].inputs[0]} would both be {job.output}")
+        outputs[output] = job

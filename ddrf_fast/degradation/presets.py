@@ -1,5 +1,6 @@
 """What a degradation is drawn from: the settings, and those of the papers that restoration is trained by."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -74,8 +75,10 @@ class DegradationConfig:
             raise TypeError(f"kernels must be a KernelDistribution, got {type(self.kernels).__name__}")
         for name in ("noise_std", "shot_std", "gamma", "gain", "contrast"):
             value = getattr(self, name)
-            if not _are_two(value) or not 0 <= value[0] <= value[1]:
-                raise ValueError(f"{name} must be (lowest, highest) with 0 <= lowest <= highest, got {value}")
+            if not _are_two(value) or not 0 <= value[0] <= value[1] < math.inf:
+                raise ValueError(
+                    f"{name} must be (lowest, highest) with 0 <= lowest <= highest, both finite, got {value}"
+                )
         for name in ("sharp_fraction", "white_fraction", "shot_fraction", "gray_fraction", "dark_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -83,10 +86,10 @@ class DegradationConfig:
             integer(name, getattr(self, name), 1)
         if self.padding not in get_args(Padding):
             raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}, got {self.padding!r}")
-        if not _are_two(self.grid_size) or min(self.grid_size) < 1:
+        if not _are_two(self.grid_size) or not all(integer("grid_size", n, 0) for n in self.grid_size):
             raise ValueError(f"grid_size must be two positive numbers, got {self.grid_size}")
-        if not self.smoothness > 0:
-            raise ValueError(f"smoothness must be positive, got {self.smoothness}")
+        if not 0 < self.smoothness < math.inf:
+            raise ValueError(f"smoothness must be positive and finite, got {self.smoothness}")
 
     def with_noise(self, noise_std: Range) -> "DegradationConfig":
         """The same with white noise on every sample, (lowest, highest), and no other.

@@ -70,8 +70,19 @@ class Degrader:
         return self.finish(request, self.compute([request])[0])
 
     def prepare(self, image: Any, name: str) -> DegradeRequest:
-        """Reads and checks an image."""
+        """Reads and checks an image.
+
+        Raises:
+            TypeError, ValueError: as :func:`ddrf_fast.fuse` of images, or it is smaller than half a kernel.
+        """
         picture = Picture.take(image, "image", max_pixels=self.max_pixels)
+        config = self.degradation.config
+        least = config.kernels.kernel_size // 2 + 1 if config.padding == "reflect" else 1
+        if min(picture.size) < least:
+            raise ValueError(
+                f"{picture.name} is {picture.describe()}, but kernels of {config.kernels.kernel_size} pixels "
+                f"need at least {least}x{least}"
+            )
         planes = picture.channels().view(len(picture.planes), -1, *picture.size)
         return DegradeRequest(picture, planes, sample_id(name))
 

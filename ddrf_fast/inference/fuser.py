@@ -101,6 +101,11 @@ class Fuser(Session):
                 # Before the visible image stands in, whose noise would be taken for that of the infrared one.
                 code = self.network.estimate("infrared", luma, code)
             luma, reach = warp(luma, self.homography, onto=seen.luma())
+            if not bool(reach.any()):
+                raise ValueError(
+                    f"the homography leaves nothing of {thermal.name} ({thermal.describe()}) on {seen.name} "
+                    f"({seen.describe()}); it takes infrared pixels to visible ones: is it the inverse?"
+                )
         elif self.resize == "visible":
             luma = resample(luma, seen.size)
         elif thermal.size != seen.size:

@@ -190,10 +190,10 @@ class Picture:
     @property
     def colour(self) -> bool:
         """Whether there are three channels that differ, but for what JPEG does to a grey image, in any."""
-        return self.planes.shape[1] == 3 and any(
-            (unit - unit.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3)).max().item() > GREY_TOLERANCE
-            for _, unit in self._strips()
-        )
+        if self.planes.shape[1] != 3:
+            return False
+        parts = [(unit - unit.mean(1, keepdim=True)).abs().sum((1, 2, 3)) for _, unit in self._strips()]
+        return torch.stack(parts).sum(0).max().item() > GREY_TOLERANCE * self.planes[0].numel()
 
     @property
     def luma_noise(self) -> float:

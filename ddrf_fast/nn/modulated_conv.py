@@ -67,12 +67,12 @@ def _convolve(x: Tensor, w: Tensor, s: Tensor, d: Tensor | None, padding: int | 
     )
 
 
-def _checked(x: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(x: Tensor, w: Tensor, s: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """w and s in one dtype, float32 at least; their squares leave the range of half precision."""
     tensor("x", x, ["[B, I, H, W]"])
     tensor("w", w, ["[O, I, kh, kw]"])
     shape("x", x, (x.shape[0], w.shape[1], *x.shape[2:]), "[B, I, H, W]")
-    shape("s", tensor("s", s, ["[B, I]"]), x.shape[:2], "[B, I]")
+    shape(name, tensor(name, s, ["[B, I]"]), x.shape[:2], "[B, I]")
     dtype = torch.promote_types(torch.promote_types(w.dtype, s.dtype), torch.float32)
     return w.to(dtype), s.to(dtype)
 
@@ -118,7 +118,7 @@ def modulated_conv2d(
         >>> modulated_conv2d(torch.randn(2, 8, 9, 9), torch.randn(4, 8, 3, 3), torch.randn(2, 8)).shape
         torch.Size([2, 4, 7, 7])
     """
-    w, s = _checked(x, w, s)
+    w, s = _checked(x, w, s, "s")
     d = None
     if demodulate:
         w = w * w.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
@@ -219,7 +219,7 @@ class ModulatedConv2d(BankModule):
             tensor("style", style, ["[B, style_dim]"])
             shape("style", style, (x.shape[0], self.modulation.weight.shape[1]), "[B, style_dim]")
             s = self.modulation(style)
-        w, s = _checked(x, self.weight[0], s)
+        w, s = _checked(x, self.weight[0], s, "style")
         w = self.scale * w
         d = _demodulation(w, s) if self.demodulate else None
         return _convolve(x, w, s, d, self.padding)
