@@ -335,7 +335,8 @@ def dynamic_conv(
     All tensors are float32, float64, bfloat16 or float16 with x's dtype; sums run in float32 (float64 for
     float64), and the mixed kernel is rounded once, with its scales. Beside bfloat16 and float16 the scales
     may be float32, and are then not rounded themselves. Under torch.autocast all but scales in float32 are
-    cast to its dtype.
+    cast to its dtype. On CPUs a 3x3 kernel may be applied by Winograd's transform (:func:`explain` tells),
+    whose rounding is relative to the largest number that a tile of 4x4 outputs reads.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
