@@ -16,9 +16,7 @@ from ddrf_fast.data.thermal import ThermalRange, few_values
 from ddrf_fast.ops._checks import INTEGER
 
 RANGE_TOLERANCE = 1e-3  # how far floats may leave [0, 1], as interpolation and float16 make them
-GREY_TOLERANCE = (
-    0.02  # mean distance of its channels from grey up to which an infrared image is taken for grey
-)
+GREY_TOLERANCE = 0.02  # mean distance of its channels from grey of an infrared image that passes for grey
 LUMA_NOISE = float(np.linalg.norm(luminance(np.eye(3))))  # of independent noise of 1 in each channel
 
 # Pixels that are floating at a time: on CPUs what stays in the cache, elsewhere what fills the device.
