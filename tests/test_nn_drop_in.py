@@ -743,7 +743,7 @@ def test_every_layer_takes_device_and_dtype(layer, device):
         (
             lambda: fast.ModulatedConv2d(4, 6, 3)(torch.ones(2, 4, 5, 5), torch.ones(2, 3)),
             ValueError,
-            r"s must be \[B, I\] = \(2, 4\)",
+            r"style must be \[B, I\] = \(2, 4\)",
         ),
         (
             lambda: fast.modulated_conv2d(torch.ones(2, 3, 5, 5), torch.ones(1, 4, 1, 1), torch.ones(2, 4)),
