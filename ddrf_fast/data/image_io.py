@@ -196,6 +196,9 @@ def read_profile(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
+_Decoder = Literal["opencv", "pillow", "tifffile"]
+
+
 class _Header(NamedTuple):
     """What an image file says of itself; of a damaged one nothing: the decoder says how it is damaged.
 
@@ -211,7 +214,7 @@ class _Header(NamedTuple):
 
     size: tuple[int, int] = (0, 0)
     cmyk: bool = False
-    decoder: Literal["opencv", "pillow", "tifffile"] | None = "opencv"
+    decoder: _Decoder | None = "opencv"
     inverted: bool = False
     profile: bytes | None = None
 
@@ -234,7 +237,7 @@ def _announced_tiff(file: IO[bytes]) -> _Header:
         with tifffile.TiffFile(file) as tiff:
             page = _first_page(tiff)
             bits, samples, extra = page.bitspersample, page.samplesperpixel, page.extrasamples
-            decoder: Literal["opencv", "pillow", "tifffile"] = "opencv"
+            decoder: _Decoder = "opencv"
             if bits == 8 and samples in (2, 4) and extra == (tifffile.EXTRASAMPLE.UNASSALPHA,):
                 decoder = "pillow"
             elif samples == 2 or (samples > 1 and bits > 8 and page.planarconfig == _SEPARATE):
