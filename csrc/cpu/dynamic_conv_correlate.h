@@ -61,6 +61,14 @@ class Correlation {
     // to load and to store, cost more. With AVX2 half of it is left to others.
     tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
+    if (kTiled && in_blocks_ && outputs_ >= kManyOutputs && taps > 1) {
+      // Rows of tiles that lie on a line of the cache each are read much faster, which pays for
+      // copies where many outputs read them, and for columns that are dropped.
+      const Tiles aligned = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, true, kTileSide);
+      if (aligned.count() == 1 && 4 * aligned.row_stride() <= 5 * tiles_.row_stride()) {
+        tiles_ = aligned;
+      }
+    }
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
@@ -72,13 +80,19 @@ class Correlation {
       most = std::min(most, kPieceBytes / (kBlockRows * together * kernel_taps_ * kTogether *
                                            int64_t{sizeof(Acc)}));
     }
-    most = std::min(std::max<int64_t>(most, 4) * kTogether, most_channels);
+    most = std::min(std::max<int64_t>(most, kTiled ? kTileSide : 4) * kTogether, most_channels);
+    const auto whole_tiles = [](int64_t channels) { return channels / kTileSide * kTileSide; };
+    if (kTiled && most < channels_) most = whole_tiles(most / kTogether) * kTogether;
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
-    turn_channels_ = std::max<int64_t>(1, entries(ceil_div(channels_, turns))) * kTogether;
+    turn_channels_ = std::max<int64_t>(1, entries(ceil_div(channels_, turns)));
+    if (kTiled && turns > 1) turn_channels_ = whole_tiles(turn_channels_ + kTileSide - 1);
+    turn_channels_ *= kTogether;
 
     if (!in_blocks_) {
+      // Tiles are stored where they belong once their sums are complete.
       tiles_ = choose_tiles(
-          y_, x_, turn_channels_, outputs_, slack(), kSecondLevelBytes / int64_t{sizeof(Acc)},
+          y_, x_, kTiled ? entries(turn_channels_) : turn_channels_,
+          kTiled && turns == 1 ? 0 : outputs_, slack(), kSecondLevelBytes / int64_t{sizeof(Acc)},
           kMaxPixels, ceil_div(kMinTasks, std::max<int64_t>(1, shape.batch * groups_)), compact);
       tiles_ = fill_vectors(tiles_, y_, kLanes<Acc>);
     }
@@ -121,7 +135,8 @@ class Correlation {
   static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
   static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
-  static constexpr int64_t kMapPixels = 256;          // of a small map
+  static constexpr int64_t kMapPixels = 256;  // of a small map
+  static constexpr int64_t kManyOutputs = 128;
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   static constexpr int64_t kNearBytes = 512 * 1024;   // of pixels that stay in the cache
@@ -153,7 +168,7 @@ class Correlation {
     const bool shared = mixer.is_shared();
     const bool has_taps =
         std::any_of(plans.begin(), plans.end(), [](const auto* plan) { return plan->taps() > 0; });
-    const int64_t packed_size = any.turns() * any.outputs_ * packed_row(plans);
+    const int64_t packed_size = any.turns() * any.packed_rows() * packed_row(plans);
     const int64_t kernel_size = any.packs()
                                     ? any.groups_ * packed_size
                                     : mixer.shape().out_channels * mixer.row_size(any.has_ones_);
@@ -169,7 +184,7 @@ class Correlation {
       int64_t before = 0;
       for (const Correlation* plan : plans) {
         plan->run_tiles(job, first, count, kernels.get() + before, packed_row(plans));
-        if (plan->packs()) before += plan->outputs_ * plan->packed_row();
+        if (plan->packs()) before += plan->packed_rows() * plan->packed_row();
       }
     }
   }
@@ -183,16 +198,31 @@ class Correlation {
   int64_t block_pixels() const {
     return (outputs_ > 2 ? kBlockVectors : kNarrowVectors) * kLanes<Acc>;
   }
-  // With AVX-512 products read the pixels of a tile and nothing beyond.
-  int64_t slack() const { return DDRF_VECTOR_BYTES == 64 ? 0 : block_pixels(); }
+  // With AVX-512 products read the pixels of a tile and nothing beyond, but for whole tiles of AMX.
+  int64_t slack() const {
+    return kTiled ? kTileSide : DDRF_VECTOR_BYTES == 64 ? 0 : block_pixels();
+  }
   // Channels in an entry of the products, and the entries of so many channels.
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
 
   // Whether weights are packed: those of an output and a turn are a row, which nothing that comes
   // after it may follow by less than a vector. Of 1x1 kernels the outputs lie side by side anyway.
-  bool packs() const { return direction_ == Direction::kInputGradient && kernel_taps_ > 1; }
-  int64_t packed_row() const { return entries(turn_channels_) * taps() + kLanes<Acc>; }
+  // For AMX they are packed into tiles of so many rows.
+  static constexpr bool kTiled = kPairs<Scalar> && kPairTiles;
+  static constexpr int64_t kRowUnit = kTiled ? kTileSide : kBlockRows;
+  bool packs() const {
+    return kernel_taps_ > 1 ? kTiled || direction_ == Direction::kInputGradient
+                            : kTiled && direction_ == Direction::kInputGradient;
+  }
+  int64_t packed_rows() const {
+    return kTiled ? ceil_div(outputs_, kTileSide) * kTileSide : outputs_;
+  }
+  TileOrder tile_order(int64_t channels) const { return {entries(channels), taps()}; }
+  int64_t packed_row() const {
+    return kTiled ? tile_order(turn_channels_).tiles() * kTileSide
+                  : entries(turn_channels_) * taps() + kLanes<Acc>;
+  }
   static int64_t packed_row(const Plans& plans) {
     int64_t size = 0;
     for (const Correlation* plan : plans) size += plan->packed_row();
@@ -213,12 +243,23 @@ class Correlation {
   // side by side, of these: a vector of their own would waste most lanes. Not of a tile: bits would
   // depend on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
-                   int64_t depth, int64_t pixels, Acc* column, const Sums<Acc>& c,
+                   int64_t channels, int64_t pixels, Acc* column, const Sums<Acc>& c,
                    Ahead* ahead) const {
+#ifdef DDRF_AMX
+    if (kTiled && packs()) {
+      const auto of_a = [a](int64_t i) {
+        return TileRows{a + i * kTileEntries, kTileSide * int64_t{sizeof(Acc)}};
+      };
+      if constexpr (kTiled) {
+        return multiply_by_tiles(of_a, rows, tile_order(channels), b, table, pixels, c);
+      }
+    }
+#endif
+    const int64_t depth = entries(channels) * taps();
     constexpr int64_t kMostApart = kManyRegisters ? 4 : 2;
     const int64_t beyond = pixels % kLanes<Acc>;
     const bool across = direction_ == Direction::kInputGradient && a_row == 1;
-    const bool apart = in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
+    const bool apart = !kTiled && in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
                        (across ? rows : depth) >= beyond * kLanes<Acc>;
     const int64_t whole = apart ? pixels - beyond : pixels;
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c, ahead);
@@ -309,6 +350,7 @@ class Correlation {
     const Correlation& any = *plans[0];
     const int64_t number = entries(any.channels_of(piece.turn));
     if (any.direction_ == Direction::kForward) {
+      if (any.packs()) return any.mix_tiles(mixer, sample, samples, piece, at_row, target, stride);
       return any.mix_rows(mixer, sample, samples, piece, target, stride);
     }
     if (!any.packs()) {
@@ -316,7 +358,9 @@ class Correlation {
     }
     const int64_t size = piece.rows * any.kernel_taps_;
     const int64_t fitting = kCopyBytes / (samples * kTogether * size * int64_t{sizeof(Acc)});
-    const int64_t most = std::clamp<int64_t>(fitting, 1, number);
+    const int64_t least = kTiled ? kTileSide : 1;
+    const int64_t most =
+        std::clamp<int64_t>(fitting / least * least, least, std::max(least, number));
     const int64_t mixed_size = most * kTogether * size + kLanes<Acc>;
     const Scratch<Acc> mixed(samples * mixed_size);
     for (int64_t first = 0; first < number; first += most) {
@@ -325,8 +369,13 @@ class Correlation {
       for (int64_t i = 0; i < samples; ++i) {
         Acc* rows = target + i * stride;
         for (const Correlation* plan : plans) {
-          plan->pack(&mixed[i * mixed_size], piece.rows, taken,
-                     rows + at_row * plan->packed_row() + first * plan->taps());
+          if (kTiled) {
+            plan->lay_tiles(&mixed[i * mixed_size], any.kernel_taps_, piece.rows * any.kernel_taps_,
+                            first, taken, number, at_row, piece.rows, rows);
+          } else {
+            plan->pack(&mixed[i * mixed_size], piece.rows, taken,
+                       rows + at_row * plan->packed_row() + first * plan->taps());
+          }
           rows += block_rows * plan->packed_row();
         }
       }
@@ -367,6 +416,36 @@ class Correlation {
       }
     } else {
       mixer.mix_piece(sample, samples, first_row, rows, channel, channels, target, stride);
+    }
+  }
+
+  // The weights of some outputs, from row `at_row` of the tiles on, of entries [first, first +
+  // number) of a turn's: tap t of entry i and output r at source[r * row_step + i * entry_step +
+  // t].
+  void lay_tiles(const Acc* source, int64_t row_step, int64_t entry_step, int64_t first,
+                 int64_t number, int64_t turn_entries, int64_t at_row, int64_t rows,
+                 Acc* target) const {
+    if constexpr (kTiled) {
+      for (int64_t r = 0; r < rows; ++r) {
+        lay_row({turn_entries, taps()}, source + r * row_step, entry_step, kept_taps_.data(), first,
+                number, at_row + r, target);
+      }
+    }
+  }
+
+  // mix_rows, row by row into tiles.
+  void mix_tiles(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, const Piece& piece,
+                 int64_t at_row, Acc* target, int64_t stride) const {
+    const int64_t size = channels_of(piece.turn) * kernel_taps_ + kLanes<Acc>;
+    const int64_t number = entries(channels_of(piece.turn));
+    const Scratch<Acc> mixed(samples * size);
+    for (int64_t r = 0; r < piece.rows; ++r) {
+      mix_rows(mixer, sample, samples, {piece.group, piece.row + r, 1, piece.turn}, mixed.get(),
+               size);
+      for (int64_t i = 0; i < samples; ++i) {
+        lay_tiles(&mixed[i * size], 0, kernel_taps_, 0, number, number, at_row + r, 1,
+                  target + i * stride);
+      }
     }
   }
 
@@ -465,25 +544,25 @@ class Correlation {
         const int64_t group = task / turns / tasks, channel = turn * any.turn_channels_;
         const Piece piece{group, row, std::min(most, any.outputs_ - row), turn};
         const int64_t place =
-            any.packs() ? (group * turns + turn) * any.outputs_ * packed_row(plans)
+            any.packs() ? (group * turns + turn) * any.packed_rows() * packed_row(plans)
             : forward   ? (group * any.outputs_ + row) * row_size + channel * any.kernel_taps_
                         : (group * any.channels_ + channel) * row_size;
-        mix(plans, mixer, first, samples, piece, any.outputs_, row, kernels + place, stride);
+        mix(plans, mixer, first, samples, piece, any.packed_rows(), row, kernels + place, stride);
       }
     });
   }
 
-  // `packed_rows` are those of all plans.
+  // `packed_row` is that of all plans.
   void run_tiles(const Job& job, int64_t first, int64_t count, const Acc* kernels,
-                 int64_t packed_rows) const {
+                 int64_t packed_row) const {
     const Mixer<Scalar>& mixer = job.mixer;
     const bool forward = direction_ == Direction::kForward;
     const int64_t row_size = mixer.row_size(has_ones_);
     const int64_t turn_size =
-        packs() ? outputs_ * packed_rows : turn_channels_ * (forward ? kernel_taps_ : row_size);
+        packs() ? packed_rows() * packed_row : turn_channels_ * (forward ? kernel_taps_ : row_size);
     const int64_t group_size =
         packs() ? turns() * turn_size : row_size * mixer.shape().out_per_group();
-    const int64_t a_row = packs() ? packed_row() : forward ? row_size : kernel_taps_;
+    const int64_t a_row = packs() ? this->packed_row() : forward ? row_size : kernel_taps_;
     const int64_t a_channel = packs() ? taps() : forward ? kernel_taps_ : row_size;
     const std::vector<Offsets> table =
         offsets(entries(turn_channels_), a_channel, tiles_.channel_stride());
@@ -652,8 +731,7 @@ class Correlation {
     const bool in_bank = shared && in_rows && std::is_same_v<Scalar, Acc>;
     // A single sample is shared out by outputs.
     const int64_t most_kept =
-        batch > 1 ? kMostKeptRows
-                  : std::clamp<int64_t>(any.outputs_ / 2, kBlockRows, kMostKeptRows);
+        batch > 1 ? kMostKeptRows : std::clamp<int64_t>(any.outputs_ / 2, kRowUnit, kMostKeptRows);
     const int64_t block_rows = kept ? any.rows_beside(fitting(turns), most_kept)
                                     : any.best_rows(mixer.shape(), batch, fitting);
     const int64_t blocks = ceil_div(any.outputs_, block_rows);
@@ -751,7 +829,7 @@ class Correlation {
 
   // Rows of a block, at most `most`, of which so many have room.
   int64_t rows_beside(int64_t room, int64_t most) const {
-    return even_rows(std::clamp<int64_t>(room, kBlockRows, most));
+    return even_rows(std::clamp<int64_t>(room, kRowUnit, most));
   }
 
   // Rows of a block whose kernels are mixed for several samples, for which fitting(samples) have
@@ -775,9 +853,9 @@ class Correlation {
 
   // Rows of a block, at most `most`, such that the blocks are about equal and an even number.
   int64_t even_rows(int64_t most) const {
-    const int64_t units = ceil_div(outputs_, kBlockRows);
-    const int64_t least = ceil_div(units, std::max<int64_t>(1, most / kBlockRows));
-    if (least == 1) return units * kBlockRows;
+    const int64_t units = ceil_div(outputs_, kRowUnit);
+    const int64_t least = ceil_div(units, std::max<int64_t>(1, most / kRowUnit));
+    if (least == 1) return units * kRowUnit;
     int64_t best = units, least_waste = units;
     for (int64_t blocks = least + least % 2; blocks <= 2 * least; blocks += 2) {
       const int64_t rows = ceil_div(units, blocks);
@@ -787,7 +865,7 @@ class Correlation {
         least_waste = waste;
       }
     }
-    return best * kBlockRows;
+    return best * kRowUnit;
   }
 
   // ---- both ----
@@ -815,10 +893,14 @@ class Correlation {
       } else if constexpr (kPairs<Scalar>) {
         target.rounded = result;
         target.rounded_row = job.result.stride[1];
+        if (kTiled && !rows_follow(job.result, part.place)) {
+          target.lines = {tiles_.row_stride(), part.place.columns,
+                          job.result.stride[2] * y_.out_step};
+        }
       }
     }
-    add_product(a, a_row, part.rows, b, table, entries(end - begin) * taps(), part.place.pixels,
-                column, target, ahead);
+    add_product(a, a_row, part.rows, b, table, end - begin, part.place.pixels, column, target,
+                ahead);
     if (last) finish(job, part, target);
   }
 
@@ -836,11 +918,11 @@ class Correlation {
   }
 
   // Whether the sums of a place can go straight to the result: its pixels lie there side by side,
-  // and nothing more is made of sums that are rounded.
+  // or line by line where tiles are multiplied, and nothing more is made of sums that are rounded.
   bool in_place(const Job& job, const Tiles::Place& place) const {
     return (std::is_same_v<Scalar, Acc> || (kPairs<Scalar> && job.sums == nullptr)) &&
            !job.accumulate && job.result.stride[3] * x_.out_step == 1 &&
-           rows_follow(job.result, place);
+           (kTiled || rows_follow(job.result, place));
   }
 
   // Stores those of the complete sums that are outputs, row by row, if they are not in the result.

@@ -175,7 +175,7 @@ void multiply(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Off
               [[maybe_unused]] Ahead* ahead = nullptr) {
 #ifdef DDRF_AMX
   if constexpr (kPairs<Scalar>) {
-    return multiply_by_tiles(a, a_row, rows, b, offsets, depth, columns, c);
+    return multiply_rows_by_tiles(a, a_row, rows, b, offsets, depth, columns, c);
   }
 #endif
   multiply_by_vectors<Scalar, false>(a, a_row, rows, b, offsets, depth, columns, c, ahead);

@@ -21,7 +21,7 @@ template <class Scalar>
 OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands) {
   constexpr bool kFloat = std::is_same_v<Scalar, float>;
   const bool shared = shares_kernel(shape, operands);
-  if (!(shared && (kFloat || kPairs<Scalar>)) && !(kFloat && shape.batch == 1)) {
+  if (!(shared && (kFloat || (kPairs<Scalar> && !kPairTiles))) && !(kFloat && shape.batch == 1)) {
     return OneKernel::kNone;
   }
   // Few channels fill no blocks, few pixels do not pay for the call, or for a kernel mixed outside

@@ -22,6 +22,12 @@ struct Epilogue {
   Activation activation = Activation::kNone;
 };
 
+// Columns that are lines of an image: `computed` of each one after the other, of which `kept` are
+// stored, from line to line `stride` apart.
+struct Lines {
+  int64_t computed = int64_t{1} << 40, kept = int64_t{1} << 40, stride = 0;
+};
+
 // Where sums go, whole vectors but for what lies beyond `width`; and what they are added to.
 template <class Acc>
 struct Sums {
@@ -33,14 +39,14 @@ struct Sums {
   const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
   c10::BFloat16* rounded = nullptr;         // where they go instead, if not null
   int64_t rounded_row = 0;
+  Lines lines = {};  // of the rounded sums, where tiles are multiplied
 };
 
-// Adds the earlier sums to a block's, applies the epilogue where there is one, and stores them.
+// Adds the earlier sums to a block's, and applies the epilogue where there is one.
 template <class Acc, int kRows, int kVectors>
-DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Acc>& c,
-                              int64_t first_row, int64_t first_column) {
+DDRF_INLINE void complete_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Acc>& c,
+                                int64_t first_row, int64_t first_column) {
   constexpr int kLane = kLanes<Acc>;
-  const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   if (c.earlier != nullptr) {
     const Acc* earlier = c.earlier + first_row * c.earlier_row + first_column;
 #pragma GCC unroll 8
@@ -61,6 +67,7 @@ DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Ac
     }
     if (epilogue.column_bias != nullptr) {
       const Acc* bias = epilogue.column_bias + first_column;
+      const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const Vector<Acc> beta = v + 1 < kVectors || lanes >= kLane
@@ -79,6 +86,15 @@ DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Ac
       }
     }
   }
+}
+
+// The same, and stores them.
+template <class Acc, int kRows, int kVectors>
+DDRF_INLINE void finish_block(Vector<Acc> (&sum)[kRows][kVectors], const Sums<Acc>& c,
+                              int64_t first_row, int64_t first_column) {
+  constexpr int kLane = kLanes<Acc>;
+  complete_block(sum, c, first_row, first_column);
+  const int64_t lanes = c.width - first_column - (kVectors - 1) * kLane;  // of the last vector
   const auto store = [&](auto* target, int64_t row) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
