@@ -77,8 +77,8 @@ class Correlation {
       // The smallest block of outputs shall have room for the kernels of several samples, which
       // share what is read of the bank.
       const int64_t together = std::clamp<int64_t>(shape.batch, 1, kMostSamples);
-      most = std::min(most, kPieceBytes / (kBlockRows * together * kernel_taps_ * kTogether *
-                                           int64_t{sizeof(Acc)}));
+      most = std::min(most, piece_bytes() / (kBlockRows * together * kernel_taps_ * kTogether *
+                                             int64_t{sizeof(Acc)}));
     }
     most = std::min(std::max<int64_t>(most, kTiled ? kTileSide : 4) * kTogether, most_channels);
     const auto whole_tiles = [](int64_t channels) { return channels / kTileSide * kTileSide; };
@@ -132,14 +132,17 @@ class Correlation {
   }
 
  private:
-  static constexpr int64_t kCopyBytes = 32 * 1024;  // of pixels on their way into pairs
+  static constexpr bool kTiled = kPairs<Scalar> && kPairTiles;  // products run on tiles of AMX
+  static constexpr int64_t kCopyBytes = 32 * 1024;              // of pixels on their way into pairs
   static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kMapPixels = 256;  // of a small map
   static constexpr int64_t kManyOutputs = 128;
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
-  static constexpr int64_t kNearBytes = 512 * 1024;   // of pixels that stay in the cache
+  // The larger kernels of processors with AMX, whose second level is larger.
+  static constexpr int64_t kTiledPieceBytes = 1024 * 1024;
+  static constexpr int64_t kNearBytes = 512 * 1024;  // of pixels that stay in the cache
   static constexpr int64_t kMostRows = 64, kMostKeptRows = 128, kLeastKeptRows = 32;
   static constexpr int64_t kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kLeastTasks = 4;
@@ -202,6 +205,9 @@ class Correlation {
   int64_t slack() const {
     return kTiled ? kTileSide : DDRF_VECTOR_BYTES == 64 ? 0 : block_pixels();
   }
+  int64_t piece_bytes() const {
+    return kTiled && kernel_taps_ > 1 ? kTiledPieceBytes : kPieceBytes;
+  }
   // Channels in an entry of the products, and the entries of so many channels.
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
@@ -209,7 +215,6 @@ class Correlation {
   // Whether weights are packed: those of an output and a turn are a row, which nothing that comes
   // after it may follow by less than a vector. Of 1x1 kernels the outputs lie side by side anyway.
   // For AMX they are packed into tiles of so many rows.
-  static constexpr bool kTiled = kPairs<Scalar> && kPairTiles;
   static constexpr int64_t kRowUnit = kTiled ? kTileSide : kBlockRows;
   bool packs() const {
     return kernel_taps_ > 1 ? kTiled || direction_ == Direction::kInputGradient
@@ -718,7 +723,8 @@ class Correlation {
     const int64_t piece_row =
         any.packs() ? packed_row(plans) : any.turn_channels_ * any.kernel_taps_;
     const auto fitting = [&](int64_t other) {
-      return kPieceBytes / ((piece_row + (number - 1) * c_row) * other * int64_t{sizeof(Acc)});
+      return any.piece_bytes() /
+             ((piece_row + (number - 1) * c_row) * other * int64_t{sizeof(Acc)});
     };
     // A kernel that is shared, or a single sample's, stays with its task in all turns, so that each
     // sample's sums are complete before the next one's begin. Rows are whole where they can be: the
