@@ -98,6 +98,12 @@ CASES = {
     "many channels": Case(channels=(70, 37), size=(9, 17), padding=(1, 1), bank=2),
     "rows of several tiles": Case(batch=1, channels=(2, 3), size=(5, 530), padding=(1, 1)),
     "columns of several tiles": Case(batch=1, channels=(34, 3), size=(97, 40), padding=(1, 1), bank=1),
+    # With AMX: blocks of pairs of channels and some that are left, in one turn and in several; a copy for
+    # each column of taps.
+    "pairs in blocks": Case(channels=(80, 36), size=(20, 37), padding=(1, 1), activation="relu"),
+    "pairs in blocks, stride 2": Case(channels=(48, 70), size=(21, 30), padding=(1, 1), stride=(2, 2)),
+    "pairs in turns": Case(channels=(230, 20), size=(9, 11), padding=(1, 1), code=2),
+    "many outputs, 14x14": Case(batch=3, channels=(40, 130), size=(14, 14), padding=(1, 1), code=3, bank=2),
     # The plans (csrc/cpu): Winograd with kernels mixed once, or block by block; blocks of kernels for small
     # maps, with and without a pixel beyond the last whole vector; depthwise planes.
     "Winograd": Case(channels=(16, 21), size=(31, 62), padding=(1, 1), code=2, activation="leaky_relu"),
