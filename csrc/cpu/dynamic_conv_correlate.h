@@ -214,11 +214,11 @@ class Correlation {
 
   // Whether weights are packed: those of an output and a turn are a row, which nothing that comes
   // after it may follow by less than a vector. Of 1x1 kernels the outputs lie side by side anyway.
-  // For AMX they are packed into tiles of so many rows.
+  // For AMX they are packed into tiles, but for forward 1x1 kernels, which lie so already.
   static constexpr int64_t kRowUnit = kTiled ? kTileSide : kBlockRows;
   bool packs() const {
-    return kernel_taps_ > 1 ? kTiled || direction_ == Direction::kInputGradient
-                            : kTiled && direction_ == Direction::kInputGradient;
+    return direction_ == Direction::kForward ? kTiled && kernel_taps_ > 1
+                                             : kTiled || kernel_taps_ > 1;
   }
   int64_t packed_rows() const {
     return kTiled ? ceil_div(outputs_, kTileSide) * kTileSide : outputs_;
@@ -251,11 +251,11 @@ class Correlation {
                    int64_t channels, int64_t pixels, Acc* column, const Sums<Acc>& c,
                    Ahead* ahead) const {
 #ifdef DDRF_AMX
-    if (kTiled && packs()) {
+    if constexpr (kTiled) {
       const auto of_a = [a](int64_t i) {
         return TileRows{a + i * kTileEntries, kTileSide * int64_t{sizeof(Acc)}};
       };
-      if constexpr (kTiled) {
+      if (packs()) {
         return multiply_by_tiles(of_a, rows, tile_order(channels), b, table, pixels, c);
       }
     }
@@ -424,9 +424,9 @@ class Correlation {
     }
   }
 
-  // The weights of some outputs, from row `at_row` of the tiles on, of entries [first, first +
-  // number) of a turn's: tap t of entry i and output r at source[r * row_step + i * entry_step +
-  // t].
+  // Lays out the weights of `rows` outputs in tiles, from row `at_row` on: `number` of a turn's
+  // entries from the first on, of which tap t of entry i is source[row * row_step + i * entry_step
+  // + t].
   void lay_tiles(const Acc* source, int64_t row_step, int64_t entry_step, int64_t first,
                  int64_t number, int64_t turn_entries, int64_t at_row, int64_t rows,
                  Acc* target) const {
