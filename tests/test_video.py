@@ -66,8 +66,9 @@ def write(
             kind = "rgb24" if image.ndim == 3 else "gray" if image.dtype == np.uint8 else pix_fmt
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
             # Without a time of their own, frames that an encoder reorders are now and then refused.
-            frame.pts, frame.time_base = number, Fraction(1, rate)
-            if stamps is not None:
+            if stamps is None:
+                frame.pts, frame.time_base = number, Fraction(1, rate)
+            else:
                 frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())

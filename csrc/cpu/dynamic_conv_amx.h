@@ -72,7 +72,7 @@ inline void lay_row(const TileOrder& order, const float* source, int64_t pair_st
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(pair_step)));
   int64_t i = 0;
-  for (; first + i + kTileSide <= first + number; i += kTileSide) {
+  for (; i + kTileSide <= number; i += kTileSide) {
     float* const block = target + (first + i) / kTileSide * order.taps * kTileEntries;
     for (int64_t t = 0; t < order.taps; ++t) {
       const float* const from = source + i * pair_step + taps[t];

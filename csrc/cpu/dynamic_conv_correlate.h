@@ -136,8 +136,8 @@ class Correlation {
   static constexpr int64_t kCopyBytes = 32 * 1024;              // of pixels on their way into pairs
   static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
-  static constexpr int64_t kMapPixels = 256;  // of a small map
-  static constexpr int64_t kManyOutputs = 128;
+  static constexpr int64_t kMapPixels = 256;          // of a small map
+  static constexpr int64_t kManyOutputs = 128;        // which pay for aligned copies of pixels
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   // The larger kernels of processors with AMX, whose second level is larger.
