@@ -96,7 +96,9 @@ DynamicConvShape checked_shape(const Arguments& a) {
     shape.out_size[axis] = (padded - reach) / shape.stride[axis] + 1;
   }
 
-  STD_TORCH_CHECK(shape.row_size() > 0, "weight: expected an input channel or a code, got shape ",
+  STD_TORCH_CHECK(shape.row_size() > 0 && shape.out_channels > 0 && shape.bank > 0,
+                  "weight: expected a kernel, an output channel, and an input channel or a code, "
+                  "got shape ",
                   shape_text(a.weight.sizes()));
 
   const int64_t batch = shape.batch, out = shape.out_channels;

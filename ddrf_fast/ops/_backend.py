@@ -116,6 +116,11 @@ def asked_for() -> str | None:
     return _forced
 
 
+def is_native_first() -> bool:
+    """Whether the compiled kernels run what they can run on the CPU."""
+    return _forced in (None, "native") and _native.status()["_C"][0]
+
+
 def _device(args: tuple[Any, ...]) -> str:
     return args[0].device.type
 

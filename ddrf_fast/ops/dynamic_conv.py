@@ -120,6 +120,44 @@ call, _ = _library.differentiable(
 )
 
 
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Two ints, where an int or two came as they usually do."""
+    if type(size) is int:
+        return size, size
+    usual = type(size) is tuple and len(size) == 2 and type(size[0]) is type(size[1]) is int
+    return size if usual else None
+
+
+def unchecked(
+    tensors: Sequence[Any],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+    return_mean: bool = False,
+) -> Any:
+    """The raw operator's answer in the usual case, without the checks of `arguments`; None in any other.
+
+    They would take longer than a small convolution. The compiled kernels check everything too, if not in the
+    caller's words: where they refuse, `arguments` is to be asked why.
+    """
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    if not (
+        type(tensors[0]) is Tensor
+        and None not in (stride, padding, dilation)
+        and type(groups) is int
+        and (activation is None or activation in _ACTIVATIONS)
+        and _library.is_plain_call(tensors)
+    ):
+        return None
+    raw = torch.ops.ddrf_fast.dynamic_conv_mean if return_mean else torch.ops.ddrf_fast.dynamic_conv
+    try:
+        return raw.default(*tensors, stride, padding, dilation, groups, activation or "none")
+    except (RuntimeError, TypeError):
+        return None
+
+
 def convolution_geometry(
     kernel: Sequence[int], stride: Size, padding: Size | str, dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -349,6 +387,12 @@ def dynamic_conv(
         >>> ddrf_fast.dynamic_conv(x, weight, attention, padding=1, activation="relu").shape
         torch.Size([2, 16, 32, 32])
     """
+    # Without attention the raw operator takes kernels that are per sample.
+    if attention is not None:
+        tensors = (x, weight, attention, bias, code, in_scale, out_scale, tap_scale)
+        result = unchecked(tensors, stride, padding, dilation, groups, activation, return_mean)
+        if result is not None:
+            return result
     args = arguments(
         x,
         weight,
