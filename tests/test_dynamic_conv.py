@@ -291,6 +291,15 @@ WRONG = {
         TypeError,
     ),
     r"weight must be \[N, O, I/g, kh, kw\], got shape": ({"weight": torch.rand(4, 6, 3, 3)}, ValueError),
+    "weight must be on the device of x, cpu, got meta": (
+        {"weight": torch.rand(3, 4, 6, 3, 3, device="meta")},
+        ValueError,
+    ),
+    "attention must be a Tensor": (
+        {"attention": None, "weight": torch.rand(2, 4, 6, 3, 3), "bias": torch.rand(2, 4)},
+        TypeError,
+    ),
+    "bias must be a Tensor": ({"bias": [1.0]}, TypeError),
     "weight expects 5 input channels .* but x has 6": ({"weight": torch.rand(3, 4, 5, 3, 3)}, ValueError),
     "weight must hold at least one kernel": (
         {"weight": torch.rand(0, 4, 6, 3, 3), "attention": torch.rand(2, 0), "bias": None},
@@ -320,6 +329,7 @@ WRONG = {
     "out_scale must be on the device of x": ({"out_scale": torch.rand(2, 4, device="meta")}, ValueError),
     "stride must be at least 1, got 0": ({"stride": 0}, ValueError),
     "stride must be an int or two ints, got 1.5": ({"stride": 1.5}, TypeError),
+    r"stride must be an int or two ints, got \(True, 1\)": ({"stride": (True, 1)}, TypeError),
     "dilation must be an int or two ints, got True": ({"dilation": True}, TypeError),
     "padding must be at least 0": ({"padding": (-1, 0)}, ValueError),
     'padding must be an int, two ints, "same" or "valid", got \'full\'': ({"padding": "full"}, ValueError),
@@ -329,6 +339,7 @@ WRONG = {
     "groups must be an int": ({"groups": 2.0}, TypeError),
     "code needs groups=1": ({"code": torch.rand(2, 3), "groups": 2}, ValueError),
     "activation must be None, 'relu' or 'leaky_relu', got 'gelu'": ({"activation": "gelu"}, ValueError),
+    "activation must be None, .* got 'none'": ({"activation": "none"}, ValueError),
     "does not fit into x of": ({"x": torch.rand(2, 6, 2, 8)}, ValueError),
 }
 

@@ -565,10 +565,10 @@ def test_taps_that_lie_far_apart_take_no_memory(reach: int):
     torch.testing.assert_close(forward(case, tensors), y)
 
 
-def test_a_bank_without_input_channels_is_refused():
-    tensors = Case(channels=(0, 5)).tensors(0)
-    with pytest.raises(RuntimeError, match="weight: expected an input channel or a code"):
-        forward(Case(channels=(0, 5)), tensors)
+@pytest.mark.parametrize("empty", [Case(channels=(0, 5)), Case(channels=(3, 0)), Case(bank=0)])
+def test_an_empty_bank_is_refused(empty):
+    with pytest.raises(RuntimeError, match="weight: expected a kernel, an output channel, and an input"):
+        forward(empty, empty.tensors())
 
 
 @settings(max_examples=40, deadline=None)

@@ -101,4 +101,13 @@ inline Capability cpu_capability() {
   return capability;
 }
 
+// Whether sizes are to be those that suit Intel's cores.
+inline bool is_intel() {
+#if DDRF_X86_CAPABILITIES
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace ddrf_fast

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "common/capability.h"
 #include "common/parallel.h"
 #include "cpu/dynamic_conv_gemm.h"
 #include "cpu/dynamic_conv_mix.h"
@@ -72,7 +73,7 @@ class Correlation {
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    int64_t most = std::min<int64_t>(kTurnBytes / (line * int64_t{sizeof(Acc)}), 512);
+    int64_t most = std::min<int64_t>(turn_bytes() / (line * int64_t{sizeof(Acc)}), 512);
     if (in_blocks_ && shape.has_attention && shape.bank > 1) {
       // The smallest block of outputs shall have room for the kernels of several samples, which
       // share what is read of the bank.
@@ -134,7 +135,11 @@ class Correlation {
  private:
   static constexpr bool kTiled = kPairs<Scalar> && kPairTiles;  // products run on tiles of AMX
   static constexpr int64_t kCopyBytes = 32 * 1024;              // of pixels on their way into pairs
-  static constexpr int64_t kTurnBytes = (kManyRegisters ? 64 : 12) * 1024;
+  // Pixels of a turn. Intel's cores, which multiply two vectors of 64 bytes at a time, want them in
+  // the first level; AMD's take twice as long, and the second level keeps up with them.
+  static int64_t turn_bytes() {
+    return (!kManyRegisters ? 12 : kTiled || !is_intel() ? 64 : 28) * 1024;
+  }
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kManyOutputs = 128;        // which pay for aligned copies of pixels
@@ -144,6 +149,8 @@ class Correlation {
   static constexpr int64_t kTiledPieceBytes = 1024 * 1024;
   static constexpr int64_t kNearBytes = 512 * 1024;  // of pixels that stay in the cache
   static constexpr int64_t kMostRows = 64, kMostKeptRows = 128, kLeastKeptRows = 32;
+  // Of a block: the shorter Intel's turns are, the more outputs are to share their pixels.
+  static int64_t most_rows() { return kManyRegisters && !kTiled && is_intel() ? 128 : kMostRows; }
   static constexpr int64_t kMostSamples = 8;
   static constexpr int64_t kMaxPixels = 4096, kMinTasks = 16, kLeastTasks = 4;
   static constexpr int64_t kMinWork = 1 << 16;
@@ -847,7 +854,7 @@ class Correlation {
     int64_t best = 0;
     double least = 0;
     for (int64_t samples = most_mixed(std::min(batch, kMostSamples)); samples > 0; samples /= 2) {
-      const int64_t rows = rows_beside(fitting(samples), kMostRows);
+      const int64_t rows = rows_beside(fitting(samples), most_rows());
       const double kernels = shape.has_attention ? static_cast<double>(shape.bank) / samples : 1;
       const double cost = pixels / rows + kMixing * kernel_taps_ * kernels;
       if (best != 0 && cost >= least) continue;

@@ -117,9 +117,11 @@ void multiply_by_vectors(const Acc* a, int64_t a_row, int64_t rows, const Acc* b
       multiply_block<Scalar, kRows, kVectors, kTurns>(a + r * a_row, a_row, b + first * kLane,
                                                       offsets, depth, columns, c, r, first * kLane);
     };
-    // In turns there are two sums for each, which fit the registers for a single vector; AVX2's
-    // few hold twice the rows of a single vector.
-    constexpr int kMostRows = kTurns && kVectors > 1             ? kBlockRows / 2
+    // In turns there are two sums for each, which fit the registers for a single vector, for three
+    // quarters of the rows of two and for half of those of three; AVX2's few hold twice the rows of
+    // a single vector.
+    constexpr int kMostRows = kTurns && kVectors == 2            ? 3 * kBlockRows / 4
+                              : kTurns && kVectors == 3          ? kBlockRows / 2
                               : !kManyRegisters && kVectors == 1 ? 2 * kBlockRows
                                                                  : kBlockRows;
     int64_t r = 0;

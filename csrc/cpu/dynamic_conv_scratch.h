@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "cpu/dynamic_conv_plan.h"
 #include "cpu/dynamic_conv_vector.h"
@@ -138,20 +139,24 @@ inline void copy_vectors(int64_t channels, const RowOf& row_of, int64_t image_he
   constexpr auto kIndices = std::make_index_sequence<kLane>();
   const int64_t x0 = window.x0, rows = window.rows;
   const int64_t width = std::min(image_width, x0 + (window.columns - 1) * kStep + 1);
-  const auto copy_masked = [&](Acc* to, const auto& pixels, int64_t i) {
-    const int64_t x = x0 + i * kStep;
-    Vector<Acc> value = pixels(x, lanes_inside<kLane>(x, width));
-    if constexpr (kStep == 2) {
-      value = every_second<Acc, 0>(value, pixels(x + kLane, lanes_inside<kLane>(x + kLane, width)),
-                                   kIndices);
-    }
-    store_masked(to + i, value, lanes_inside<kLane>(i, row_stride));
-  };
   // Vectors [first, last) lie inside the image and inside the row.
   const int64_t first =
       std::min(ceil_div(std::max<int64_t>(0, ceil_div(-x0, kStep)), kLane) * kLane, row_stride);
   const int64_t inside = std::min(row_stride, (width - x0) / kStep);
   const int64_t last = first + std::max<int64_t>(0, inside - first) / kLane * kLane;
+  // The others, of which all rows have the same.
+  struct Masked {
+    int64_t i;
+    uint32_t read, read_next, stored;
+  };
+  std::vector<Masked> masked;
+  for (int64_t i = 0; i < row_stride; i += kLane) {
+    if (i == first) i = last;
+    if (i >= row_stride) break;
+    const int64_t x = x0 + i * kStep;
+    masked.push_back({i, lanes_inside<kLane>(x, width), lanes_inside<kLane>(x + kLane, width),
+                      lanes_inside<kLane>(i, row_stride)});
+  }
   for (int64_t c = 0; c < channels; ++c) {
     Acc* to = target + c * channel_stride;
     for (int64_t row = 0; row < rows; ++row, to += row_stride) {
@@ -161,14 +166,20 @@ inline void copy_vectors(int64_t channels, const RowOf& row_of, int64_t image_he
         continue;
       }
       const auto pixels = row_of(c, y);
-      for (int64_t i = 0; i < first; i += kLane) copy_masked(to, pixels, i);
       for (int64_t i = first; i < last; i += kLane) {
         const int64_t x = x0 + i * kStep;
         Vector<Acc> value = pixels(x);
         if constexpr (kStep == 2) value = every_second<Acc, 0>(value, pixels(x + kLane), kIndices);
         store_vector(to + i, value);
       }
-      for (int64_t i = last; i < row_stride; i += kLane) copy_masked(to, pixels, i);
+      for (const Masked& at : masked) {
+        const int64_t x = x0 + at.i * kStep;
+        Vector<Acc> value = pixels(x, at.read);
+        if constexpr (kStep == 2) {
+          value = every_second<Acc, 0>(value, pixels(x + kLane, at.read_next), kIndices);
+        }
+        store_masked(to + at.i, value, at.stored);
+      }
     }
   }
 }

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "common/capability.h"
 #include "common/parallel.h"
 #include "cpu/dynamic_conv_gemm.h"
 #include "cpu/dynamic_conv_mix.h"
@@ -199,8 +200,11 @@ class Winograd {
   static constexpr int64_t kMapTiles = 128 / kTileColumns, kEnoughTasks = 8;
   static constexpr int64_t kMostVectors = 6;  // of tiles in a chunk
   static constexpr int64_t kSecondLevelBytes = 600 * 1024;
-  static constexpr int64_t kAhead = 2;   // channels between fetching and reading
-  static constexpr int64_t kBlock = 16;  // output channels between two inverse transforms
+  static constexpr int64_t kAhead = 2;  // channels between fetching and reading
+  // Output channels between two inverse transforms: inputs are read once for each block, whose
+  // kernels Intel's larger second level has room for.
+  static constexpr int64_t kMostOutputs = 24;
+  static int64_t block() { return kManyRegisters && is_intel() ? kMostOutputs : 16; }
   static constexpr int64_t kRow = kTileColumns * kLane;  // pixels of a row of a vector of tiles
   static constexpr int64_t kPlane = kTileRows * kRow, kWindowRow = kRow + kLane;
   // Between two entries' planes, so that they do not fall on the same cache sets.
@@ -430,7 +434,7 @@ class Winograd {
     const Image<Scalar>& result = job.result;
     const bool forward = direction_ == Direction::kForward;
     const int64_t step = result.stride[3];
-    Vector<Acc> sums[kBlock] = {};
+    Vector<Acc> sums[kMostOutputs] = {};
     const std::vector<Segment> segments = segments_of(first, count);
     const auto place = [&](const Segment& at) {
       return result.data + sample * result.stride[0] + channel * result.stride[1] +
@@ -556,7 +560,7 @@ class Winograd {
                         int64_t outputs, const Acc* u, int64_t u_entry, int64_t a_row, const Acc* v,
                         int64_t v_entry, const Offsets* table, int64_t first, int64_t count, Acc* m,
                         Acc* lines, int64_t part) const {
-    const int64_t m_entry = kBlock * chunk_ + kStagger;
+    const int64_t m_entry = block() * chunk_ + kStagger;
     for (int entry = 0; entry < kEntries; ++entry) {
       multiply_in_turns<Acc>(u + entry * u_entry, a_row, outputs, v + entry * v_entry, table,
                              channels_, count, m + entry * m_entry, chunk_);
@@ -602,8 +606,8 @@ class Winograd {
         }
       });
       parallel_for(samples * groups_ * chunks_, 1, [&](int64_t begin, int64_t end) {
-        const Scratch<Acc> v(kEntries * v_entry), m(kEntries * (kBlock * chunk_ + kStagger));
-        const Scratch<Acc> window(window_size()), lines(kBlock * kPlane);
+        const Scratch<Acc> v(kEntries * v_entry), m(kEntries * (block() * chunk_ + kStagger));
+        const Scratch<Acc> window(window_size()), lines(block() * kPlane);
         std::fill_n(v.get(), kEntries * v_entry, Acc(0));
         for (int64_t task = begin; task < end; ++task) {
           const int64_t chunk = task % chunks_, sample_group = task / chunks_;
@@ -611,8 +615,8 @@ class Winograd {
           const int64_t tile = chunk * chunk_, count = std::min(chunk_, tiles_ - tile);
           transform_inputs(planes(job.image, sample, group), 0, channels_, tile, count, v.get(),
                            v_entry, chunk_, window.get());
-          for (int64_t output = 0; output < outputs_; output += kBlock) {
-            multiply_entries(job, sample, group, output, std::min(kBlock, outputs_ - output),
+          for (int64_t output = 0; output < outputs_; output += block()) {
+            multiply_entries(job, sample, group, output, std::min(block(), outputs_ - output),
                              &u[sample_group * u_size + output * (forward ? columns : 1)], u_entry,
                              forward ? columns : 1, v.get(), v_entry, table.data(), tile, count,
                              m.get(), lines.get(), chunk);
@@ -630,7 +634,7 @@ class Winograd {
     const int64_t step = samples_mixed_for(groups_ * v_size * int64_t{sizeof(Acc)}, batch);
     const Scratch<Acc> v(step * groups_ * v_size);
     const int64_t parts = ceil_div(channels_, kLane);
-    const int64_t blocks = ceil_div(outputs_, kBlock);
+    const int64_t blocks = ceil_div(outputs_, block());
     const int64_t out_per_group = mixer.shape().out_per_group();
     for (int64_t first = 0; first < batch; first += step) {
       const int64_t samples = std::min(step, batch - first);
@@ -652,14 +656,14 @@ class Winograd {
       });
       // Samples follow one another, so that a block's kernels of the bank stay in the cache.
       parallel_for(groups_ * blocks * samples, 1, [&](int64_t begin, int64_t end) {
-        const Scratch<Acc> mixed(kBlock * channels_ * 9);
-        const int64_t u_entry = kBlock * channels_ + kStagger;
-        const Scratch<Acc> u(kEntries * u_entry), m(kEntries * (kBlock * chunk_ + kStagger));
-        const Scratch<Acc> lines(kBlock * kPlane);
+        const Scratch<Acc> mixed(block() * channels_ * 9);
+        const int64_t u_entry = block() * channels_ + kStagger;
+        const Scratch<Acc> u(kEntries * u_entry), m(kEntries * (block() * chunk_ + kStagger));
+        const Scratch<Acc> lines(block() * kPlane);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t i = task % samples, group = task / samples / blocks;
-          const int64_t output = task / samples % blocks * kBlock;
-          const int64_t taken = std::min(kBlock, outputs_ - output);
+          const int64_t output = task / samples % blocks * block();
+          const int64_t taken = std::min(block(), outputs_ - output);
           const int64_t rows = forward ? taken : channels_, columns = forward ? channels_ : taken;
           mixer.mix_piece(first + i, 1, group * out_per_group + (forward ? output : 0), rows,
                           forward ? 0 : output, columns, mixed.get(), 0);
