@@ -306,17 +306,16 @@ def in_forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
-def is_plain_call(operands: Sequence[Any]) -> bool:
-    """Whether an operation comes down to its compiled CPU kernel: nothing is traced, differentiated or cast.
+def reaches_native(operands: Sequence[Any]) -> bool:
+    """Whether an operation is a call of its compiled CPU kernel: nothing is traced, transformed or cast.
 
     An operand is a tensor, None, or a mistake.
     """
     if torch.compiler.is_compiling() or not _backend.is_native_first() or torch.is_autocast_enabled("cpu"):
         return False
-    for operand in operands:
-        if not (operand is None or (isinstance(operand, Tensor) and operand.is_cpu)):
-            return False
-    return not needs_gradient(operands)
+    if torch._C._are_functorch_transforms_active() or in_forward_mode():
+        return False
+    return all(operand is None or (isinstance(operand, Tensor) and operand.is_cpu) for operand in operands)
 
 
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:

@@ -137,7 +137,7 @@ def unchecked(
     activation: Any,
     return_mean: bool = False,
 ) -> Any:
-    """The raw operator's answer in the usual case, without the checks of `arguments`; None in any other.
+    """The convolution in the usual case, without the checks of `arguments`; None in any other.
 
     They would take longer than a small convolution. The compiled kernels check everything too, if not in the
     caller's words: where they refuse, `arguments` is to be asked why.
@@ -148,12 +148,13 @@ def unchecked(
         and None not in (stride, padding, dilation)
         and type(groups) is int
         and (activation is None or activation in _ACTIVATIONS)
-        and _library.is_plain_call(tensors)
+        and _library.reaches_native(tensors)
+        and not (return_mean and _library.needs_gradient(tensors))
     ):
         return None
-    raw = torch.ops.ddrf_fast.dynamic_conv_mean if return_mean else torch.ops.ddrf_fast.dynamic_conv
+    args = (*tensors, stride, padding, dilation, groups, activation or "none")
     try:
-        return raw.default(*tensors, stride, padding, dilation, groups, activation or "none")
+        return _backend.run("dynamic_conv_mean", *args) if return_mean else call(*args)
     except (RuntimeError, TypeError):
         return None
 
