@@ -9,8 +9,9 @@
 //           a piece of their kernels that stays in the cache, and multiplies. A kernel of the bank
 //           is read once for all these samples, and a whole mixed kernel never exists.
 //
-// The input gradient sums over the rows of a kernel, where an output's weights lie far apart. They
-// are laid out as the sums run, those of each residue of a stride for themselves ("packed").
+// The input gradient sums over the rows of a kernel; the plans for the residues of a stride read
+// their taps from the same mixed kernels. AMX's weights are laid out in tiles ("packed"), for each
+// of these plans.
 #pragma once
 
 #include <algorithm>
@@ -219,22 +220,14 @@ class Correlation {
   static constexpr int64_t kTogether = kPairs<Scalar> ? 2 : 1;
   static int64_t entries(int64_t channels) { return ceil_div(channels, kTogether); }
 
-  // Whether weights are packed: those of an output and a turn are a row, which nothing that comes
-  // after it may follow by less than a vector. Of 1x1 kernels the outputs lie side by side anyway.
-  // For AMX they are packed into tiles, but for forward 1x1 kernels, which lie so already.
+  // Whether weights are packed into tiles: but for forward 1x1 kernels, which lie so already.
   static constexpr int64_t kRowUnit = kTiled ? kTileSide : kBlockRows;
   bool packs() const {
-    return direction_ == Direction::kForward ? kTiled && kernel_taps_ > 1
-                                             : kTiled || kernel_taps_ > 1;
+    return kTiled && (direction_ == Direction::kInputGradient || kernel_taps_ > 1);
   }
-  int64_t packed_rows() const {
-    return kTiled ? ceil_div(outputs_, kTileSide) * kTileSide : outputs_;
-  }
+  int64_t packed_rows() const { return ceil_div(outputs_, kTileSide) * kTileSide; }
   TileOrder tile_order(int64_t channels) const { return {entries(channels), taps()}; }
-  int64_t packed_row() const {
-    return kTiled ? tile_order(turn_channels_).tiles() * kTileSide
-                  : entries(turn_channels_) * taps() + kLanes<Acc>;
-  }
+  int64_t packed_row() const { return tile_order(turn_channels_).tiles() * kTileSide; }
   static int64_t packed_row(const Plans& plans) {
     int64_t size = 0;
     for (const Correlation* plan : plans) size += plan->packed_row();
@@ -252,8 +245,8 @@ class Correlation {
 
   // The product of some channels. Few pixels of a map beyond the last whole vector (one of 7x7,
   // with AVX-512 four of 14x14) are taken one by one, with vectors of k or, where the rows of a lie
-  // side by side, of these: a vector of their own would waste most lanes. Not of a tile: bits would
-  // depend on how the map is cut.
+  // side by side, of these: a vector of their own would waste most lanes. Not where taps lie
+  // between them, nor of a tile: bits would depend on how the map is cut.
   void add_product(const Acc* a, int64_t a_row, int64_t rows, const Acc* b, const Offsets* table,
                    int64_t channels, int64_t pixels, Acc* column, const Sums<Acc>& c,
                    Ahead* ahead) const {
@@ -270,9 +263,10 @@ class Correlation {
     const int64_t depth = entries(channels) * taps();
     constexpr int64_t kMostApart = kManyRegisters ? 4 : 2;
     const int64_t beyond = pixels % kLanes<Acc>;
-    const bool across = direction_ == Direction::kInputGradient && a_row == 1;
-    const bool apart = !kTiled && in_blocks_ && pixels > kLanes<Acc> && beyond <= kMostApart &&
-                       (across ? rows : depth) >= beyond * kLanes<Acc>;
+    const bool forward = direction_ == Direction::kForward;
+    const bool across = !forward && a_row == 1;
+    const bool apart = !kTiled && in_blocks_ && (across || forward) && pixels > kLanes<Acc> &&
+                       beyond <= kMostApart && (across ? rows : depth) >= beyond * kLanes<Acc>;
     const int64_t whole = apart ? pixels - beyond : pixels;
     multiply<Scalar>(a, a_row, rows, b, table, depth, whole, c, ahead);
     for (int64_t pixel = whole; pixel < pixels; ++pixel) {
@@ -354,8 +348,8 @@ class Correlation {
   };
 
   // The weights of some samples, a sample `stride` after the other. Forward [rows][channels][taps];
-  // of pairs there are half as many, in the first places of each row. For input gradients packed,
-  // for each plan [block_rows][packed_row()] from row `at_row` on, or [channels][rows] of 1x1.
+  // of pairs there are half as many, in the first places of each row. For input gradients
+  // [channels][rows][taps]. Packed: for each plan [block_rows][packed_row()] from row `at_row` on.
   static void mix(const Plans& plans, const Mixer<Scalar>& mixer, int64_t sample, int64_t samples,
                   const Piece& piece, int64_t block_rows, int64_t at_row, Acc* target,
                   int64_t stride) {
@@ -370,9 +364,8 @@ class Correlation {
     }
     const int64_t size = piece.rows * any.kernel_taps_;
     const int64_t fitting = kCopyBytes / (samples * kTogether * size * int64_t{sizeof(Acc)});
-    const int64_t least = kTiled ? kTileSide : 1;
-    const int64_t most =
-        std::clamp<int64_t>(fitting / least * least, least, std::max(least, number));
+    const int64_t most = std::clamp<int64_t>(fitting / kTileSide * kTileSide, kTileSide,
+                                             std::max<int64_t>(kTileSide, number));
     const int64_t mixed_size = most * kTogether * size + kLanes<Acc>;
     const Scratch<Acc> mixed(samples * mixed_size);
     for (int64_t first = 0; first < number; first += most) {
@@ -381,13 +374,8 @@ class Correlation {
       for (int64_t i = 0; i < samples; ++i) {
         Acc* rows = target + i * stride;
         for (const Correlation* plan : plans) {
-          if (kTiled) {
-            plan->lay_tiles(&mixed[i * mixed_size], any.kernel_taps_, piece.rows * any.kernel_taps_,
-                            first, taken, number, at_row, piece.rows, rows);
-          } else {
-            plan->pack(&mixed[i * mixed_size], piece.rows, taken,
-                       rows + at_row * plan->packed_row() + first * plan->taps());
-          }
+          plan->lay_tiles(&mixed[i * mixed_size], any.kernel_taps_, size, first, taken, number,
+                          at_row, piece.rows, rows);
           rows += block_rows * plan->packed_row();
         }
       }
@@ -496,36 +484,6 @@ class Correlation {
     }
   }
 
-  // The plan's taps of [entries][rows][kernel's taps], behind which a vector must be readable.
-  // Vectors are stored whole: what is too much is overwritten by the next entry.
-  void pack(const Acc* source, int64_t rows, int64_t number, Acc* target) const {
-    constexpr int kLane = kLanes<Acc>;
-    const int64_t size = rows * kernel_taps_;
-    const auto each = [&](const auto& copy) __attribute__((always_inline)) {
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t e = 0; e < number; ++e) {
-          copy(target + r * packed_row() + e * taps(), source + e * size + r * kernel_taps_);
-        }
-      }
-    };
-    if (taps() == kernel_taps_) {
-      return each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
-        for (int64_t t = 0; t < taps(); t += kLane) store_vector(to + t, load_vector(from + t));
-      });
-    }
-    if (kernel_taps_ <= kLane) {
-      using Index = std::conditional_t<sizeof(Acc) == 4, uint32_t, uint64_t>;
-      typename VectorType<Index, DDRF_VECTOR_BYTES>::type kept{};
-      for (int64_t t = 0; t < taps(); ++t) kept[t] = static_cast<Index>(kept_taps_[t]);
-      return each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
-        store_vector(to, static_cast<Vector<Acc>>(__builtin_shuffle(load_vector(from), kept)));
-      });
-    }
-    each([&](Acc* to, const Acc* from) __attribute__((always_inline)) {
-      for (int64_t t = 0; t < taps(); ++t) to[t] = from[kept_taps_[t]];
-    });
-  }
-
   // One tap that reads each position where it is, in rows of pixels. Where vectors are read whole,
   // what is read beyond a row is to lie in the next one.
   bool reads_directly(const Image<const Scalar>& image) const {
@@ -629,7 +587,7 @@ class Correlation {
           tables_[last][in_image] = plan.offsets(entries(plan.turn_channels_),
                                                  plan.packs() ? plan.taps()
                                                  : forward    ? plan.kernel_taps_
-                                                              : rows,
+                                                              : rows * plan.kernel_taps_,
                                                  in_image ? image_.stride[1] : plane);
         }
       }
@@ -743,10 +701,11 @@ class Correlation {
     const bool in_rows = kept && whole_rows;
     const bool in_bank = shared && in_rows && std::is_same_v<Scalar, Acc>;
     // A single sample is shared out by outputs.
-    const int64_t most_kept =
+    const int64_t most =
         batch > 1 ? kMostKeptRows : std::clamp<int64_t>(any.outputs_ / 2, kRowUnit, kMostKeptRows);
-    const int64_t block_rows = kept ? any.rows_beside(fitting(turns), most_kept)
-                                    : any.best_rows(mixer.shape(), batch, fitting);
+    const int64_t block_rows =
+        kept ? any.rows_beside(fitting(turns), most)
+             : any.best_rows(mixer.shape(), batch, fitting, std::min(most, most_rows()));
     const int64_t blocks = ceil_div(any.outputs_, block_rows);
     const int64_t most_samples =
         kept ? 2 * kMostSamples
@@ -845,16 +804,17 @@ class Correlation {
     return even_rows(std::clamp<int64_t>(room, kRowUnit, most));
   }
 
-  // Rows of a block whose kernels are mixed for several samples, for which fitting(samples) have
-  // room. More rows read pixels less often, more samples the bank.
+  // Rows of a block, at most `most`, whose kernels are mixed for several samples, for which
+  // fitting(samples) have room. More rows read pixels less often, more samples the bank.
   template <class Fitting>
-  int64_t best_rows(const DynamicConvShape& shape, int64_t batch, const Fitting& fitting) const {
+  int64_t best_rows(const DynamicConvShape& shape, int64_t batch, const Fitting& fitting,
+                    int64_t most) const {
     constexpr double kMixing = 2.5;  // an entry of the bank costs as much as so many pixels
     const auto pixels = static_cast<double>(tiles_.channel_size());
     int64_t best = 0;
     double least = 0;
     for (int64_t samples = most_mixed(std::min(batch, kMostSamples)); samples > 0; samples /= 2) {
-      const int64_t rows = rows_beside(fitting(samples), most_rows());
+      const int64_t rows = rows_beside(fitting(samples), most);
       const double kernels = shape.has_attention ? static_cast<double>(shape.bank) / samples : 1;
       const double cost = pixels / rows + kMixing * kernel_taps_ * kernels;
       if (best != 0 && cost >= least) continue;
