@@ -150,13 +150,15 @@ inline void copy_vectors(int64_t channels, const RowOf& row_of, int64_t image_he
     uint32_t read, read_next, stored;
   };
   std::vector<Masked> masked;
-  for (int64_t i = 0; i < row_stride; i += kLane) {
-    if (i == first) i = last;
-    if (i >= row_stride) break;
-    const int64_t x = x0 + i * kStep;
-    masked.push_back({i, lanes_inside<kLane>(x, width), lanes_inside<kLane>(x + kLane, width),
-                      lanes_inside<kLane>(i, row_stride)});
-  }
+  const auto mask = [&](int64_t i, int64_t end) {
+    for (; i < end; i += kLane) {
+      const int64_t x = x0 + i * kStep;
+      masked.push_back({i, lanes_inside<kLane>(x, width), lanes_inside<kLane>(x + kLane, width),
+                        lanes_inside<kLane>(i, row_stride)});
+    }
+  };
+  mask(0, first);
+  mask(last, row_stride);
   for (int64_t c = 0; c < channels; ++c) {
     Acc* to = target + c * channel_stride;
     for (int64_t row = 0; row < rows; ++row, to += row_stride) {
