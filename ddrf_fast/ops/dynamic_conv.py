@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from ddrf_fast.ops import _backend, _checks, _library, _native
+from ddrf_fast.ops import _backend, _checks, _library
 from ddrf_fast.reference import dynamic_conv as reference
 from ddrf_fast.reference._common import accumulation_dtype, in_layout_of
 
@@ -440,7 +440,7 @@ def dynamic_conv_into(
     Returns:
         The mean of the convolution over its pixels, Tensor[B, O].
     """
-    if x.is_cpu and _backend.asked_for() in (None, "native") and _native.status()["_C"][0]:
+    if x.is_cpu and _backend.is_native_first():
         return torch.ops.ddrf_fast_native.dynamic_conv_into.default(
             y, accumulate, x, weight, attention, bias, code, stride, padding, activation or "none"
         )
