@@ -39,8 +39,11 @@ def number(name: str, value: Any, expected: str = "a number") -> float:
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     """An int, or two of them, as two."""
-    if type(value) is int and value >= minimum:  # the usual case, at a tenth of the cost
+    # The usual cases, at a tenth of the cost.
+    if type(value) is int and value >= minimum:
         return value, value
+    if type(value) is tuple and [type(v) for v in value] == [int, int] and min(value) >= minimum:
+        return value
     values = (value, value) if _is_int(value) else value
     if not isinstance(values, Sequence) or len(values) != 2 or not all(_is_int(v) for v in values):
         raise TypeError(f"{name} must be an int or two ints, got {value!r}")

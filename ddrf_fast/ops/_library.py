@@ -306,6 +306,11 @@ def in_forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func or forward mode follow what is computed."""
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
+
+
 def reaches_native(operands: Sequence[Any]) -> bool:
     """Whether an operation is a call of its compiled CPU kernel: nothing is traced, transformed or cast.
 
@@ -313,14 +318,14 @@ def reaches_native(operands: Sequence[Any]) -> bool:
     """
     if torch.compiler.is_compiling() or not _backend.is_native_first() or torch.is_autocast_enabled("cpu"):
         return False
-    if torch._C._are_functorch_transforms_active() or in_forward_mode():
+    if _is_transformed():
         return False
     return all(operand is None or (isinstance(operand, Tensor) and operand.is_cpu) for operand in operands)
 
 
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something may differentiate; transforms and forward mode don't show in `requires_grad`."""
-    if torch._C._are_functorch_transforms_active() or in_forward_mode():
+    if _is_transformed():
         return True
     # Also when compiling: Dynamo cannot trace a Function that nothing differentiates (torch 2.13).
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -120,14 +120,6 @@ call, _ = _library.differentiable(
 )
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    """Two ints, where an int or two came as they usually do."""
-    if type(size) is int:
-        return size, size
-    usual = type(size) is tuple and len(size) == 2 and type(size[0]) is type(size[1]) is int
-    return size if usual else None
-
-
 def unchecked(
     tensors: Sequence[Any],
     stride: Any,
@@ -139,23 +131,23 @@ def unchecked(
 ) -> Any:
     """The convolution in the usual case, without the checks of `arguments`; None in any other.
 
-    They would take longer than a small convolution. The compiled kernels check everything too, if not in the
-    caller's words: where they refuse, `arguments` is to be asked why.
+    They would take longer than a small convolution. The compiled kernels check the tensors too, if not in the
+    caller's words: where something is refused, `arguments` is to be asked why.
     """
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     if not (
         type(tensors[0]) is Tensor
-        and None not in (stride, padding, dilation)
         and type(groups) is int
+        and not isinstance(padding, str)
         and (activation is None or activation in _ACTIVATIONS)
         and _library.reaches_native(tensors)
         and not (return_mean and _library.needs_gradient(tensors))
     ):
         return None
-    args = (*tensors, stride, padding, dilation, groups, activation or "none")
     try:
+        geometry = convolution_geometry((), stride, padding, dilation)
+        args = (*tensors, *geometry, groups, activation or "none")
         return _backend.run("dynamic_conv_mean", *args) if return_mean else call(*args)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         return None
 
 
