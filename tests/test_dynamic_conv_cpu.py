@@ -102,6 +102,13 @@ CASES = {
     # each column of taps.
     "pairs in blocks": Case(channels=(80, 36), size=(20, 37), padding=(1, 1), activation="relu"),
     "pairs in blocks, stride 2": Case(channels=(48, 70), size=(21, 30), padding=(1, 1), stride=(2, 2)),
+    "pairs with a channel of ones": Case(channels=(32, 33), size=(20, 37), padding=(1, 1), code=2),
+    "pairs with a last channel of ones": Case(channels=(31, 40), size=(30, 21), padding=(1, 1), code=3),
+    "pairs in blocks, stride 3": Case(channels=(40, 33), size=(31, 40), padding=(2, 0), stride=(3, 3)),
+    "pairs in blocks, dilation": Case(channels=(34, 20), size=(7, 9), dilation=(2, 3), padding=(2, 3)),
+    "pairs in blocks, stride above the kernel": Case(
+        channels=(20, 1100), kernel=(2, 2), size=(9, 9), stride=(3, 3), bank=1
+    ),
     "pairs in turns": Case(channels=(230, 20), size=(9, 11), padding=(1, 1), code=2),
     "many outputs, 14x14": Case(batch=3, channels=(40, 130), size=(14, 14), padding=(1, 1), code=3, bank=2),
     # The plans (csrc/cpu): Winograd with kernels mixed once, or block by block; blocks of kernels for small

@@ -55,7 +55,8 @@ class Correlation {
     const bool few = 2 * (span + 1) <= 3 * columns.runs();
     const int64_t computed = whole_vectors(columns);
     const int64_t dropped = computed - whole_vectors(AxisTiles(x_, 1, true));
-    const bool compact = outputs_ >= kLanes<Acc> &&
+    by_pixels_ = packs() && kernel_taps_ > 1 && taps > 0 && entries(channels_) >= kTileSide;
+    const bool compact = outputs_ >= kLanes<Acc> && !by_pixels_ &&
                          (span / x_.in_step * 10 > x_.count || (few && dropped * 40 > computed));
 
     // Channels are taken in turns whose pixels stay in the cache from one block of outputs to the
@@ -63,14 +64,6 @@ class Correlation {
     // to load and to store, cost more. With AVX2 half of it is left to others.
     tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
     in_blocks_ = tiles_.count() == 1 && taps > 0;
-    if (kTiled && in_blocks_ && outputs_ >= kManyOutputs && taps > 1) {
-      // Rows of tiles that lie on a line of the cache each are read much faster, which pays for
-      // copies where many outputs read them, and for columns that are dropped.
-      const Tiles aligned = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, true, kTileSide);
-      if (aligned.count() == 1 && 4 * aligned.row_stride() <= 5 * tiles_.row_stride()) {
-        tiles_ = aligned;
-      }
-    }
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
@@ -83,6 +76,7 @@ class Correlation {
                                              int64_t{sizeof(Acc)}));
     }
     most = std::min(std::max<int64_t>(most, kTiled ? kTileSide : 4) * kTogether, most_channels);
+    if (by_pixels_) most = most_channels;  // the product takes turns of its own
     const auto whole_tiles = [](int64_t channels) { return channels / kTileSide * kTileSide; };
     if (kTiled && most < channels_) most = whole_tiles(most / kTogether) * kTogether;
     const int64_t turns = std::max<int64_t>(1, ceil_div(channels_, most));
@@ -143,7 +137,6 @@ class Correlation {
   }
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
   static constexpr int64_t kMapPixels = 256;          // of a small map
-  static constexpr int64_t kManyOutputs = 128;        // which pay for aligned copies of pixels
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
   // The larger kernels of processors with AMX, whose second level is larger.
@@ -255,9 +248,11 @@ class Correlation {
       const auto of_a = [a](int64_t i) {
         return TileRows{a + i * kTileEntries, kTileSide * int64_t{sizeof(Acc)}};
       };
-      if (packs()) {
-        return multiply_by_tiles(of_a, rows, tile_order(channels), b, table, pixels, c);
+      const TileOrder order = tile_order(channels);
+      if (by_pixels_) {
+        return multiply_pixel_rows(a, rows, order, b, table, tap_offsets_.data(), pixels, c);
       }
+      if (packs()) return multiply_by_tiles(of_a, rows, order, b, table, pixels, c);
     }
 #endif
     const int64_t depth = entries(channels) * taps();
@@ -309,11 +304,16 @@ class Correlation {
       const int64_t plane = tiles_.channel_stride(), size = tiles_.channel_size();
       const int64_t half = entries(channel_end - channel), step = copied_together(source);
       int64_t i = 0;
+      for (; by_pixels_ && i + kTileSide <= half; i += kTileSide) {
+        copy_pixels(source, channel + i, channel + half + i, channel_end, place, scratch,
+                    target + i * plane);
+      }
       // The last pair may lack its second channel, or have that of ones.
-      if (source.column_step == 1 && x_.in_step <= 2) {
-        i = std::max<int64_t>(0, std::min(source.channels, channel_end) - channel - half);
-        copy_pairs(source, channel, channel + half, i, y_, x_, tiles_, place.tile_y, place.tile_x,
-                   target);
+      const int64_t plain = std::min(source.channels, channel_end) - channel - half;
+      if (source.column_step == 1 && x_.in_step <= 2 && plain > i) {
+        copy_pairs(source, channel + i, channel + half + i, plain - i, y_, x_, tiles_, place.tile_y,
+                   place.tile_x, target + i * plane);
+        i = plain;
       }
       for (; i < half; i += step) {
         const int64_t end = channel + std::min(i + step, half);
@@ -330,6 +330,33 @@ class Correlation {
       copy(channel, channel_end, target);
     }
   }
+
+  // Copies the pairs of channels from `first` and from `second` on, one tile's, pixel by pixel.
+  void copy_pixels(const Planes<Scalar>& source, int64_t first, int64_t second, int64_t channel_end,
+                   const Tiles::Place& place, Acc* scratch, Acc* target) const {
+    const int64_t end = std::min(second + kTileSide, channel_end);
+    if constexpr (kTiled) {
+      if (source.column_step == 1 && x_.in_step <= 2) {
+        return PixelCopy(source, first, second, channel_end)
+            .run(y_, x_, tiles_, place.tile_y, place.tile_x, target);
+      }
+      if (source.channel_step == 1 && first + kTileSide <= source.channels) {
+        return copy_pixels_of_channels(source, first, second, channel_end, y_, x_, tiles_,
+                                       place.tile_y, place.tile_x, target);
+      }
+    }
+    const int64_t plane = tiles_.channel_stride(), size = tiles_.channel_size();
+    Acc* const partners = scratch + kTileSide * plane;
+    copy_tile(source, first, first + kTileSide, y_, x_, tiles_, place.tile_y, place.tile_x,
+              scratch);
+    copy_tile(source, second, end, y_, x_, tiles_, place.tile_y, place.tile_x, partners);
+    for (int64_t c = 0; c < kTileSide; ++c) {
+      pair_rows(scratch + c * plane, scratch + c * plane, partners + c * plane, size,
+                second + c < end ? size : 0);
+    }
+    transpose(target, kTileSide, scratch, plane, kTileSide, size);
+  }
+
   // Pairs of channels that are copied at a time: as many as stay in the first-level cache, or as
   // where they lie side by side.
   int64_t copied_together(const Planes<Scalar>& source) const {
@@ -356,6 +383,10 @@ class Correlation {
     const Correlation& any = *plans[0];
     const int64_t number = entries(any.channels_of(piece.turn));
     if (any.direction_ == Direction::kForward) {
+      const int64_t end = piece.turn * any.turn_channels_ + any.channels_of(piece.turn);
+      if (any.by_pixels_ && !mixer.has_scales() && end <= any.channels_ - any.has_ones_) {
+        return any.mix_columns(mixer, sample, samples, piece, at_row, target, stride);
+      }
       if (any.packs()) return any.mix_tiles(mixer, sample, samples, piece, at_row, target, stride);
       return any.mix_rows(mixer, sample, samples, piece, target, stride);
     }
@@ -379,6 +410,10 @@ class Correlation {
           rows += block_rows * plan->packed_row();
         }
       }
+    }
+    for (const Correlation* plan : plans) {
+      plan->turn_tiles(samples, piece, at_row, target, stride);
+      target += block_rows * plan->packed_row();
     }
   }
 
@@ -445,6 +480,54 @@ class Correlation {
       for (int64_t i = 0; i < samples; ++i) {
         lay_tiles(&mixed[i * size], 0, kernel_taps_, 0, number, number, at_row + r, 1,
                   target + i * stride);
+      }
+    }
+    turn_tiles(samples, piece, at_row, target, stride);
+  }
+
+  // The same of plain mixtures, to be multiplied from the right: 16 rows and a block of pairs at a
+  // time, which stay in the first level of the cache until they are transposed.
+  void mix_columns(const Mixer<Scalar>& mixer, int64_t sample, int64_t samples, const Piece& piece,
+                   int64_t at_row, Acc* target, int64_t stride) const {
+    if constexpr (kTiled) {
+      const TileOrder order = tile_order(channels_of(piece.turn));
+      const int64_t row_size = mixer.shape().row_size(), taps = kernel_taps_;
+      const int64_t first_row = piece.group * outputs_ + piece.row;
+      const int64_t half = order.pairs * taps, partners = channels_of(piece.turn) * taps - half;
+      const int64_t size = kTileSide * taps;
+      const Scratch<Acc> mixed(samples * kTileSide * size);
+      for (int64_t row = 0; row < piece.rows; row += kTileSide) {
+        const int64_t rows = std::min(kTileSide, piece.rows - row);
+        Acc* const tiles = target + (at_row + row) / kTileSide * order.tiles() * kTileEntries;
+        for (int64_t entry = 0; entry < half; entry += size) {
+          const int64_t count = std::min(size, half - entry);
+          for (int64_t r = 0; r < rows; ++r) {
+            const int64_t place =
+                (first_row + row + r) * row_size + piece.turn * turn_channels_ * taps + entry;
+            mixer.mix_pairs(sample, samples, place, place + half, count,
+                            std::clamp<int64_t>(partners - entry, 0, count), &mixed[r * size],
+                            kTileSide * size);
+          }
+          for (int64_t i = 0; i < samples; ++i) {
+            lay_columns(order, &mixed[i * kTileSide * size], size, rows, entry / taps, count,
+                        tiles + i * stride);
+          }
+        }
+      }
+    }
+  }
+
+  // Transposes the weights if they are to be multiplied from the right.
+  void turn_tiles(int64_t samples, const Piece& piece, int64_t at_row, Acc* target,
+                  int64_t stride) const {
+    if constexpr (kTiled) {
+      if (!by_pixels_) return;
+      const TileOrder order = tile_order(channels_of(piece.turn));
+      for (int64_t row = 0; row < piece.rows; row += kTileSide) {
+        const int64_t place = (at_row + row) / kTileSide * order.tiles() * kTileEntries;
+        for (int64_t i = 0; i < samples; ++i) {
+          transpose_tiles(order.tiles(), target + i * stride + place);
+        }
       }
     }
   }
@@ -659,10 +742,10 @@ class Correlation {
     void copy(int64_t sample_group, int64_t turn, Acc* scratch, Acc* target) const {
       const int64_t channel = turn * plan_.turn_channels_;
       const int64_t channel_end = std::min(channel + plan_.turn_channels_, plan_.channels_);
+      clear_slack(plan_.tiles_, entries(channel_end - channel), target);
       plan_.copy_entries(plan_.planes(image_, begin_sample_ + sample_group / plan_.groups_,
                                       sample_group % plan_.groups_),
                          channel, channel_end, plan_.tiles_.place(0), scratch, target);
-      clear_slack(plan_.tiles_, entries(channel_end - channel), target);
     }
 
     const Correlation& plan_;
@@ -866,7 +949,8 @@ class Correlation {
       } else if constexpr (kPairs<Scalar>) {
         target.rounded = result;
         target.rounded_row = job.result.stride[1];
-        if (kTiled && !rows_follow(job.result, part.place)) {
+        target.rounded_column = job.result.stride[3] * x_.out_step;
+        if (kTiled && (target.rounded_column != 1 || !rows_follow(job.result, part.place))) {
           target.lines = {tiles_.row_stride(), part.place.columns,
                           job.result.stride[2] * y_.out_step};
         }
@@ -891,10 +975,13 @@ class Correlation {
   }
 
   // Whether the sums of a place can go straight to the result: its pixels lie there side by side,
-  // or line by line where tiles are multiplied, and nothing more is made of sums that are rounded.
+  // or line by line where tiles are multiplied, or have their channels side by side where they are
+  // the rows of tiles; and nothing more is made of sums that are rounded.
   bool in_place(const Job& job, const Tiles::Place& place) const {
+    const bool side_by_side = job.result.stride[3] * x_.out_step == 1;
     return (std::is_same_v<Scalar, Acc> || (kPairs<Scalar> && job.sums == nullptr)) &&
-           !job.accumulate && job.result.stride[3] * x_.out_step == 1 &&
+           !job.accumulate &&
+           (side_by_side || (by_pixels_ && turns() == 1 && job.result.stride[1] == 1)) &&
            (kTiled || rows_follow(job.result, place));
   }
 
@@ -944,6 +1031,8 @@ class Correlation {
   bool has_ones_;
   int64_t channels_, outputs_;
   std::vector<int64_t> kept_taps_;  // among the kernel's
+  // Whether the pixels are the rows of AMX's tiles, one below the other whatever the tap is.
+  bool by_pixels_ = false;
   int64_t turn_channels_ = 1;
   bool in_blocks_ = false;
   Tiles tiles_;

@@ -88,10 +88,9 @@ struct AxisTiles {
   AxisTiles() = default;
 
   // With `compact` every tap that reads elsewhere has a run of its own, so that runs hold `extent`
-  // positions, a multiple of `unit`, and no columns between two rows are computed for nothing.
-  AxisTiles(const TapAxis& axis, int64_t wanted_tiles, bool compact = false, int64_t unit = 1)
-      : count(axis.count) {
-    extent = std::max<int64_t>(1, ceil_div(ceil_div(axis.count, wanted_tiles), unit)) * unit;
+  // positions, and no columns between two rows are computed for nothing.
+  AxisTiles(const TapAxis& axis, int64_t wanted_tiles, bool compact = false) : count(axis.count) {
+    extent = std::max<int64_t>(1, ceil_div(axis.count, wanted_tiles));
     tiles = ceil_div(axis.count, extent);
     const size_t taps = axis.taps.size();
     tap_run.resize(taps);
@@ -178,11 +177,11 @@ struct Tiles {
 // there are enough rows. Depends on shapes alone, never on the number of threads.
 inline Tiles choose_tiles(const TapAxis& y, const TapAxis& x, int64_t channels, int64_t sums,
                           int64_t slack, int64_t budget, int64_t max_pixels, int64_t min_tiles,
-                          bool compact, int64_t unit = 1) {
+                          bool compact) {
   constexpr int64_t kMaxColumns = 256;
   Tiles tiles;
   tiles.slack = slack;
-  tiles.x = AxisTiles(x, std::max<int64_t>(1, ceil_div(x.count, kMaxColumns)), compact, unit);
+  tiles.x = AxisTiles(x, std::max<int64_t>(1, ceil_div(x.count, kMaxColumns)), compact);
   for (int64_t wanted = 1;; wanted += 1 + wanted / 4) {
     tiles.y = AxisTiles(y, wanted);
     const bool fits = channels * tiles.channel_stride() + sums * tiles.pixels() <= budget &&

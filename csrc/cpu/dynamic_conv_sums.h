@@ -38,7 +38,7 @@ struct Sums {
   int64_t width = int64_t{1} << 40;         // columns to store
   const Epilogue<Acc>* epilogue = nullptr;  // null: the sums are not complete yet
   c10::BFloat16* rounded = nullptr;         // where they go instead, if not null
-  int64_t rounded_row = 0;
+  int64_t rounded_row = 0, rounded_column = 1;
   Lines lines = {};  // of the rounded sums, where tiles are multiplied
 };
 
