@@ -3,7 +3,8 @@
 //
 // Two schedules:
 //   once    large maps: the kernels of some samples are mixed, then each task computes one tile of
-//           one sample for all its output channels.
+//           one sample for all its output channels. Small maps of more pixels than outputs for AMX,
+//           1x1: a thread does both for some samples.
 //   blocks  small maps, where mixing costs as much as the convolution: the pixels of all samples
 //           are laid out once; each task owns a block of output channels of several samples, mixes
 //           a piece of their kernels that stays in the cache, and multiplies. A kernel of the bank
@@ -63,11 +64,16 @@ class Correlation {
     // next. With AVX-512 they may exceed the first level: many short products, each with its sums
     // to load and to store, cost more. With AVX2 half of it is left to others.
     tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
-    in_blocks_ = tiles_.count() == 1 && taps > 0;
+    // Pixels that are larger than the kernels had better stay in the second level of the cache.
+    by_samples_ = kTiled && tiles_.count() == 1 && shape.taps() == 1 && shape.batch > 1 &&
+                  shape.has_attention && shape.bank > 1 && forward &&
+                  outputs_ < tiles_.channel_stride();
+    in_blocks_ = tiles_.count() == 1 && taps > 0 && !by_samples_;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    int64_t most = std::min<int64_t>(turn_bytes() / (line * int64_t{sizeof(Acc)}), 512);
+    const int64_t bytes = by_samples_ ? kMapBytes : turn_bytes();
+    int64_t most = std::min<int64_t>(bytes / (line * int64_t{sizeof(Acc)}), 512);
     if (in_blocks_ && shape.has_attention && shape.bank > 1) {
       // The smallest block of outputs shall have room for the kernels of several samples, which
       // share what is read of the bank.
@@ -136,6 +142,7 @@ class Correlation {
     return (!kManyRegisters ? 12 : kTiled || !is_intel() ? 64 : 28) * 1024;
   }
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
+  static constexpr int64_t kMapBytes = 768 * 1024;    // of the pixels of a sample by_samples_
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
@@ -176,10 +183,11 @@ class Correlation {
     const int64_t kernel_size = any.packs()
                                     ? any.groups_ * packed_size
                                     : mixer.shape().out_channels * mixer.row_size(any.has_ones_);
-    const int64_t step =
-        shared ? batch : samples_together(kernel_size * int64_t{sizeof(Acc)}, batch);
-    const Scratch<Acc> kernels((shared ? 1 : step) * kernel_size);
-    for (int64_t first = 0; first < batch; first += step) {
+    const int64_t step = shared ? batch
+                         : any.by_samples_
+                             ? std::clamp<int64_t>(batch / kLeastTasks, 1, 4)
+                             : samples_together(kernel_size * int64_t{sizeof(Acc)}, batch);
+    const auto run_samples = [&](int64_t first, const Scratch<Acc>& kernels) {
       const int64_t count = std::min(step, batch - first);
       if (has_taps) {
         mix_whole(plans, mixer, shared ? mixer.kAnySample : first, shared ? 1 : count,
@@ -190,7 +198,17 @@ class Correlation {
         plan->run_tiles(job, first, count, kernels.get() + before, packed_row(plans));
         if (plan->packs()) before += plan->packed_rows() * plan->packed_row();
       }
+    };
+    const int64_t kernels_size = (shared ? 1 : step) * kernel_size;
+    if (any.by_samples_) {
+      parallel_for(ceil_div(batch, step), 1, [&](int64_t begin, int64_t end) {
+        const Scratch<Acc> kernels(kernels_size);
+        for (int64_t i = begin; i < end; ++i) run_samples(i * step, kernels);
+      });
+      return;
     }
+    const Scratch<Acc> kernels(kernels_size);
+    for (int64_t first = 0; first < batch; first += step) run_samples(first, kernels);
   }
 
   // Output channels [output, output + rows), of all groups, of a tile of a sample.
@@ -1033,6 +1051,8 @@ class Correlation {
   std::vector<int64_t> kept_taps_;  // among the kernel's
   // Whether the pixels are the rows of AMX's tiles, one below the other whatever the tap is.
   bool by_pixels_ = false;
+  // Whether a thread mixes the kernels of some samples and multiplies them before it goes on.
+  bool by_samples_ = false;
   int64_t turn_channels_ = 1;
   bool in_blocks_ = false;
   Tiles tiles_;
