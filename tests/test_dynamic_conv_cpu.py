@@ -126,6 +126,9 @@ CASES = {
     "Winograd, each sample's own": Case(channels=(8, 8), size=(30, 33), padding=(1, 1), attention="none"),
     "Winograd, many channels": Case(batch=1, channels=(130, 9), size=(24, 24), padding=(1, 1), bank=2),
     "1x1, 7x7": Case(batch=9, channels=(50, 24), size=(7, 7), kernel=(1, 1)),
+    "1x1, 7x7, a bank of one": Case(
+        batch=5, channels=(150, 70), size=(7, 7), kernel=(1, 1), bank=1, activation="relu"
+    ),
     "1x1, 14x14": Case(channels=(40, 70), size=(14, 14), kernel=(1, 1), bank=4, activation="relu"),
     "1x1, large map": Case(batch=1, channels=(5, 9), size=(30, 40), kernel=(1, 1)),
     "1x1, everything": Case(

@@ -4,7 +4,7 @@
 // Two schedules:
 //   once    large maps: the kernels of some samples are mixed, then each task computes one tile of
 //           one sample for all its output channels. Small maps of more pixels than outputs for AMX,
-//           1x1: a thread does both for some samples.
+//           1x1: a thread does both for some samples, or has one kernel for all.
 //   blocks  small maps, where mixing costs as much as the convolution: the pixels of all samples
 //           are laid out once; each task owns a block of output channels of several samples, mixes
 //           a piece of their kernels that stays in the cache, and multiplies. A kernel of the bank
@@ -64,15 +64,17 @@ class Correlation {
     // next. With AVX-512 they may exceed the first level: many short products, each with its sums
     // to load and to store, cost more. With AVX2 half of it is left to others.
     tiles_ = choose_tiles(y_, x_, 0, 0, slack(), 0, kMapPixels, 1, compact);
-    // Pixels that are larger than the kernels had better stay in the second level of the cache.
-    by_samples_ = kTiled && tiles_.count() == 1 && shape.taps() == 1 && shape.batch > 1 &&
-                  shape.has_attention && shape.bank > 1 && forward &&
-                  outputs_ < tiles_.channel_stride();
-    in_blocks_ = tiles_.count() == 1 && taps > 0 && !by_samples_;
+    // A sample's pixels that are larger than its kernels had better stay in the second level of the
+    // cache, as had all that are multiplied with a bank's only kernel, unless that is the larger.
+    const bool may_stay = kTiled && tiles_.count() == 1 && shape.taps() == 1 && shape.batch > 1 &&
+                          shape.has_attention && forward;
+    by_samples_ = may_stay && shape.bank > 1 && outputs_ < tiles_.channel_stride();
+    const bool stays = by_samples_ || (may_stay && shape.bank == 1 && outputs_ <= channels_);
+    in_blocks_ = tiles_.count() == 1 && taps > 0 && !stays;
     const int64_t line =
         std::min(tiles_.channel_stride(), std::max<int64_t>(1, tap_rows) * (block_pixels() + span) *
                                               std::max<int64_t>(1, tiles_.x.runs()));
-    const int64_t bytes = by_samples_ ? kMapBytes : turn_bytes();
+    const int64_t bytes = stays ? kMapBytes : turn_bytes();
     int64_t most = std::min<int64_t>(bytes / (line * int64_t{sizeof(Acc)}), 512);
     if (in_blocks_ && shape.has_attention && shape.bank > 1) {
       // The smallest block of outputs shall have room for the kernels of several samples, which
@@ -142,7 +144,7 @@ class Correlation {
     return (!kManyRegisters ? 12 : kTiled || !is_intel() ? 64 : 28) * 1024;
   }
   static constexpr int64_t kSecondLevelBytes = 384 * 1024;
-  static constexpr int64_t kMapBytes = 768 * 1024;    // of the pixels of a sample by_samples_
+  static constexpr int64_t kMapBytes = 768 * 1024;    // of a sample's pixels that stay there
   static constexpr int64_t kMapPixels = 256;          // of a small map
   static constexpr int64_t kMostStride = 1 << 20;     // so that offsets fit 32 bits
   static constexpr int64_t kPieceBytes = 320 * 1024;  // of mixed kernels in a block
