@@ -401,13 +401,6 @@ inline void store_pixel_rows(const float* sums, const Sums<float>& c, int64_t ro
   }
 }
 
-// A block of sums that is finished while the next one's tiles are multiplied.
-struct BlockOfSums {
-  int64_t row = 0, rows = 0, column = 0;
-  const TileLines* parts = nullptr;
-  const float* sums = nullptr;
-};
-
 // Calls body with the numbers of rows of tiles and of tiles of pixels of a block, one or two.
 template <class Body>
 inline void with_block_size(bool two_rows, bool two_columns, const Body& body) {
@@ -437,9 +430,14 @@ inline void multiply_by_tiles(const OfA& of_a, int64_t rows, const TileOrder& or
   TilesOfPixels of_b{
       b, {packed.get(), packed.get() + packed_size}, at.get(), 0, kTileSide, blocks, tiles};
   if (blocks > 0) of_b.row_bytes = (offsets[order.taps].b - at[0]) * int64_t{sizeof(float)};
-  // It pays to finish a block's sums later where the same columns are read again.
+  // A block's sums are finished while the next one's tiles are multiplied, which pays where the
+  // same columns are read again.
   const bool overlaps = rows > 2 * kTileSide;
-  BlockOfSums last;
+  struct {
+    int64_t row = 0, rows = 0, column = 0;
+    const TileLines* parts = nullptr;
+    const float* sums = nullptr;
+  } last;
   const auto finish_last = [&] {
     if (last.column + kTileSide < columns) {
       finish_tiles<2>(last.sums, c, last.row, last.rows, last.column, last.parts);

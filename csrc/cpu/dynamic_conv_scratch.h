@@ -319,7 +319,7 @@ class PixelCopy {
       : planes_(planes), constant_(planes.width * 2) {
     std::fill_n(constant_.get(), planes.width, c10::BFloat16(1));
     std::fill_n(constant_.get() + planes.width, planes.width, c10::BFloat16(0));
-    for (int64_t i = 0; i < kPairs; ++i) {
+    for (int64_t i = 0; i < kLane; ++i) {
       sources_[i] = {source(first + i, second_end), source(second + i, second_end)};
     }
   }
@@ -328,13 +328,13 @@ class PixelCopy {
            float* target) const {
     for_each_run(y, x, tiles, tile_y, tile_x, [&](const Window& window, int64_t at) {
       with_column_step(x.in_step, [&]<int kStep>(std::integral_constant<int, kStep>) {
-        copy<kStep>(window, target + at * kPairs, tiles.row_stride());
+        copy<kStep>(window, target + at * kLane, tiles.row_stride());
       });
     });
   }
 
  private:
-  static constexpr int64_t kPairs = 16;
+  static constexpr int kLane = kLanes<float>;
 
   struct Source {
     const c10::BFloat16* data;
@@ -350,47 +350,47 @@ class PixelCopy {
 
   template <int kStep>
   void copy(const Window& window, float* target, int64_t row_stride) const {
-    constexpr auto kIndices = std::make_index_sequence<kPairs>();
+    constexpr auto kIndices = std::make_index_sequence<kLane>();
     const int64_t width = std::min(planes_.width, window.x0 + (window.columns - 1) * kStep + 1);
-    for (int64_t row = 0; row < window.rows; ++row, target += row_stride * kPairs) {
+    for (int64_t row = 0; row < window.rows; ++row, target += row_stride * kLane) {
       const int64_t y = window.y0 + row * window.y_step;
       if (y < 0 || y >= planes_.height) {
-        std::fill_n(target, row_stride * kPairs, 0.0f);
+        std::fill_n(target, row_stride * kLane, 0.0f);
         continue;
       }
-      PixelPairs pairs[kPairs];
-      for (int64_t i = 0; i < kPairs; ++i) {
+      PixelPairs pairs[kLane];
+      for (int64_t i = 0; i < kLane; ++i) {
         pairs[i] = {sources_[i].first.data + y * sources_[i].first.row_step,
                     sources_[i].second.data + y * sources_[i].second.row_step};
       }
-      for (int64_t i = 0; i < row_stride; i += kPairs) {
+      for (int64_t i = 0; i < row_stride; i += kLane) {
         const int64_t x = window.x0 + i * kStep;
-        Vector<float> square[kPairs];
-        if (x >= 0 && x + kPairs * kStep <= width) {
+        Vector<float> square[kLane];
+        if (x >= 0 && x + kLane * kStep <= width) {
 #pragma GCC unroll 16
-          for (int p = 0; p < kPairs; ++p) {
+          for (int p = 0; p < kLane; ++p) {
             square[p] = pairs[p](x);
             if constexpr (kStep == 2) {
-              square[p] = every_second<float, 0>(square[p], pairs[p](x + kPairs), kIndices);
+              square[p] = every_second<float, 0>(square[p], pairs[p](x + kLane), kIndices);
             }
           }
         } else {
-          const uint32_t read = lanes_inside<kPairs>(x, width);
-          [[maybe_unused]] const uint32_t next = lanes_inside<kPairs>(x + kPairs, width);
+          const uint32_t read = lanes_inside<kLane>(x, width);
+          [[maybe_unused]] const uint32_t next = lanes_inside<kLane>(x + kLane, width);
 #pragma GCC unroll 16
-          for (int p = 0; p < kPairs; ++p) {
+          for (int p = 0; p < kLane; ++p) {
             square[p] = pairs[p](x, read);
             if constexpr (kStep == 2) {
-              square[p] = every_second<float, 0>(square[p], pairs[p](x + kPairs, next), kIndices);
+              square[p] = every_second<float, 0>(square[p], pairs[p](x + kLane, next), kIndices);
             }
           }
         }
         transpose_square<float>(square);
-        float* const to = target + i * kPairs;
-        const int64_t positions = std::min(kPairs, row_stride - i);
+        float* const to = target + i * kLane;
+        const int64_t positions = std::min<int64_t>(kLane, row_stride - i);
 #pragma GCC unroll 16
-        for (int p = 0; p < kPairs; ++p) {
-          if (p < positions) store_vector(to + p * kPairs, square[p]);
+        for (int p = 0; p < kLane; ++p) {
+          if (p < positions) store_vector(to + p * kLane, square[p]);
         }
       }
     }
@@ -400,7 +400,7 @@ class PixelCopy {
   Scratch<c10::BFloat16> constant_;  // rows of ones and of zeros
   struct {
     Source first, second;
-  } sources_[kPairs];
+  } sources_[kLane];
 };
 
 // The same of an image whose channels lie side by side; the first of all pairs are its channels.
@@ -408,17 +408,17 @@ inline void copy_pixels_of_channels(const Planes<c10::BFloat16>& planes, int64_t
                                     int64_t second, int64_t second_end, const TapAxis& y,
                                     const TapAxis& x, const Tiles& tiles, int64_t tile_y,
                                     int64_t tile_x, float* target) {
-  constexpr int64_t kPairs = 16;
-  const uint32_t partners = lanes_inside<kPairs>(second, std::min(planes.channels, second_end));
-  const uint32_t ones = lanes_inside<kPairs>(second, second_end) & ~partners;
+  constexpr int kLane = kLanes<float>;
+  const uint32_t partners = lanes_inside<kLane>(second, std::min(planes.channels, second_end));
+  const uint32_t ones = lanes_inside<kLane>(second, second_end) & ~partners;
   const __m512i one = _mm512_maskz_set1_epi32(static_cast<__mmask16>(ones), 0x3f800000);
   for_each_run(y, x, tiles, tile_y, tile_x, [&](const Window& window, int64_t at) {
-    float* to = target + at * kPairs;
+    float* to = target + at * kLane;
     for (int64_t row = 0; row < window.rows; ++row) {
       const int64_t y_at = window.y0 + row * window.y_step;
       const bool inside = y_at >= 0 && y_at < planes.height;
       const c10::BFloat16* const source = planes.data + y_at * planes.row_step;
-      for (int64_t i = 0; i < tiles.row_stride(); ++i, to += kPairs) {
+      for (int64_t i = 0; i < tiles.row_stride(); ++i, to += kLane) {
         const int64_t x_at = window.x0 + i * window.x_step;
         __m512i pairs{};
         if (inside && x_at >= 0 && x_at < planes.width) {
