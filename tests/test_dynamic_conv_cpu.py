@@ -98,8 +98,7 @@ CASES = {
     "many channels": Case(channels=(70, 37), size=(9, 17), padding=(1, 1), bank=2),
     "rows of several tiles": Case(batch=1, channels=(2, 3), size=(5, 530), padding=(1, 1)),
     "columns of several tiles": Case(batch=1, channels=(34, 3), size=(97, 40), padding=(1, 1), bank=1),
-    # With AMX: blocks of pairs of channels and some that are left, in one turn and in several; a copy for
-    # each column of taps.
+    # With AMX: blocks of pairs of channels and some that are left, in one turn and in several.
     "pairs in blocks": Case(channels=(80, 36), size=(20, 37), padding=(1, 1), activation="relu"),
     "pairs in blocks, stride 2": Case(channels=(48, 70), size=(21, 30), padding=(1, 1), stride=(2, 2)),
     "pairs with a channel of ones": Case(channels=(32, 33), size=(20, 37), padding=(1, 1), code=2),
