@@ -14,9 +14,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "common/capability.h"
 #include "cpu/dynamic_conv_ahead.h"
 #include "cpu/dynamic_conv_amx.h"
+#include "cpu/dynamic_conv_scratch.h"
 #include "cpu/dynamic_conv_sums.h"
 #include "cpu/dynamic_conv_vector.h"
 
@@ -26,7 +29,8 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 // error, which without registers for two sums would cost too much.
 inline int64_t turn_of(int64_t depth) { return !kManyRegisters ? 64 : depth <= 64 ? 8 : 16; }
 
-template <class Scalar, int kRows, int kVectors, bool kTurns, class Acc>
+// With `kPanel` b is a panel, as copy_panel makes it.
+template <class Scalar, int kRows, int kVectors, bool kTurns, bool kPanel, class Acc>
 inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offsets* offsets,
                            int64_t depth, [[maybe_unused]] int64_t columns, const Sums<Acc>& c,
                            int64_t first_row, int64_t first_column) {
@@ -48,12 +52,13 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
   const auto add_products = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t a_offset = offsets[k].a;
-      const Acc* pixels = b + offsets[k].b;
+      const Acc* pixels = b + (kPanel ? k * kVectors * kLane : offsets[k].b);
       Vector<Acc> pixel[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kLast; ++v) pixel[v] = load_vector(pixels + v * kLane);
 #if DDRF_VECTOR_BYTES == 64
-      pixel[kLast] = load_masked(pixels + kLast * kLane, read);
+      pixel[kLast] =
+          kPanel ? load_vector(pixels + kLast * kLane) : load_masked(pixels + kLast * kLane, read);
 #else
       pixel[kLast] = load_vector(pixels + kLast * kLane);
 #endif
@@ -104,19 +109,68 @@ inline void multiply_block(const Acc* a, int64_t a_row, const Acc* b, const Offs
 inline constexpr int kBlockRows = kManyRegisters ? 8 : 4;
 inline constexpr int kBlockVectors = 3, kNarrowVectors = 6;
 
+// A vector that lies on two lines of the cache is read at half the speed. Where many rows of A read
+// such pixels, Intel's cores, which multiply two vectors in a cycle, had better read a copy of
+// those of a column of blocks, a panel, that stays in the first level.
+template <class Scalar>
+inline constexpr bool kPanels = DDRF_VECTOR_BYTES == 64 && std::is_same_v<Scalar, float>;
+inline constexpr int64_t kPanelBytes = 32 * 1024, kLeastPanelRows = 32;
+
+template <class Acc>
+bool copies_panels(const Acc* b, const Offsets* offsets, int64_t rows, int64_t depth,
+                   int64_t columns) {
+  constexpr int64_t kBlock = kBlockVectors * kLanes<Acc>;
+  const bool fits = depth * kBlock * int64_t{sizeof(Acc)} <= kPanelBytes;
+  const auto in_lines = [&](int64_t k) {
+    return reinterpret_cast<uintptr_t>(b + offsets[k].b) % DDRF_VECTOR_BYTES == 0;
+  };
+  return is_intel() && rows >= kLeastPanelRows && columns > kBlock && depth > 1 && fits &&
+         !(in_lines(0) && in_lines(1));
+}
+
+// [depth][kVectors] vectors: the pixels of a column of blocks, zeros beyond the columns.
+template <int kVectors, class Acc>
+void copy_panel([[maybe_unused]] const Acc* b, [[maybe_unused]] const Offsets* offsets,
+                [[maybe_unused]] int64_t depth, [[maybe_unused]] int64_t columns,
+                [[maybe_unused]] Acc* panel) {
+#if DDRF_VECTOR_BYTES == 64
+  constexpr int kLane = kLanes<Acc>, kLast = kVectors - 1;
+  const uint32_t read = lanes_inside<kLane>(kLast * kLane, columns);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Acc* const pixels = b + offsets[k].b;
+    for (int v = 0; v < kLast; ++v) {
+      store_vector(panel + v * kLane, load_vector(pixels + v * kLane));
+    }
+    store_vector(panel + kLast * kLane, load_masked(pixels + kLast * kLane, read));
+    panel += kVectors * kLane;
+  }
+#endif
+}
+
 template <class Scalar, bool kTurns, class Acc>
 void multiply_by_vectors(const Acc* a, int64_t a_row, int64_t rows, const Acc* b,
                          const Offsets* offsets, int64_t depth, int64_t columns, const Sums<Acc>& c,
                          Ahead* ahead = nullptr) {
   constexpr int kLane = kLanes<Acc>;
   const int64_t vectors = (columns + kLane - 1) / kLane;
+  const bool panels = kPanels<Scalar> && !kTurns && copies_panels(b, offsets, rows, depth, columns);
+  const Scratch<Acc> panel(panels ? depth * kBlockVectors * kLane : 0);
   // The largest block of rows that is left, with a given number of vectors.
   const auto column = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t first) {
     const auto block = [&]<int kRows>(std::integral_constant<int, kRows>, int64_t r) {
       if (ahead != nullptr) ahead->step();
-      multiply_block<Scalar, kRows, kVectors, kTurns>(a + r * a_row, a_row, b + first * kLane,
-                                                      offsets, depth, columns, c, r, first * kLane);
+      if constexpr (kPanels<Scalar> && !kTurns && kRows == kBlockRows) {
+        if (panels) {
+          return multiply_block<Scalar, kRows, kVectors, kTurns, true>(
+              a + r * a_row, a_row, panel.get(), offsets, depth, columns, c, r, first * kLane);
+        }
+      }
+      multiply_block<Scalar, kRows, kVectors, kTurns, false>(
+          a + r * a_row, a_row, b + first * kLane, offsets, depth, columns, c, r, first * kLane);
     };
+    if (panels) {
+      copy_panel<kVectors>(b + first * kLane, offsets, depth, columns - first * kLane, panel.get());
+    }
     // In turns there are two sums for each, which fit the registers for a single vector, for three
     // quarters of the rows of two and for half of those of three; AVX2's few hold twice the rows of
     // a single vector.

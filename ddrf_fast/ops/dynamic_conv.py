@@ -146,7 +146,10 @@ def unchecked(
     try:
         geometry = convolution_geometry((), stride, padding, dilation)
         args = (*tensors, *geometry, groups, activation or "none")
-        return _backend.run("dynamic_conv_mean", *args) if return_mean else call(*args)
+        if return_mean:
+            return torch.ops.ddrf_fast.dynamic_conv_mean.default(*args)
+        # Without gradients nothing is left of `call`.
+        return call(*args) if torch.is_grad_enabled() else torch.ops.ddrf_fast.dynamic_conv.default(*args)
     except (RuntimeError, TypeError, ValueError):
         return None
 
