@@ -761,6 +761,8 @@ def test_tiles_of_pairs():
         "    plan = torch.ops.ddrf_fast_native.dynamic_conv_plan\n"
         "    found = plan(*case.tensors(0, bfloat16), *case.geometry(), case.activation)\n"
         "    assert found.startswith('AMX BF16: ') and 'Winograd' not in found, (name, found)\n"
+        "    if name == '1x1, 13x15, panels':\n"
+        "        assert found.endswith('kernels mixed for some samples at a time'), found\n"
     )
     run_capability(program, "amx_bf16")
 

@@ -131,8 +131,9 @@ class Correlation {
 
   int64_t parts() const { return tiles_.count(); }
   std::string name() const {
-    return std::string("matrix products, ") +
-           (in_blocks_ ? "kernels mixed a block at a time" : "kernels mixed once, tile by tile");
+    if (in_blocks_) return "matrix products, kernels mixed a block at a time";
+    if (by_samples_) return "matrix products, kernels mixed for some samples at a time";
+    return "matrix products, kernels mixed once, tile by tile";
   }
 
  private:
