@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -416,7 +417,8 @@ def test_pixels_as_rows(name: str, dtype: torch.dtype):
     check(case, seed=5, dtype=dtype, layout=torch.channels_last)
 
 
-# What torch's own convolution runs: one kernel for the whole batch, that of the bank or of the only sample.
+# One kernel for the whole batch, that of the bank or of the only sample: in NCHW torch's convolution runs it
+# and, with a stride of 1, its input gradient.
 ONE_KERNEL = {
     "bank of one, stride 2": Case(
         batch=3, channels=(32, 40), size=(29, 30), padding=(1, 1), stride=(2, 2), bank=1, activation="relu"
@@ -446,7 +448,8 @@ def test_one_kernel_for_all_samples(name: str, layout: torch.memory_format, dtyp
     tensors[0] = tensors[0].contiguous(memory_format=layout)
     plan = torch.ops.ddrf_fast_native.dynamic_conv_plan(*tensors, *case.geometry(), case.activation)
     pairs = plan.startswith("AVX-512 BF16") and case.batch > 1
-    assert ("torch's convolution" in plan) == (dtype == torch.float32 or pairs)
+    planes = layout == torch.contiguous_format
+    assert ("torch's convolution" in plan) == (planes and (dtype == torch.float32 or pairs))
     check(case, 11, dtype, layout)
     y, mean = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
     assert torch.equal(y, forward(case, tensors))
@@ -455,17 +458,51 @@ def test_one_kernel_for_all_samples(name: str, layout: torch.memory_format, dtyp
     assert_accurate(mean, exact, floor=floor, name="mean")
 
 
-@pytest.mark.parametrize("name", ONE_KERNEL)
-def test_one_kernel_gives_the_same_bits_with_any_number_of_threads(name: str):
-    case, threads, results = ONE_KERNEL[name], torch.get_num_threads(), []
-    tensors = case.tensors(7)
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.sampled_from([1, 2, 5]),
+    channels=st.tuples(st.sampled_from([64, 66, 96, 128]), st.sampled_from([64, 65, 80, 128])),
+    size=st.tuples(st.integers(14, 32), st.integers(14, 32)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.sampled_from([(1, 1), (2, 2), (1, 2)]),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_one_kernel_gives_the_same_bits_with_any_number_of_threads(dtype, layout, **shape):
+    case, threads, results = Case(**shape, bank=1), torch.get_num_threads(), []
+    tensors = case.tensors(7, dtype)
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
     grad = random_like(forward(case, tensors), 8)
-    for count in (1, 2, 3):
+    for count in (1, 2, 3, 4):
         torch.set_num_threads(count)
         outputs = torch.ops.ddrf_fast.dynamic_conv_mean(*tensors, *case.geometry(), case.activation)
         results.append([*outputs, *backward(case, grad, tensors)])
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bank of one, 7x7", "one sample, its own kernel"])
+def test_the_input_gradient_of_one_kernel_is_that_of_torch(name: str):
+    case = ONE_KERNEL[name]
+    tensors = case.tensors(5)
+    x, weight = tensors[:2]
+    if case.bank == 1:
+        tensors[2] = torch.ones_like(tensors[2])
+    grad = random_like(forward(case, tensors), 6)
+    dx = backward(case, grad, tensors)[0]
+    assert torch.equal(dx, F.conv_transpose2d(grad, weight[0], padding=case.padding))
+    exact = F.conv_transpose2d(grad.double(), weight[0].double(), padding=case.padding)
+    # Neither the gradient's layout nor that of the image may keep it from its own.
+    for other in ("channels_last", "sliced"):
+        mine = backward(case, in_other_layout(grad, other), tensors)[0]
+        assert mine.is_contiguous()
+        assert_accurate(mine, exact, dx)
+        mine = backward(case, grad, [in_other_layout(x, other), *tensors[1:]])[0]
+        assert mine.is_contiguous(
+            memory_format=torch.channels_last if other == "channels_last" else torch.contiguous_format
+        )
+        assert_accurate(mine, exact, dx)
 
 
 def test_one_kernel_is_not_differentiated_by_torch():
@@ -709,6 +746,7 @@ def test_the_same_bits_with_any_number_of_threads():
 def nanoseconds_of_threads() -> dict[str, int]:
     """How long each thread of this process has run."""
     tasks = Path("/proc/self/task")
+    time.sleep(0.001)  # what a thread has run since the last tick is counted when it gives up its core
     return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()}
 
 

@@ -197,8 +197,8 @@ void call_forward(const DynamicConvShape& shape, const DynamicConvOperands<Scala
 
 template <class Scalar>
 OneKernel call_one_kernel(const DynamicConvShape& shape,
-                          const DynamicConvOperands<Scalar>& operands) {
-  DDRF_CALL(one_kernel<Scalar>, shape, operands)
+                          const DynamicConvOperands<Scalar>& operands, Direction direction) {
+  DDRF_CALL(one_kernel<Scalar>, shape, operands, direction)
 }
 
 template <class Scalar>
@@ -210,7 +210,7 @@ void call_mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperand
 template <class Scalar>
 void call_finish_one_kernel(const DynamicConvShape& shape,
                             const DynamicConvOperands<Scalar>& operands, Activation activation,
-                            const Image<Scalar>& y, Scalar* mean) {
+                            Scalar* y, Scalar* mean) {
   DDRF_CALL(finish_one_kernel<Scalar>, shape, operands, activation, y, mean)
 }
 
@@ -246,30 +246,57 @@ class NoGrad {
   bool enabled_;
 };
 
-// Whether torch's convolution is to be called. It keeps the layouts that we keep.
+// Whether torch's convolution is to be called with `image`, whose layout it keeps.
 template <class Scalar>
-OneKernel choose_one_kernel(const Arguments& a, const DynamicConvShape& shape,
-                            const DynamicConvOperands<Scalar>& operands) {
-  const bool keeps_layout = a.x.is_contiguous() || is_channels_last(a.x);
-  return keeps_layout ? call_one_kernel(shape, operands) : OneKernel::kNone;
+OneKernel choose_one_kernel(const DynamicConvShape& shape,
+                            const DynamicConvOperands<Scalar>& operands, Direction direction,
+                            const Tensor& image) {
+  return image.is_contiguous() ? call_one_kernel(shape, operands, direction) : OneKernel::kNone;
 }
 
-// torch's own convolution of all samples with one kernel [1, O, I, kh, kw] and bias [O].
-Tensor convolution(const Arguments& a, const Tensor& kernel, const std::optional<Tensor>& bias) {
+// torch's own convolution of all samples with one kernel [1, O, I, kh, kw] and bias [O], or the
+// transposed one.
+Tensor convolution(const Arguments& a, const Tensor& image, const Tensor& kernel,
+                   const std::optional<Tensor>& bias, bool transposed) {
   using torch::stable::detail::from;
-  const NoGrad no_grad;
-  std::array<StableIValue, 9> stack{from(a.x),
-                                    from(torch::stable::select(kernel, 0, 0)),
-                                    from(bias),
-                                    from(a.stride),
-                                    from(a.padding),
-                                    from(a.dilation),
-                                    from(false),                       // transposed
-                                    from(std::vector<int64_t>{0, 0}),  // output_padding
-                                    from(a.groups)};
+  std::array<StableIValue, 9> stack{
+      from(image),      from(torch::stable::select(kernel, 0, 0)),
+      from(bias),       from(a.stride),
+      from(a.padding),  from(a.dilation),
+      from(transposed), from(std::vector<int64_t>{0, 0}),  // output_padding
+      from(a.groups)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// W_b [1, O, I, kh, kw] of the only sample and, where `bias` is not null, its bias.
+template <class Scalar>
+Tensor mixed_kernel(const Arguments& a, const DynamicConvShape& shape,
+                    const DynamicConvOperands<Scalar>& operands, Scalar* bias) {
+  const auto sizes = a.weight.sizes();
+  const Tensor kernel = empty_tensor(a.x, {1, sizes[1], sizes[2], sizes[3], sizes[4]});
+  call_mix_one_kernel(shape, operands, kernel.mutable_data_ptr<Scalar>(), bias);
+  return kernel;
+}
+
+// The input gradient by torch's transposed convolution.
+template <class Scalar>
+Tensor input_gradient_of_one(OneKernel one, const Arguments& a, const DynamicConvShape& shape,
+                             const DynamicConvOperands<Scalar>& operands, const Tensor& grad) {
+  const NoGrad no_grad;
+  Tensor image = grad, kernel = a.weight;
+  if (one == OneKernel::kMixed) {
+    kernel = mixed_kernel<Scalar>(a, shape, operands, nullptr);
+  } else {
+    using torch::stable::detail::from;
+    const Tensor factors = torch::stable::reshape(*a.attention, {shape.batch, 1, 1, 1});
+    std::array<StableIValue, 2> stack{from(grad), from(factors)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+    image = torch::stable::detail::to<Tensor>(stack[0]);
+  }
+  return convolution(a, image, kernel, std::nullopt, true);
 }
 
 // y and, if asked for, its mean over the pixels.
@@ -283,7 +310,7 @@ std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activatio
       a.x.scalar_type(), "dynamic_conv", ([&] {
         DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
         scalar_t* mean_data = with_mean ? mean.mutable_data_ptr<scalar_t>() : nullptr;
-        const OneKernel one = choose_one_kernel(a, shape, operands);
+        const OneKernel one = choose_one_kernel(shape, operands, Direction::kForward, a.x);
         if (one == OneKernel::kNone) {
           y = empty_tensor(a.x,
                            {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]},
@@ -291,20 +318,19 @@ std::pair<Tensor, Tensor> run_forward(Arguments& a, const std::string& activatio
           call_forward(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
           return;
         }
+        const NoGrad no_grad;
         if (one == OneKernel::kOfBank) {
-          y = convolution(a, a.weight, std::nullopt);
+          y = convolution(a, a.x, a.weight, std::nullopt, false);
         } else {
-          const auto sizes = a.weight.sizes();
-          const Tensor kernel = empty_tensor(a.x, {1, sizes[1], sizes[2], sizes[3], sizes[4]});
           std::optional<Tensor> bias;
           if (a.bias) bias = empty_tensor(a.x, {shape.out_channels});
-          call_mix_one_kernel(shape, operands, kernel.mutable_data_ptr<scalar_t>(),
-                              a.bias ? bias->mutable_data_ptr<scalar_t>() : nullptr);
-          y = convolution(a, kernel, bias);
+          const Tensor kernel = mixed_kernel<scalar_t>(
+              a, shape, operands, a.bias ? bias->mutable_data_ptr<scalar_t>() : nullptr);
+          y = convolution(a, a.x, kernel, bias, false);
           operands.bias = nullptr;  // it is in y
           if (act == Activation::kNone && !with_mean) return;
         }
-        call_finish_one_kernel(shape, operands, act, mutable_image<scalar_t>(y), mean_data);
+        call_finish_one_kernel(shape, operands, act, y.mutable_data_ptr<scalar_t>(), mean_data);
       }));
   return {y, mean};
 }
@@ -368,7 +394,7 @@ std::string dynamic_conv_plan_cpu(Tensor x, Tensor weight, std::optional<Tensor>
   std::string result;
   DDRF_DISPATCH_FLOATING(a.x.scalar_type(), "dynamic_conv_plan", ([&] {
                            const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
-                           switch (choose_one_kernel(a, shape, operands)) {
+                           switch (choose_one_kernel(shape, operands, Direction::kForward, a.x)) {
                              case OneKernel::kOfBank:
                                result = "torch's convolution with the bank's only kernel";
                                break;
@@ -416,37 +442,43 @@ EightTensors dynamic_conv_backward_cpu(Tensor grad, Tensor x, Tensor weight,
                                                     a.code, a.in_scale, a.out_scale, a.tap_scale};
   std::array<Tensor, 8> grads;
   const auto asked = [&](int i) { return (output_mask >> i & 1) != 0; };
-  for (int i = 0; i < 8; ++i) {
-    if (!asked(i)) {
-      grads[i] = empty_tensor(x, {0});
-      continue;
-    }
+  const auto empty_gradient = [&](int i) {
+    if (!asked(i)) return empty_tensor(x, {0});
     STD_TORCH_CHECK(inputs[i].has_value(), "output_mask: bit ", i,
                     " asks for the gradient of an argument that is None");
     const auto sizes = inputs[i]->sizes();
-    grads[i] =
-        empty_tensor(*inputs[i], {sizes.begin(), sizes.end()}, i == 0 && is_channels_last(x));
-  }
-  DDRF_DISPATCH_FLOATING(x.scalar_type(), "dynamic_conv_backward", ([&] {
-                           using Acc = accumulate_t<scalar_t>;
-                           const auto data = [&](int i) {
-                             return asked(i) ? grads[i].mutable_data_ptr<scalar_t>() : nullptr;
-                           };
-                           const auto scale_data = [&](int i) {
-                             return asked(i) ? grads[i].mutable_data_ptr<Acc>() : nullptr;
-                           };
-                           DynamicConvGradients<scalar_t> gradients{};
-                           if (asked(0)) gradients.x = mutable_image<scalar_t>(grads[0]);
-                           gradients.weight = data(1);
-                           gradients.attention = data(2);
-                           gradients.bias = data(3);
-                           gradients.code = data(4);
-                           gradients.in_scale = scale_data(5);
-                           gradients.out_scale = scale_data(6);
-                           gradients.tap_scale = scale_data(7);
-                           call_backward<scalar_t>(shape, operands_of<scalar_t>(a),
-                                                   const_image<scalar_t>(grad), gradients);
-                         }));
+    return empty_tensor(*inputs[i], {sizes.begin(), sizes.end()}, i == 0 && is_channels_last(x));
+  };
+  for (int i = 1; i < 8; ++i) grads[i] = empty_gradient(i);
+  DDRF_DISPATCH_FLOATING(
+      x.scalar_type(), "dynamic_conv_backward", ([&] {
+        using Acc = accumulate_t<scalar_t>;
+        const DynamicConvOperands<scalar_t> operands = operands_of<scalar_t>(a);
+        const auto data = [&](int i) {
+          return asked(i) ? grads[i].mutable_data_ptr<scalar_t>() : nullptr;
+        };
+        const auto scale_data = [&](int i) {
+          return asked(i) ? grads[i].mutable_data_ptr<Acc>() : nullptr;
+        };
+        DynamicConvGradients<scalar_t> gradients{};
+        const OneKernel one =
+            asked(0) ? choose_one_kernel(shape, operands, Direction::kInputGradient, grad)
+                     : OneKernel::kNone;
+        if (one != OneKernel::kNone) {
+          grads[0] = input_gradient_of_one(one, a, shape, operands, grad);
+        } else {
+          grads[0] = empty_gradient(0);
+          if (asked(0)) gradients.x = mutable_image<scalar_t>(grads[0]);
+        }
+        gradients.weight = data(1);
+        gradients.attention = data(2);
+        gradients.bias = data(3);
+        gradients.code = data(4);
+        gradients.in_scale = scale_data(5);
+        gradients.out_scale = scale_data(6);
+        gradients.tap_scale = scale_data(7);
+        call_backward<scalar_t>(shape, operands, const_image<scalar_t>(grad), gradients);
+      }));
   const std::array<std::optional<Tensor>, 3> scales{in_scale, out_scale, tap_scale};
   for (int i = 0; i < 3; ++i) {
     if (scales[i]) grads[5 + i] = as_type(grads[5 + i], scales[i]->scalar_type());

@@ -60,6 +60,10 @@ struct DynamicConvGradients {
   accumulate_t<Scalar>* tap_scale;
 };
 
+// Where a correlation finds its weights in W_b [O][channels][taps]: the convolution sums over
+// the channels of one row, the input gradient over the rows.
+enum class Direction { kForward, kInputGradient };
+
 // Where torch's own convolution serves all samples at once: with the bank's only kernel, or with
 // the mixed kernel of the only sample.
 enum class OneKernel { kNone, kOfBank, kMixed };
@@ -73,15 +77,15 @@ enum class OneKernel { kNone, kOfBank, kMixed };
   void dynamic_conv(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,    \
                     Activation activation, const Image<Scalar>& y, Scalar* mean, bool accumulate); \
   template <class Scalar>                                                                          \
-  OneKernel one_kernel(const DynamicConvShape& shape,                                              \
-                       const DynamicConvOperands<Scalar>& operands);                               \
+  OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands, \
+                       Direction direction);                                                       \
   template <class Scalar>                                                                          \
   void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,  \
                       Scalar* kernel, Scalar* bias);                                               \
   template <class Scalar>                                                                          \
   void finish_one_kernel(const DynamicConvShape& shape,                                            \
                          const DynamicConvOperands<Scalar>& operands, Activation activation,       \
-                         const Image<Scalar>& y, Scalar* mean);                                    \
+                         Scalar* y, Scalar* mean);                                                 \
   template <class Scalar>                                                                          \
   std::string dynamic_conv_plan(const DynamicConvShape& shape,                                     \
                                 const DynamicConvOperands<Scalar>& operands);                      \

@@ -91,7 +91,8 @@ class SmallMapGradient {
         tiles_(choose_tiles(y_, x_, 0, 0, 0, 0, kStridedPixels * 2, 1, true)),
         tap_offsets_(tiles_.tap_offsets()),
         pixels_(shape_.out_size[0] * shape_.out_size[1]),
-        columns_(shape_.row_size()) {
+        columns_(shape_.row_size()),
+        turn_(ceil_div(pixels_, ceil_div(pixels_, kTurn))) {
     constexpr int64_t kLane = kLanes<Acc>, kBytes = sizeof(Acc);
     // Of a block the patches of a sample stay in the cache while rows go by, and its gradients of
     // all samples until they are contracted. Few blocks are shared out badly.
@@ -112,6 +113,11 @@ class SmallMapGradient {
     row_blocks_ = ceil_div(rows, block_rows_);
     const int64_t sample = groups * column_blocks_ * block_columns_ * pixels_;
     samples_ = std::clamp<int64_t>(kPatchBytes / (sample * kBytes), 1, samples_);
+    for (int64_t vectors = 1; vectors <= kBlockVectors; ++vectors) {
+      for (int64_t p = 0; p < kTurn; ++p) {
+        offsets_.push_back({static_cast<int32_t>(p), static_cast<int32_t>(p * vectors * kLane)});
+      }
+    }
   }
 
   // `weight` as the operand, or null; `attention` [batch][bank] is overwritten, or null.
@@ -130,10 +136,6 @@ class SmallMapGradient {
     const Scratch<Acc> copied(direct ? 0 : samples_ * shape_.out_channels * pixels_);
     const int64_t tasks = shape_.groups * row_blocks_ * column_blocks_;
     const Scratch<Acc> partials(attention != nullptr ? tasks * samples_ * bank : 0);
-    std::vector<Offsets> table;
-    for (int64_t p = 0; p < pixels_; ++p) {
-      table.push_back({static_cast<int32_t>(p), static_cast<int32_t>(p * block_columns_)});
-    }
     for (int64_t first = 0; first < batch; first += samples_) {
       const int64_t count = std::min(samples_, batch - first);
       lay_out_patches(image, first, count, patches.get());
@@ -149,10 +151,9 @@ class SmallMapGradient {
         for (int64_t task = begin; task < end; ++task) {
           const Block at = block_of(task);
           for (int64_t i = 0; i < count; ++i) {
-            multiply<Acc>(grads(i, at.row), direct ? grad.stride[1] : pixels_, at.rows,
-                          &patches[patch_index(i, at.group, at.column_block)], table.data(),
-                          pixels_, at.columns,
-                          {&block[i * block_rows_ * block_columns_], block_columns_});
+            multiply_sample(grads(i, at.row), direct ? grad.stride[1] : pixels_, at,
+                            &patches[patch_index(i, at.group, at.column_block)],
+                            &block[i * block_rows_ * block_columns_]);
           }
           Acc* partial = attention != nullptr ? &partials[task * samples_ * bank] : nullptr;
           contract(at, first, count, block.get(), weight, sums, partial);
@@ -177,6 +178,7 @@ class SmallMapGradient {
 
  private:
   static constexpr int64_t kMapPixels = 256, kStridedPixels = 1024;
+  static constexpr int64_t kTurn = 128;  // pixels of a panel that stay in the first level
   static constexpr int64_t kBlockBytes = 400 * 1024, kLeastColumns = 48, kMostColumns = 192;
   static constexpr int64_t kLeastRows = 32, kMostRows = 256, kFewTasks = 4;
   static constexpr int64_t kMostSamples = 8, kPatchBytes = 16 << 20;
@@ -203,7 +205,29 @@ class SmallMapGradient {
            block_columns_;
   }
 
-  // patches[sample][group][block of columns][pixel][column]
+  // dW_b of a block [row][column], of one sample.
+  void multiply_sample(const Acc* grads, int64_t grad_row, const Block& at, const Acc* patches,
+                       Acc* block) const {
+    for (int64_t k = 0; k < at.columns;) {
+      const int64_t width = panel_of(at.columns - k), columns = std::min(width, at.columns - k);
+      const Offsets* table = &offsets_[(width / kLanes<Acc> - 1) * kTurn];
+      for (int64_t p = 0; p < pixels_; p += turn_) {
+        multiply<Acc>(grads + p, grad_row, at.rows, patches + k * pixels_ + p * width, table,
+                      std::min(turn_, pixels_ - p), columns,
+                      {block + k, block_columns_, p == 0 ? nullptr : block + k, block_columns_});
+      }
+      k += width;
+    }
+  }
+
+  // The columns that are multiplied at a time, whose patches lie side by side: whole vectors, of
+  // which four are better taken as two and two than as three and one.
+  static int64_t panel_of(int64_t left) {
+    const int64_t vectors = ceil_div(left, kLanes<Acc>);
+    return (vectors == 4 ? 2 : std::min<int64_t>(vectors, kBlockVectors)) * kLanes<Acc>;
+  }
+
+  // patches[sample][group][block of columns][panel][pixel][column]
   void lay_out_patches(const Image<const Scalar>& image, int64_t first, int64_t count,
                        Acc* patches) const {
     const int64_t taps = shape_.taps(), channels = shape_.in_per_group();
@@ -235,9 +259,12 @@ class SmallMapGradient {
           rows[k] = tile.get() + (real / taps - channel) * tiles_.channel_stride() +
                     tap_offsets_[real % taps];
         }
-        transpose_rows(rows.data(), block_columns_, pixels_,
-                       patches + patch_index(sample - first, group, task % column_blocks_),
-                       block_columns_);
+        Acc* const target = patches + patch_index(sample - first, group, task % column_blocks_);
+        for (int64_t k = 0; k < column_end - column;) {
+          const int64_t width = panel_of(column_end - column - k);
+          transpose_rows(&rows[k], width, pixels_, target + k * pixels_);
+          k += width;
+        }
       }
     });
   }
@@ -272,9 +299,8 @@ class SmallMapGradient {
     });
   }
 
-  // target[p * stride + k] = rows[k][p] for `count` pixels; `columns` is a multiple of a vector.
-  static void transpose_rows(const Acc* const* rows, int64_t columns, int64_t count, Acc* target,
-                             int64_t stride) {
+  // target[p][k] = rows[k][p] for `count` pixels; `columns` is a multiple of a vector.
+  static void transpose_rows(const Acc* const* rows, int64_t columns, int64_t count, Acc* target) {
     constexpr int kLane = kLanes<Acc>;
     for (int64_t k = 0; k < columns; k += kLane) {
       for (int64_t p = 0; p < count; p += kLane) {
@@ -288,7 +314,7 @@ class SmallMapGradient {
         transpose_square<Acc>(square);
 #pragma GCC unroll 16
         for (int i = 0; i < kLane; ++i) {
-          if (i < last) store_vector(target + (p + i) * stride + k, square[i]);
+          if (i < last) store_vector(target + (p + i) * columns + k, square[i]);
         }
       }
     }
@@ -376,6 +402,9 @@ class SmallMapGradient {
   Tiles tiles_;
   std::vector<int64_t> tap_offsets_;
   int64_t pixels_, columns_;  // of a map; of a row of W_b
+  int64_t turn_;              // pixels that are summed at a time
+  std::vector<Offsets>
+      offsets_;  // of the pixels of a turn, for panels of one vector, two, and so on
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;
   int64_t samples_;  // laid out at a time
 };

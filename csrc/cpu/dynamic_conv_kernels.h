@@ -315,11 +315,12 @@ void dynamic_conv_backward(const DynamicConvShape& given,
 #define DDRF_INSTANTIATE(SCALAR)                                                                   \
   template void dynamic_conv(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,          \
                              Activation, const Image<SCALAR>&, SCALAR*, bool);                     \
-  template OneKernel one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&);      \
+  template OneKernel one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,       \
+                                Direction);                                                        \
   template void mix_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,        \
                                SCALAR*, SCALAR*);                                                  \
   template void finish_one_kernel(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&,     \
-                                  Activation, const Image<SCALAR>&, SCALAR*);                      \
+                                  Activation, SCALAR*, SCALAR*);                                   \
   template std::string dynamic_conv_plan(const DynamicConvShape&,                                  \
                                          const DynamicConvOperands<SCALAR>&);                      \
   template void dynamic_conv_backward(const DynamicConvShape&, const DynamicConvOperands<SCALAR>&, \

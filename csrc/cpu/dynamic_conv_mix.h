@@ -15,10 +15,6 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 
 inline constexpr int64_t kMixGrain = 1 << 15;  // multiplications worth a thread
 
-// Where a correlation finds its weights in W_b [O][channels][taps]: the convolution sums over
-// the channels of one row, the input gradient over the rows.
-enum class Direction { kForward, kInputGradient };
-
 // Whether W_b is the same for all samples but for a factor, which may as well be that of the
 // result.
 template <class Scalar>

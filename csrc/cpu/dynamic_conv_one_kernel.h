@@ -1,7 +1,7 @@
 // What is left to do where torch's own convolution (oneDNN) is the fastest there is: large dense
 // kernels that are one for the whole batch, as its only sample's or a bank's only one.
 //
-//   y_b = act(scale_b * conv2d(x, K)_b + beta_b)
+//   y_b = act(scale_b * conv2d(x, K)_b + beta_b),   dx = conv_transpose2d(scale_b * dy_b, K)
 //
 // dynamic_conv.cpp calls the convolution; here are the choice, K, and the rest in one pass.
 #pragma once
@@ -18,23 +18,33 @@ namespace ddrf_fast::DDRF_CAPABILITY {
 
 // Which kernel torch's convolution is to be called with, if it is to be called.
 template <class Scalar>
-OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands) {
+OneKernel one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
+                     Direction direction) {
   constexpr bool kFloat = std::is_same_v<Scalar, float>;
   const bool shared = shares_kernel(shape, operands);
   if (!(shared && (kFloat || (kPairs<Scalar> && !kPairTiles))) && !(kFloat && shape.batch == 1)) {
     return OneKernel::kNone;
   }
+  // In these oneDNN sums in the same order with any number of threads; in channels_last, with a
+  // stride in a transposed convolution, and with borders wider than a kernel it may not.
+  bool keeps_bits = operands.x.stride[1] != 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    keeps_bits = keeps_bits &&
+                 shape.padding[axis] <= shape.dilation[axis] * (shape.kernel[axis] - 1) &&
+                 (direction == Direction::kForward || shape.stride[axis] == 1);
+  }
   // Few channels fill no blocks, few pixels do not pay for the call, or for a kernel mixed outside
-  // of the cache. Large maps of planes cost it a copy. Winograd needs fewer multiplications, which
-  // counts in float32.
-  constexpr int64_t kMostPlane = 1024;
+  // of the cache, and large planes cost it a copy. Winograd needs fewer multiplications, which
+  // counts in float32, but on Intel's cores not where a map fills few vectors of tiles.
+  constexpr int64_t kMostPlane = 1024, kLeastTiledPlane = 256;
   const int64_t least_channels = shared ? 32 : 64, least_pixels = shared ? 128 : 256;
   const int64_t pixels = shape.out_size[0] * shape.out_size[1];
+  const bool winograd = kFloat && fits_winograd<Scalar>(shape) &&
+                        !(kManyRegisters && is_intel() && pixels < kLeastTiledPlane);
   const bool wins = shape.groups == 1 && shape.code_channels == 0 && shape.taps() > 1 &&
                     std::min(shape.in_channels, shape.out_channels) >= least_channels &&
-                    shape.batch * pixels >= least_pixels &&
-                    (pixels <= kMostPlane || operands.x.stride[1] == 1) &&
-                    !(kFloat && fits_winograd<Scalar>(shape));
+                    shape.batch * pixels >= least_pixels && pixels <= kMostPlane && keeps_bits &&
+                    !winograd;
   if (!wins) return OneKernel::kNone;
   return shared ? OneKernel::kOfBank : OneKernel::kMixed;
 }
@@ -52,55 +62,28 @@ void mix_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Sca
   }
 }
 
-// Turns torch's convolution in y, which is contiguous or channels_last, into the result; `mean`
-// as in dynamic_conv.
+// Turns torch's convolution in y, which is contiguous, into the result; `mean` as in dynamic_conv.
 template <class Scalar>
 void finish_one_kernel(const DynamicConvShape& shape, const DynamicConvOperands<Scalar>& operands,
-                       Activation activation, const Image<Scalar>& y, Scalar* mean) {
+                       Activation activation, Scalar* y, Scalar* mean) {
   using Acc = accumulate_t<Scalar>;
   constexpr int64_t kRows = 32;  // of a task
   Mixer<Scalar> mixer(shape, operands);
   mixer.fold(false);
-  // A row is a channel's pixels or, in channels_last, a pixel's channels.
-  const int64_t outputs = shape.out_channels, pixels = shape.out_size[0] * shape.out_size[1];
-  const bool by_pixels = y.stride[1] == 1;
-  const int64_t rows = by_pixels ? pixels : outputs, columns = by_pixels ? outputs : pixels;
-  const int64_t parts = ceil_div(rows, kRows);
-  const Scratch<Acc> sums(by_pixels && mean != nullptr ? shape.batch * parts * outputs : 0);
-  parallel_for(shape.batch * parts, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<Acc> line(columns);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / parts, first = task % parts * kRows;
-      const Acc scale = mixer.result_scale(b);
-      const Acc* beta = mixer.betas() + b * outputs;
-      Acc* sum = sums.get() + task * outputs;
-      if (by_pixels && mean != nullptr) std::fill_n(sum, outputs, Acc(0));
-      for (int64_t row = first; row < std::min(first + kRows, rows); ++row) {
-        Scalar* values = y.data + (b * rows + row) * columns;
-        load_row(line.get(), values, columns);
-        for (int64_t i = 0; i < columns; ++i) {
-          line[i] = line[i] * scale + beta[by_pixels ? i : row];
-        }
-        activate(activation, columns, line.get());
-        store_row(values, line.get(), columns);
-        if (mean == nullptr) continue;
-        if (by_pixels) {
-          add_scaled_row(sum, Acc(1), line.get(), outputs);
-        } else {
-          mean[b * outputs + row] =
-              static_cast<Scalar>(sum_row(line.get(), pixels) / static_cast<Acc>(pixels));
-        }
+  const int64_t pixels = shape.out_size[0] * shape.out_size[1];
+  parallel_for(shape.batch * shape.out_channels, kRows, [&](int64_t begin, int64_t end) {
+    const Scratch<Acc> line(pixels);
+    for (int64_t row = begin; row < end; ++row) {
+      const Acc scale = mixer.result_scale(row / shape.out_channels), beta = mixer.betas()[row];
+      load_row(line.get(), y + row * pixels, pixels);
+      for (int64_t i = 0; i < pixels; ++i) line[i] = line[i] * scale + beta;
+      activate(activation, pixels, line.get());
+      store_row(y + row * pixels, line.get(), pixels);
+      if (mean != nullptr) {
+        mean[row] = static_cast<Scalar>(sum_row(line.get(), pixels) / static_cast<Acc>(pixels));
       }
     }
   });
-  if (!by_pixels || mean == nullptr) return;
-  for (int64_t i = 0; i < shape.batch * outputs; ++i) {
-    Acc sum(0);
-    for (int64_t part = 0; part < parts; ++part) {
-      sum += sums[(i / outputs * parts + part) * outputs + i % outputs];
-    }
-    mean[i] = static_cast<Scalar>(sum / static_cast<Acc>(pixels));
-  }
 }
 
 }  // namespace ddrf_fast::DDRF_CAPABILITY
