@@ -1,6 +1,7 @@
 """What every test shares: the real images, poisoned memory, and what is skipped where."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import torch
 
 import ddrf_fast
 from ddrf_fast.ops import _native
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores it, and so would the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
